@@ -1,0 +1,71 @@
+"""Reward fine-tuning of text-to-image diffusion and flow models, guided by attention entropy.
+
+Public names only; importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from aegpo.errors import AegpoError, CheckpointError, ContractError, PluginError, SpecError
+from aegpo.hookspecs import hookimpl
+from aegpo.interfaces import (
+    AttentionCall,
+    Conditioning,
+    Edges,
+    Evaluation,
+    Gaussian,
+    Prompt,
+    RolloutPlan,
+    Rollouts,
+    RunInfo,
+    Signals,
+    StepReport,
+    Update,
+)
+from aegpo.registry import Registry, Spec
+from aegpo.specs import (
+    AdvantageSpec,
+    AllocatorSpec,
+    Experiment,
+    ModelSpec,
+    ObjectiveSpec,
+    RewardSpec,
+    SamplerSpec,
+    SelectorSpec,
+    TrackerSpec,
+    TreeSpec,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdvantageSpec",
+    "AegpoError",
+    "AllocatorSpec",
+    "AttentionCall",
+    "CheckpointError",
+    "Conditioning",
+    "ContractError",
+    "Edges",
+    "Evaluation",
+    "Experiment",
+    "Gaussian",
+    "ModelSpec",
+    "ObjectiveSpec",
+    "PluginError",
+    "Prompt",
+    "Registry",
+    "RewardSpec",
+    "RolloutPlan",
+    "Rollouts",
+    "RunInfo",
+    "SamplerSpec",
+    "SelectorSpec",
+    "Signals",
+    "Spec",
+    "SpecError",
+    "StepReport",
+    "TrackerSpec",
+    "TreeSpec",
+    "Update",
+    "hookimpl",
+]

@@ -1,0 +1,355 @@
+"""The seams of the engine: records that travel between its stages and protocols the parts fulfil.
+
+Shape legend, valid in every docstring and comment of the project:
+
+    P   prompts in a training step          B        any batch
+    N   rollouts (leaves) in a step         R        rewards
+    T   denoising steps                     C, H, W  latent channels, height, width
+    N_i nodes at level i of the plan        h, w     image height, width
+    E   trained edges of the plan           L, D     text tokens, text width
+
+Noise level `sigma` runs from 1 (noise) to 0 (image); a `step` counts training, a `level` or denoising step counts the
+T steps of one trajectory. Entropy is in nats. Decisions (counts, steps, plans) are numpy, so that planning needs no
+torch; everything that touches the network is torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its place in the training list, which is its identity in caches and groups."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What is known about a step's prompts before their rollouts are planned.
+
+    `entropy` and `base_entropy` are None unless a chosen part declares `needs_entropy`.
+    """
+
+    step: int
+    num_prompts: int
+    sigmas: FloatArray  # (T+1,) from 1 to 0
+    entropy: FloatArray | None = None  # (P, T) nats, current policy
+    base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts and noise
+
+    @property
+    def num_steps(self) -> int:
+        """T, the denoising steps of a trajectory."""
+        return len(self.sigmas) - 1
+
+    @property
+    def delta(self) -> FloatArray:  # (P,) nats, >= 0
+        """Delta-entropy per prompt: mean over denoising steps of |H_policy - H_base| (AEGPO, Sec. 3; the mean is ours)."""
+        assert self.entropy is not None and self.base_entropy is not None, "a part that reads delta needs_entropy"
+        delta: FloatArray = np.abs(self.entropy - self.base_entropy).mean(axis=1)
+        return delta
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """A forest of trajectories, one or more trees a prompt, as index arrays; built before any model call.
+
+    Level i holds the states before denoising step i; level T holds the leaves, which are the rollouts. The edge from
+    level i to a node of level i+1 is denoising step i, so edges are counted by their child.
+    """
+
+    prompt: tuple[IntArray, ...]  # T+1 arrays (N_i,): the prompt of each node
+    parent: tuple[IntArray, ...]  # T arrays (N_{i+1},): the node of level i each child came from
+    noisy: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step adds noise
+    trained: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step is learned from
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.parent)
+
+    @property
+    def num_rollouts(self) -> int:
+        """N, the leaves."""
+        return len(self.prompt[-1])
+
+    @property
+    def group(self) -> IntArray:  # (N,)
+        """The prompt of each rollout: rollouts of one prompt form a group."""
+        return self.prompt[-1]
+
+    @property
+    def forwards(self) -> int:
+        """Velocity evaluations of one execution: every node that is not a leaf, once."""
+        return sum(len(nodes) for nodes in self.prompt[:-1])
+
+    @property
+    def trained_edges(self) -> int:
+        """E, the transitions the update replays."""
+        return sum(int(level.sum()) for level in self.trained)
+
+    @cached_property
+    def leaves(self) -> tuple[IntArray, ...]:  # T+1 arrays (N_i,)
+        """How many rollouts pass through each node."""
+        counts = [np.ones(self.num_rollouts, dtype=np.int64)]
+        for level in reversed(range(self.num_steps)):
+            size = len(self.prompt[level])
+            counts.append(np.bincount(self.parent[level], weights=counts[-1], minlength=size).astype(np.int64))
+        return tuple(reversed(counts))
+
+    @cached_property
+    def first_leaf(self) -> tuple[IntArray, ...]:  # T+1 arrays (N_i,)
+        """The lowest rollout below each node: the rollout an edge is booked on when a step's edges are dealt out."""
+        owners = [np.arange(self.num_rollouts, dtype=np.int64)]
+        for level in reversed(range(self.num_steps)):
+            least = np.full(len(self.prompt[level]), self.num_rollouts, dtype=np.int64)
+            np.minimum.at(least, self.parent[level], owners[-1])
+            owners.append(least)
+        return tuple(reversed(owners))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told about each prompt; every tensor's leading dimension is P (or B after `select`)."""
+
+    text: Tensor  # (P, L, D)
+    pooled: Tensor | None = None  # (P, D')
+    mask: Tensor | None = None  # (P, L) bool, True at words; None where every token counts
+
+    def select(self, index: Tensor) -> Conditioning:
+        """The rows of `index`, (B,) int64, in its order."""
+        rows = (getattr(self, field.name) for field in fields(self))
+        return Conditioning(*(None if tensor is None else tensor[index] for tensor in rows))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """One stochastic denoising step: the next latents are `mean + std * noise`."""
+
+    mean: Tensor  # (B, C, H, W) float32
+    std: Tensor  # (B,) float32, the total standard deviation, >= 0; 0 is the deterministic step
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The trained transitions of one execution, level by level."""
+
+    level: Tensor  # (E,) int64, the denoising step
+    prompt: Tensor  # (E,) int64, row of the step's Conditioning
+    rollout: Tensor  # (E,) int64, the rollout the edge is booked on (RolloutPlan.first_leaf)
+    leaves: Tensor  # (E,) int64, rollouts that pass through the edge
+    latents: Tensor  # (E, C, H, W) storage dtype, before the step
+    next_latents: Tensor  # (E, C, H, W) storage dtype, after it
+    log_prob: Tensor  # (E,) float32, mean over dimensions, under the policy that sampled
+
+    def __len__(self) -> int:
+        return len(self.level)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What executing a plan produced; flat over rollouts, with the plan's groups."""
+
+    plan: RolloutPlan
+    latents: Tensor  # (N, C, H, W) at sigma 0
+    images: Tensor  # (N, 3, h, w) in [0, 1]
+    log_prob: tuple[Tensor, ...]  # T tensors (N_{i+1},) float32; 0 where the step is deterministic
+    edges: Edges
+
+
+@dataclass(frozen=True)
+class Update:
+    """One micro-batch of trained transitions as the objective sees it."""
+
+    log_prob: Tensor  # (B,) float32, current policy, with gradient
+    old_log_prob: Tensor  # (B,) float32, the policy that sampled
+    advantage: Tensor  # (B,) float32
+    mean: Tensor  # (B, C, H, W) float32, current policy's transition mean, with gradient
+    base_mean: Tensor | None  # (B, C, H, W) float32; None unless the objective declares `needs_base`
+    std: Tensor  # (B,) float32, of the transition
+    level: Tensor  # (B,) int64
+    mean_std: float  # mean transition std over the denoising steps that may be trained
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of held-out prompts under the deterministic sampler, and a few of the images."""
+
+    prompts: tuple[str, ...]
+    scores: Mapping[str, FloatArray]  # reward label -> (prompts,)
+    base_scores: Mapping[str, FloatArray]  # the same for the untouched base policy
+    images: Tensor  # (k, 3, h, w) in [0, 1]: the first k prompts, the same noise every time
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one training step did. Everything but `seconds` is deterministic.
+
+    Step 0 stands for the state before training: it has an evaluation and empty arrays.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    prompts: tuple[Prompt, ...]  # P
+    counts: IntArray  # (P,) rollouts per prompt
+    selected: BoolArray  # (P, T)
+    entropy: FloatArray | None  # (P, T) nats; None if no part reads it
+    delta: FloatArray | None  # (P,) nats; None if no part reads it
+    evaluation: Evaluation | None
+    seconds: Mapping[str, float]  # stage -> wall-clock
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What an observer needs to know about the run it watches."""
+
+    arm: str
+    seed: int
+    folder: Path  # the run's own: NAME/ARM/seed-S
+    first_step: int  # steps already done: 0, or the step of the checkpoint a resumed run starts from
+    training_steps: int
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One softmax attention of the network, after QK-norm and rotary embedding."""
+
+    layer: str
+    query: Tensor  # (B, heads, queries, d)
+    key: Tensor  # (B, heads, keys, d)
+    scale: float
+    image: slice  # the image tokens among queries and keys
+    text: slice  # the text tokens among keys (empty in self-attention without text)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+class Model(Protocol):
+    """A text-to-image network in flow coordinates: x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
+
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+
+    @property
+    def policy(self) -> nn.Module:
+        """The module that is trained and saved."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of P prompts."""
+
+    def sigmas(self, steps: int) -> Tensor:
+        """(steps+1,) float32 noise levels from 1 to 0, strictly falling."""
+
+    def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W): d x / d sigma at the given noise levels."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, `velocity` is the frozen base policy's."""
+
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
+        """Inside, `tap` sees every attention call; the network's output does not change."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images against prompts."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32, higher is better."""
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """Splits a step's rollout budget over its prompts."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """True if `allocate` reads the entropies of `Signals`."""
+
+    def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:
+        """(P,) rollouts per prompt, each >= 2, in all `budget`."""
+
+
+@runtime_checkable
+class TimestepSelector(Protocol):
+    """Chooses the denoising steps that explore and learn."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """True if `select` reads the entropies of `Signals`."""
+
+    def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:
+        """(P, T), True at the chosen steps; at least one a prompt."""
+
+
+@runtime_checkable
+class Tree(Protocol):
+    """Turns counts and steps into a plan."""
+
+    def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
+        """(P,) rollouts and (P, T) chosen steps -> a plan with exactly `counts` leaves a prompt."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """The stochastic denoising step."""
+
+    def transition(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        """(B, C, H, W) twice and (B,) twice, all float32 -> the distribution of the next latents."""
+
+    def log_prob(self, gaussian: Gaussian, next_latents: Tensor) -> Tensor:
+        """(B,) float32 log-density of `next_latents`, averaged over dimensions, in this sampler's convention."""
+
+
+@runtime_checkable
+class Advantage(Protocol):
+    """Turns rewards of rollouts into credit of trained edges."""
+
+    def estimate(self, rewards: Tensor, weights: Tensor, rollouts: Rollouts) -> Tensor:
+        """(N, R) scores and (R,) weights -> (E,) float32, in the order of `rollouts.edges`."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The loss of trained transitions."""
+
+    @property
+    def needs_base(self) -> bool:
+        """True if `loss` reads `Update.base_mean`."""
+
+    def loss(self, update: Update) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each transition (B,), before any averaging, and named metrics (B,); the engine weighs and sums."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part with memory: the checkpoint stores what `state_dict` returns."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values by name."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned."""

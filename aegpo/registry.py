@@ -1,0 +1,124 @@
+"""Specs and registries: how a name in an experiment file becomes a part.
+
+A spec is a frozen pydantic model that names itself with ``kind: Literal["..."]`` and builds its part. A registry maps
+those names to spec classes, one registry for each axis on which published methods differ.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+
+from aegpo.errors import AegpoError, PluginError
+
+KEBAB_CASE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+class Spec(BaseModel):
+    """A frozen description of a part or a section; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Entry(Generic[S]):
+    """One registered spec class and the distribution that ships it."""
+
+    name: str
+    spec: type[S]
+    source: str
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring."""
+        return inspect.cleandoc(self.spec.__doc__ or "").splitlines()[0]
+
+
+class Registry(Generic[S]):
+    """Name -> spec class for one axis."""
+
+    def __init__(self, axis: str, base: type[S]) -> None:
+        self.axis = axis
+        self.base = base
+        self.source = "aegpo"  # who is registering right now; the plugin manager sets it
+        self._entries: dict[str, Entry[S]] = {}
+
+    def add(self, spec: type[S]) -> None:
+        """Registers a spec class under the name its `kind` field gives.
+
+        Raises:
+            PluginError: if the class is not a spec of this axis, has no proper `kind`, no docstring, or a taken name.
+        """
+        where = f"{self.source} registers {getattr(spec, '__name__', spec)!r} in {self.axis!r}"
+        if not (inspect.isclass(spec) and issubclass(spec, self.base)):
+            raise PluginError(f"{where}, which is not a subclass of {self.base.__name__}")
+        name = kind_of(spec)
+        if name is None or not KEBAB_CASE.fullmatch(name):
+            raise PluginError(f"{where} without a kind: give it  kind: Literal['my-name'] = 'my-name'  (kebab-case)")
+        if not inspect.cleandoc(spec.__dict__.get("__doc__") or ""):
+            raise PluginError(f"{where} without a docstring; its first line is what 'aegpo plugins' shows")
+        if name in self._entries:
+            taken = self._entries[name].source
+            blame = next((source for source in (self.source, taken) if source != "aegpo"), self.source)
+            raise PluginError(
+                f"{self.source} registers {self.axis} {name!r}, a name {taken} has taken; rename it, or leave the "
+                f"plugin out with AEGPO_BLOCK_PLUGINS={blame}"
+            )
+        self._entries[name] = Entry(name, spec, self.source)
+
+    def get(self, name: str) -> type[S]:
+        """The spec class of a name.
+
+        Raises:
+            AegpoError: if nothing of that name is registered; the message has the nearest names.
+        """
+        if name not in self._entries:
+            raise AegpoError(f"no {self.axis} part is called {name!r}; {suggestion(name, self.names)}")
+        return self._entries[name].spec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Registered names in the order they were added."""
+        return tuple(self._entries)
+
+    def __iter__(self) -> Iterator[Entry[S]]:
+        return iter(self._entries.values())
+
+    def union(self) -> Any:
+        """The pydantic type of a field of this axis: a union over what is registered, discriminated by `kind`.
+
+        A bare string is short for ``{kind: string}``.
+        """
+        members = tuple(entry.spec for entry in self)
+        chosen = Annotated[Union[members], Field(discriminator="kind")] if len(members) > 1 else members[0]
+        return Annotated[SerializeAsAny[chosen], BeforeValidator(_expand_shorthand)]
+
+
+def kind_of(spec: type[Spec]) -> str | None:
+    """The name a spec class gives itself, or None."""
+    field = spec.model_fields.get("kind")
+    if field is None or get_origin(field.annotation) is None:
+        return None
+    names = get_args(field.annotation)
+    return names[0] if len(names) == 1 and isinstance(names[0], str) else None
+
+
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` where one is close, else the list of what is known."""
+    options: Sequence[str] = sorted(known)
+    close = difflib.get_close_matches(wrong, options, n=1, cutoff=0.7)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options) or 'none'}"
+
+
+def _expand_shorthand(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+

@@ -1,0 +1,372 @@
+"""The spec of an experiment: nine kinds of part and the sections around them.
+
+Nothing here imports torch: `aegpo check`, `plugins`, `schema` and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast
+
+import numpy as np
+from pydantic import Field, SerializeAsAny, create_model
+
+from aegpo.interfaces import Advantage, Allocator, FloatArray, Model, Objective, Reward, Sampler, TimestepSelector, Tree
+from aegpo.registry import Registry, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+Location = tuple[str | int, ...]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something a valid file still gets wrong, found by looking at several fields together."""
+
+    location: Location
+    message: str
+
+
+# --- the nine kinds of part --------------------------------------------------------------------------------------
+
+
+class ModelSpec(Spec):
+    """A text-to-image network."""
+
+    kind: str
+
+    def build(self, device: torch.device) -> Model:
+        """Loads the network onto the device."""
+        raise NotImplementedError(f"model {self.kind!r} does not define build(device)")
+
+    def sigmas(self, steps: int) -> FloatArray:
+        """(steps+1,) noise levels from 1 to 0, strictly falling, without loading anything; `Model.sigmas` is the same."""
+        raise NotImplementedError(f"model {self.kind!r} does not define sigmas(steps)")
+
+    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...] | None:
+        """Prompts the model brings along, or None if it has none of its own."""
+        return None
+
+
+class RewardSpec(Spec):
+    """A scorer of images against prompts."""
+
+    kind: str
+    name: str | None = Field(None, description="label in metrics and reports; default: the kind")
+    weight: float = Field(1.0, description="factor of this reward in the weighted sum")
+
+    @property
+    def label(self) -> str:
+        """The name metrics and reports use."""
+        return self.name or self.kind
+
+    def build(self, device: torch.device) -> Reward:
+        """The scorer; a spec with nothing to load is its own part."""
+        return cast(Reward, self)
+
+
+class AllocatorSpec(Spec):
+    """A rule that splits a step's rollouts over its prompts."""
+
+    kind: str
+    needs_entropy: ClassVar[bool] = False
+
+    def build(self) -> Allocator:
+        """The allocator; a spec with nothing to load is its own part."""
+        return cast(Allocator, self)
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """What makes this allocator impossible in the experiment, in words."""
+        yield from ()
+
+
+class SelectorSpec(Spec):
+    """A rule that chooses the denoising steps that explore and learn."""
+
+    kind: str
+    needs_entropy: ClassVar[bool] = False
+
+    def build(self) -> TimestepSelector:
+        """The selector; a spec with nothing to load is its own part."""
+        return cast(TimestepSelector, self)
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """What makes this selector impossible in the experiment, in words."""
+        yield from ()
+
+
+class TreeSpec(Spec):
+    """A shape of the forest that a step's rollouts form."""
+
+    kind: str
+
+    def build(self) -> Tree:
+        """The tree; a spec with nothing to load is its own part."""
+        return cast(Tree, self)
+
+
+class SamplerSpec(Spec):
+    """A stochastic denoising step."""
+
+    kind: str
+
+    def build(self) -> Sampler:
+        """The sampler; a spec with nothing to load is its own part."""
+        return cast(Sampler, self)
+
+
+class AdvantageSpec(Spec):
+    """A rule that turns rewards of rollouts into credit of trained edges."""
+
+    kind: str
+
+    def build(self) -> Advantage:
+        """The advantage; a spec with nothing to load is its own part."""
+        return cast(Advantage, self)
+
+
+class ObjectiveSpec(Spec):
+    """A loss of trained transitions."""
+
+    kind: str
+
+    @property
+    def needs_base(self) -> bool:
+        """True if the loss reads the base policy's transition mean."""
+        return False
+
+    def build(self) -> Objective:
+        """The objective; a spec with nothing to load is its own part."""
+        return cast(Objective, self)
+
+
+class TrackerSpec(Spec):
+    """An observer that records or shows a run."""
+
+    kind: str
+
+    def build(self, folder: Path) -> object:
+        """An object with any of the observer hooks; `folder` is the run's own."""
+        raise NotImplementedError(f"tracker {self.kind!r} does not define build(folder)")
+
+
+PART_AXES: Mapping[str, type[Spec]] = {
+    "models": ModelSpec,
+    "rewards": RewardSpec,
+    "allocators": AllocatorSpec,
+    "selectors": SelectorSpec,
+    "trees": TreeSpec,
+    "samplers": SamplerSpec,
+    "advantages": AdvantageSpec,
+    "objectives": ObjectiveSpec,
+    "trackers": TrackerSpec,
+}
+
+
+@dataclass(frozen=True)
+class Registries:
+    """One registry for each kind of part; made by `aegpo.plugins.load_registries`."""
+
+    models: Registry[ModelSpec]
+    rewards: Registry[RewardSpec]
+    allocators: Registry[AllocatorSpec]
+    selectors: Registry[SelectorSpec]
+    trees: Registry[TreeSpec]
+    samplers: Registry[SamplerSpec]
+    advantages: Registry[AdvantageSpec]
+    objectives: Registry[ObjectiveSpec]
+    trackers: Registry[TrackerSpec]
+
+    @classmethod
+    def empty(cls) -> Registries:
+        """Nine registries with nothing in them."""
+        return cls(**{axis: Registry(axis, base) for axis, base in PART_AXES.items()})
+
+    def __iter__(self) -> Iterator[Registry[Any]]:
+        return (getattr(self, axis) for axis in PART_AXES)
+
+
+# --- sections -----------------------------------------------------------------------------------------------------
+
+
+class PromptsSpec(Spec):
+    """Where prompts come from: the model's own captions, or text files with one prompt a line."""
+
+    train: Path | None = Field(None, description="file of training prompts; default: the model's own captions")
+    evaluation: Path | None = Field(None, description="file of held-out prompts; default: the model's own captions")
+    train_count: Positive = Field(512, description="training prompts drawn from the model's captions or read at most")
+    evaluation_count: Positive = Field(64, description="held-out prompts drawn from the model's captions or read at most")
+    seed: int = Field(0, description="which captions are drawn; the same for every arm and seed")
+
+
+class RolloutsSpec(Spec):
+    """How many trajectories a training step samples, and of which length."""
+
+    prompts_per_step: Positive = Field(8, description="P: prompts in a training step")
+    rollouts_per_step: int = Field(96, ge=2, description="N: rollouts of a step over all its prompts")
+    denoising_steps: int = Field(10, ge=2, description="T: denoising steps of a trajectory, in training")
+    micro_batch: Positive = Field(64, description="latents a velocity call takes at most while sampling")
+    storage: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="dtype trajectories are kept in; log-probabilities are computed on the stored value"
+    )
+
+
+class PolicySpec(Spec):
+    """What is trained: every weight, or low-rank adapters (then the base policy is the network without them)."""
+
+    train: Literal["full", "lora"] = Field("full", description="full fine-tuning, or LoRA through peft")
+    rank: Positive = Field(32, description="LoRA rank")
+    alpha: Positive = Field(64, description="LoRA alpha; the adapter's scale is alpha / rank")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        description="module name suffixes that get an adapter",
+    )
+    ema: float | None = Field(None, gt=0, lt=1, description="decay per optimizer step of averaged weights; null: none")
+
+
+class OptimizerSpec(Spec):
+    """AdamW and how a step's transitions are dealt out to it."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999))
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
+    rollouts_per_update: Positive | None = Field(
+        None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
+    )
+    inner_epochs: Positive = Field(1, description="passes over a training step's transitions")
+    micro_batch: Positive = Field(64, description="transitions a forward-backward takes at most; never changes results")
+    reduction: Literal["prompt", "rollout"] = Field(
+        "prompt", description="every prompt, or every rollout, has the same weight in the loss (our choice: prompt)"
+    )
+
+
+class ProbeSpec(Spec):
+    """How attention entropy is measured, if a chosen part reads it. The paper leaves all of this open: our choices."""
+
+    block: Literal["joint", "image-text", "image-image", "self", "cross"] = Field(
+        "joint",
+        description="whose entropy: joint = every row over all keys; image-text, image-image = image rows, the softmax "
+        "renormalised over text or image keys; self, cross = a UNet's two kinds of layer (our choice: joint)",
+    )
+    rows: Positive | None = Field(None, description="query rows measured in each call, evenly spaced; null: all")
+    seed: int = Field(0, description="start noise of the probe trajectories, one fixed noise for each prompt")
+
+
+class EvaluationSpec(Spec):
+    """Held-out prompts under the deterministic sampler, for the policy and the untouched base."""
+
+    every: Positive = Field(10, description="training steps between evaluations; the first and last step always count")
+    denoising_steps: Annotated[int, Field(ge=2)] | None = Field(None, description="null: as in training")
+    images: Positive = Field(16, description="prompts whose images are kept as a grid at every evaluation")
+    seed: int = Field(0, description="start noise, one fixed noise for each prompt")
+    rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field((), description="scored too, but never trained on")
+
+
+class CheckpointSpec(Spec):
+    """When the state of a run is written."""
+
+    every: Positive = Field(10, description="training steps between checkpoints; the last step always counts")
+    keep: Positive = Field(2, description="newest checkpoints kept")
+
+
+class Experiment(Spec):
+    """One arm under one seed, resolved: everything a run needs to know."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out")
+    training_steps: Positive = Field(40)
+    seed: int = Field(0, ge=0, description="of every random decision; set by `seeds` of the file")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: a GPU if there is one")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the network")
+    model: SerializeAsAny[ModelSpec]
+    prompts: PromptsSpec = PromptsSpec()
+    rollouts: RolloutsSpec = RolloutsSpec()
+    rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field(min_length=1)
+    allocator: SerializeAsAny[AllocatorSpec]
+    selector: SerializeAsAny[SelectorSpec]
+    tree: SerializeAsAny[TreeSpec]
+    sampler: SerializeAsAny[SamplerSpec]
+    advantage: SerializeAsAny[AdvantageSpec]
+    objective: SerializeAsAny[ObjectiveSpec]
+    policy: PolicySpec = PolicySpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    probe: ProbeSpec = ProbeSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    trackers: tuple[SerializeAsAny[TrackerSpec], ...] = Field(())
+
+    @property
+    def needs_entropy(self) -> bool:
+        """True if a chosen part reads attention entropy, so that the probe runs."""
+        return self.allocator.needs_entropy or self.selector.needs_entropy
+
+    @cached_property
+    def sigmas(self) -> FloatArray:  # (T+1,)
+        """The noise levels of training."""
+        return np.asarray(self.model.sigmas(self.rollouts.denoising_steps), dtype=np.float64)
+
+    def problems(self) -> Iterator[Problem]:
+        """What several fields together get wrong; `aegpo.loading` reports it with the line of the field."""
+        rollouts, chunk = self.rollouts, self.optimizer.rollouts_per_update
+        if rollouts.rollouts_per_step < 2 * rollouts.prompts_per_step:
+            least = 2 * rollouts.prompts_per_step
+            yield Problem(
+                ("rollouts", "rollouts_per_step"),
+                f"a group needs 2 rollouts to be compared: {rollouts.prompts_per_step} prompts need at least {least}",
+            )
+        if chunk is not None and rollouts.rollouts_per_step % chunk:
+            valid = _nearest_divisors(rollouts.rollouts_per_step, chunk)
+            yield Problem(
+                ("optimizer", "rollouts_per_update"),
+                f"{chunk} does not divide the {rollouts.rollouts_per_step} rollouts of a step; nearest that do: {valid}",
+            )
+        if self.prompts.train is None and self.model.captions("train", 1, 0) is None:
+            yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as 'train'")
+        if self.prompts.evaluation is None and self.model.captions("evaluation", 1, 0) is None:
+            yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as 'evaluation'")
+        for field, specs in (("rewards", self.rewards), ("evaluation", self.evaluation.rewards)):
+            labels = [spec.label for spec in self.rewards] if field == "evaluation" else []
+            for index, spec in enumerate(specs):
+                if spec.label in labels:
+                    place = ("rewards", index) if field == "rewards" else ("evaluation", "rewards", index)
+                    yield Problem(place, f"two rewards are called {spec.label!r}; give one a 'name' of its own")
+                labels.append(spec.label)
+        yield from (Problem(("allocator",), message) for message in self.allocator.problems(self))
+        yield from (Problem(("selector",), message) for message in self.selector.problems(self))
+
+
+def _nearest_divisors(total: int, wrong: int) -> str:
+    divisors = [value for value in range(1, total + 1) if total % value == 0]
+    below = max((value for value in divisors if value < wrong), default=None)
+    above = min((value for value in divisors if value > wrong), default=None)
+    return " and ".join(str(value) for value in (below, above) if value is not None)
+
+
+E = TypeVar("E", bound=Experiment)
+
+
+def experiment_type(registries: Registries) -> type[Experiment]:
+    """`Experiment` with every part narrowed to what is registered: the type that files are validated against."""
+    rewards = tuple[registries.rewards.union(), ...]  # type: ignore[misc]
+    evaluation: Any = create_model(
+        "EvaluationSpec", __base__=EvaluationSpec, __doc__=EvaluationSpec.__doc__, rewards=(rewards, Field(()))
+    )
+    narrowed: Any = {
+        "model": (registries.models.union(), ...),
+        "rewards": (rewards, Field(min_length=1)),
+        "allocator": (registries.allocators.union(), ...),
+        "selector": (registries.selectors.union(), ...),
+        "tree": (registries.trees.union(), ...),
+        "sampler": (registries.samplers.union(), ...),
+        "advantage": (registries.advantages.union(), ...),
+        "objective": (registries.objectives.union(), ...),
+        "evaluation": (evaluation, evaluation()),
+        "trackers": (tuple[registries.trackers.union(), ...], Field(())),
+    }
+    return create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **narrowed)

@@ -121,4 +121,3 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
 
 def _expand_shorthand(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
-

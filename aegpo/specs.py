@@ -119,6 +119,10 @@ class SamplerSpec(Spec):
         """The sampler; a spec with nothing to load is its own part."""
         return cast(Sampler, self)
 
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """What makes this sampler impossible in the experiment, in words."""
+        yield from ()
+
 
 class AdvantageSpec(Spec):
     """A rule that turns rewards of rollouts into credit of trained edges."""
@@ -200,7 +204,9 @@ class PromptsSpec(Spec):
     train: Path | None = Field(None, description="file of training prompts; default: the model's own captions")
     evaluation: Path | None = Field(None, description="file of held-out prompts; default: the model's own captions")
     train_count: Positive = Field(512, description="training prompts drawn from the model's captions or read at most")
-    evaluation_count: Positive = Field(64, description="held-out prompts drawn from the model's captions or read at most")
+    evaluation_count: Positive = Field(
+        64, description="held-out prompts drawn from the model's captions or read at most"
+    )
     seed: int = Field(0, description="which captions are drawn; the same for every arm and seed")
 
 
@@ -279,7 +285,9 @@ class CheckpointSpec(Spec):
 class Experiment(Spec):
     """One arm under one seed, resolved: everything a run needs to know."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out")
+    name: str = Field(
+        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out"
+    )
     training_steps: Positive = Field(40)
     seed: int = Field(0, ge=0, description="of every random decision; set by `seeds` of the file")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: a GPU if there is one")
@@ -339,6 +347,7 @@ class Experiment(Spec):
                 labels.append(spec.label)
         yield from (Problem(("allocator",), message) for message in self.allocator.problems(self))
         yield from (Problem(("selector",), message) for message in self.selector.problems(self))
+        yield from (Problem(("sampler",), message) for message in self.sampler.problems(self))
 
 
 def _nearest_divisors(total: int, wrong: int) -> str:

@@ -109,7 +109,9 @@ class ShapesNetwork(nn.Module):
     def _zero_modulation(self) -> None:
         """DiT's zero initialisation, which diffusers leaves out: every block starts as the identity."""
         for name, module in self.transformer.named_modules():
-            if isinstance(module, nn.Linear) and (name.endswith(("norm1.linear", "norm1_context.linear")) or name in ("norm_out.linear", "proj_out")):
+            if isinstance(module, nn.Linear) and (
+                name.endswith(("norm1.linear", "norm1_context.linear")) or name in ("norm_out.linear", "proj_out")
+            ):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 

@@ -81,4 +81,17 @@ def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:  # (S
     return paint(place(scene, rng), scene.background)
 
 
-__all__ = ["CELL", "CELLS", "COLOURS", "PALETTE", "SHAPES", "SIZE", "WHITE", "Placed", "coverage", "paint", "place", "render"]
+__all__ = [
+    "CELL",
+    "CELLS",
+    "COLOURS",
+    "PALETTE",
+    "SHAPES",
+    "SIZE",
+    "WHITE",
+    "Placed",
+    "coverage",
+    "paint",
+    "place",
+    "render",
+]

@@ -1,0 +1,90 @@
+"""Table of contents: the parts in the box, registered through the same hooks as anyone's."""
+
+from __future__ import annotations
+
+from aegpo.advantages import DepthAdvantage, GroupAdvantage
+from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
+from aegpo.hookspecs import hookimpl
+from aegpo.models.shapes import ShapesSpec
+from aegpo.objectives import ClippedObjective
+from aegpo.registry import Registry
+from aegpo.rewards.palette import PaletteReward
+from aegpo.rewards.scene import SceneReward
+from aegpo.samplers import FlowSde
+from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
+from aegpo.specs import (
+    AdvantageSpec,
+    AllocatorSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    RewardSpec,
+    SamplerSpec,
+    SelectorSpec,
+    TrackerSpec,
+    TreeSpec,
+)
+from aegpo.trackers import ConsoleTracker, JsonlTracker, TensorboardTracker
+from aegpo.trees import BranchingTree, IndependentTree
+
+
+@hookimpl
+def aegpo_register_models(registry: Registry[ModelSpec]) -> None:
+    """The embedded world."""
+    registry.add(ShapesSpec)
+
+
+@hookimpl
+def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
+    """Rewards of the embedded world."""
+    registry.add(PaletteReward)
+    registry.add(SceneReward)
+
+
+@hookimpl
+def aegpo_register_allocators(registry: Registry[AllocatorSpec]) -> None:
+    """AEGPO's allocation, its control and GRPO's."""
+    registry.add(UniformAllocator)
+    registry.add(RandomAllocator)
+    registry.add(EntropyAllocator)
+
+
+@hookimpl
+def aegpo_register_selectors(registry: Registry[SelectorSpec]) -> None:
+    """AEGPO's choice of steps, its control and GRPO's."""
+    registry.add(UniformSelector)
+    registry.add(RandomSelector)
+    registry.add(EntropyPeakSelector)
+
+
+@hookimpl
+def aegpo_register_trees(registry: Registry[TreeSpec]) -> None:
+    """Side by side, or splitting at the chosen steps."""
+    registry.add(IndependentTree)
+    registry.add(BranchingTree)
+
+
+@hookimpl
+def aegpo_register_samplers(registry: Registry[SamplerSpec]) -> None:
+    """Flow-GRPO's stochastic step."""
+    registry.add(FlowSde)
+
+
+@hookimpl
+def aegpo_register_advantages(registry: Registry[AdvantageSpec]) -> None:
+    """Credit within the group, or within the depth of a tree."""
+    registry.add(GroupAdvantage)
+    registry.add(DepthAdvantage)
+
+
+@hookimpl
+def aegpo_register_objectives(registry: Registry[ObjectiveSpec]) -> None:
+    """PPO's clipped loss."""
+    registry.add(ClippedObjective)
+
+
+@hookimpl
+def aegpo_register_trackers(registry: Registry[TrackerSpec]) -> None:
+    """Terminal, files and TensorBoard."""
+    registry.add(ConsoleTracker)
+    registry.add(JsonlTracker)
+    registry.add(TensorboardTracker)

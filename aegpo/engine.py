@@ -1,0 +1,295 @@
+"""The engine: one class for every method; `step` names each stage in the paper's order."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import pluggy
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from aegpo import checkpoints, contracts
+from aegpo.entropy import EntropyProbe
+from aegpo.errors import AegpoError
+from aegpo.interfaces import (
+    Conditioning,
+    Evaluation,
+    FloatArray,
+    Prompt,
+    Reward,
+    Rollouts,
+    RunInfo,
+    Signals,
+    Stateful,
+    StepReport,
+)
+from aegpo.learning import Learner, add_adapters
+from aegpo.prompts import PromptStream, read_prompts
+from aegpo.rollouts import Execution, roll_out, sample_deterministic
+from aegpo.specs import Experiment, RewardSpec
+
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class Engine:
+    """One arm under one seed: its parts, and the loop over training steps."""
+
+    def __init__(self, experiment: Experiment, hooks: pluggy.PluginManager) -> None:
+        self.experiment, self.hooks = experiment, hooks
+        self.device = _device(experiment.device)
+        self.accelerator = _accelerator(experiment, self.device)
+        self.model = experiment.model.build(self.device)
+        with self.model.base():
+            pass  # the base policy is what the model is now
+        add_adapters(self.model.policy, experiment.policy)
+        self.rewards = _build_rewards(experiment.rewards, self.device)
+        self.guards = _build_rewards(experiment.evaluation.rewards, self.device)
+        self.allocator = experiment.allocator.build()
+        self.selector = experiment.selector.build()
+        self.tree = experiment.tree.build()
+        self.advantage = experiment.advantage.build()
+        self.objective = experiment.objective.build()
+        self.how = self._execution(experiment.rollouts.denoising_steps)
+        self.learner = Learner(self.how, self.objective, experiment.optimizer, experiment.policy, self.accelerator)
+        self.probe = EntropyProbe(self.model, experiment.probe, self.how.sigmas) if experiment.needs_entropy else None
+        texts = read_prompts(experiment, "train")
+        self.prompts = PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
+        self.held_out = read_prompts(experiment, "evaluation")
+        self._base_scores: dict[str, FloatArray] | None = None
+        for name, part in self._parts().items():
+            if any(attribute.startswith("aegpo_on_") for attribute in dir(type(part))):
+                hooks.register(part, name=f"part/{name}")
+
+    @classmethod
+    def build(cls, experiment: Experiment, hooks: pluggy.PluginManager) -> Engine:
+        """Builds every part of an experiment on its device."""
+        return cls(experiment, hooks)
+
+    # --- one training step ---------------------------------------------------------------------------------------
+
+    def step(self, number: int) -> StepReport:
+        """Training step `number`, counted from 1; a pure function of the weights, the parts' state and (seed, step)."""
+        spec, watch = self.experiment, Stopwatch()
+        rng, generator = self._randomness(number)
+        prompts = self.prompts.at(number)
+        with watch("probe"):
+            cond = self.model.encode([prompt.text for prompt in prompts])
+            signals, probe_forwards = self._signals(number, prompts, cond)
+        with watch("plan"):
+            counts = self.allocator.allocate(signals, spec.rollouts.rollouts_per_step, rng)
+            contracts.check_counts(spec.allocator.kind, counts, signals, spec.rollouts.rollouts_per_step)
+            selected = self.selector.select(signals, rng)
+            contracts.check_selection(spec.selector.kind, selected, signals)
+            plan = self.tree.plan(counts, selected, rng)
+            contracts.check_plan(spec.tree.kind, plan, counts, selected)
+        with watch("rollout"):
+            rollouts = roll_out(self.how, plan, cond, generator)
+        with watch("reward"):
+            texts = [prompts[row].text for row in plan.group]
+            scores = _score(self.rewards, rollouts.images, texts)
+            rewards = torch.stack(list(scores.values()), dim=1)
+            credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
+            contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
+        with watch("update"):
+            learned = self.learner.update(rollouts, credit, cond, rng)
+        metrics = _describe(scores, self._reward_weights(), rollouts) | learned
+        metrics |= {"forwards": plan.forwards, "probe_forwards": probe_forwards, "trained_edges": plan.trained_edges}
+        delta = signals.delta if signals.entropy is not None else None
+        return StepReport(number, metrics, prompts, counts, selected, signals.entropy, delta, None, watch.seconds)
+
+    def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int]:
+        sigmas = self.experiment.sigmas
+        if self.probe is None:
+            return Signals(number, len(prompts), sigmas), 0
+        entropy, base_entropy, forwards = self.probe.measure(prompts, cond)
+        return Signals(number, len(prompts), sigmas, entropy, base_entropy), forwards
+
+    def _randomness(self, number: int) -> tuple[np.random.Generator, torch.Generator]:
+        """Decisions and noise of a step, and the global generators that foreign parts may use."""
+        rng = np.random.default_rng((self.experiment.seed, number))
+        noise, common = (int(seed) for seed in rng.integers(2**31, size=2))
+        torch.manual_seed(common)
+        np.random.seed(common)
+        random.seed(common)
+        return rng, torch.Generator().manual_seed(noise)
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> Evaluation:
+        """Scores the held-out prompts for the policy (its averaged weights, if any) and, once, for the base."""
+        with self.learner.averaged_weights():
+            images = self.images(self.held_out)
+        if self._base_scores is None:
+            with self.model.base():
+                self._base_scores = self._all_scores(self.images(self.held_out))
+        kept = images[: self.experiment.evaluation.images].cpu()
+        return Evaluation(self.held_out, self._all_scores(images), self._base_scores, kept)
+
+    def images(self, texts: Sequence[str]) -> Tensor:
+        """(B, 3, h, w) in [0, 1]: each prompt from fixed noise with the deterministic sampler."""
+        spec = self.experiment
+        how = self._execution(spec.evaluation.denoising_steps or spec.rollouts.denoising_steps)
+        generator = torch.Generator().manual_seed(spec.evaluation.seed)
+        noise = torch.randn((len(texts), *self.model.latent_shape), generator=generator).to(self.device)
+        return sample_deterministic(how, noise, self.model.encode(texts))
+
+    def _all_scores(self, images: Tensor) -> dict[str, FloatArray]:
+        scores = _score(self.rewards + self.guards, images, self.held_out)
+        return {label: values.double().cpu().numpy() for label, values in scores.items()}
+
+    # --- a whole run ---------------------------------------------------------------------------------------------
+
+    def run(self, info: RunInfo, should_stop: Callable[[], bool]) -> Literal["finished", "interrupted"]:
+        """Trains from `info.first_step` to the end, or until asked to stop; the state is on disk when it returns."""
+        self.hooks.hook.aegpo_on_run_start(run=info)
+        saved = info.first_step
+        if info.first_step == 0:
+            self.hooks.hook.aegpo_on_step_end(run=info, report=self._before_training())
+        for number in range(info.first_step + 1, info.training_steps + 1):
+            if should_stop():
+                if saved < number - 1:
+                    self._save(info, number - 1)
+                self.hooks.hook.aegpo_on_run_end(run=info, outcome="interrupted")
+                return "interrupted"
+            report = self.step(number)
+            if self._due(number, self.experiment.evaluation.every):
+                report = self._with_evaluation(report)
+            self.hooks.hook.aegpo_on_step_end(run=info, report=report)
+            if self._due(number, self.experiment.checkpoint.every):
+                self._save(info, number)
+                saved = number
+        self.hooks.hook.aegpo_on_run_end(run=info, outcome="finished")
+        return "finished"
+
+    def _due(self, number: int, every: int) -> bool:
+        return number % every == 0 or number == self.experiment.training_steps
+
+    def _before_training(self) -> StepReport:
+        none = np.zeros(0, dtype=np.int64)
+        selected = np.zeros((0, self.experiment.rollouts.denoising_steps), dtype=np.bool_)
+        return self._with_evaluation(StepReport(0, {}, (), none, selected, None, None, None, {}))
+
+    def _with_evaluation(self, report: StepReport) -> StepReport:
+        watch = Stopwatch()
+        with watch("evaluation"):
+            evaluation = self.evaluate()
+        fields = {name: value for name, value in vars(report).items() if name not in ("evaluation", "seconds")}
+        return StepReport(**fields, evaluation=evaluation, seconds={**report.seconds, **watch.seconds})
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def _save(self, info: RunInfo, number: int) -> None:
+        checkpoint = checkpoints.Checkpoint(number, *self._state())
+        path = checkpoints.save(info.folder / "checkpoints", checkpoint, self.experiment.checkpoint.keep)
+        self.hooks.hook.aegpo_on_checkpoint(run=info, step=number, path=path)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = self.learner.state_dict() | {"rng/torch": torch.get_rng_state()}
+        state: dict[str, Any] = {"updates": self.learner.updates, "parts": {}}
+        for name, part in self._stateful().items():
+            for key, value in part.state_dict().items():
+                if isinstance(value, Tensor):
+                    tensors[f"part/{name}/{key}"] = value
+                else:
+                    state["parts"].setdefault(name, {})[key] = value
+        return tensors, state
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Takes back the state of a checkpoint; the next step is `checkpoint.step + 1`."""
+        self.learner.load_state_dict(checkpoint.tensors, checkpoint.state["updates"])
+        torch.set_rng_state(checkpoint.tensors["rng/torch"].cpu())
+        for name, part in self._stateful().items():
+            prefix = f"part/{name}/"
+            tensors = {key.removeprefix(prefix): v for key, v in checkpoint.tensors.items() if key.startswith(prefix)}
+            part.load_state_dict(tensors | checkpoint.state["parts"].get(name, {}))
+
+    def _parts(self) -> dict[str, object]:
+        named: dict[str, object] = {f"reward-{label}": part for label, part in self.rewards + self.guards}
+        named |= {"allocator": self.allocator, "selector": self.selector, "tree": self.tree}
+        named |= {"sampler": self.how.sampler, "advantage": self.advantage, "objective": self.objective}
+        return named
+
+    def _stateful(self) -> dict[str, Stateful]:
+        parts = {"probe": self.probe, **self._parts()}
+        return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+
+    def _execution(self, steps: int) -> Execution:
+        spec = self.experiment
+        sigmas = self.model.sigmas(steps).to(self.device)
+        contracts.check_sigmas(spec.model.kind, sigmas, steps)
+        storage = STORAGE[spec.rollouts.storage]
+        return Execution(self.model, self._velocity, spec.sampler.build(), sigmas, spec.rollouts.micro_batch, storage)
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        with self.accelerator.autocast():
+            return self.model.velocity(latents, sigma, cond).float()
+
+    def _reward_weights(self) -> Tensor:  # (R,)
+        return torch.tensor([spec.weight for spec in self.experiment.rewards], device=self.device)
+
+
+class Stopwatch:
+    """Wall-clock seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Times a block as `stage`."""
+        begin = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[stage] = time.perf_counter() - begin
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise AegpoError(f"device {name!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _accelerator(experiment: Experiment, device: torch.device) -> Accelerator:
+    """Mixed precision and gradient scaling; one process for now."""
+    if experiment.precision == "float16" and device.type != "cuda":
+        raise AegpoError(f"precision 'float16' needs a CUDA device, not {device.type!r}; use 'bfloat16' or 'float32'")
+    AcceleratorState._reset_state(reset_partial_state=True)  # runs of one process may differ in precision
+    accelerator = Accelerator(mixed_precision=PRECISION[experiment.precision], cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise AegpoError(f"{accelerator.num_processes} processes were launched, but a run uses one; see --jobs")
+    return accelerator
+
+
+def _build_rewards(specs: Sequence[RewardSpec], device: torch.device) -> list[tuple[str, Reward]]:
+    return [(spec.label, spec.build(device)) for spec in specs]
+
+
+def _score(rewards: Sequence[tuple[str, Reward]], images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+    """(N,) float32 for each reward, checked."""
+    scores = {}
+    for label, reward in rewards:
+        scores[label] = reward.score(images, texts).to(images.device)
+        contracts.check_scores(label, scores[label], texts)
+    return scores
+
+
+def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> dict[str, float]:
+    """Training rewards of a step: mean, and the spread inside groups that learning lives on."""
+    total = (torch.stack(list(scores.values()), dim=1) * weights).sum(dim=1)
+    group = torch.from_numpy(rollouts.plan.group).to(total.device)
+    spread = torch.stack([total[group == prompt].std() for prompt in group.unique()])
+    metrics = {"reward": float(total.mean()), "reward_std": float(spread.mean())}
+    return metrics | {f"reward/{label}": float(values.mean()) for label, values in scores.items()}

@@ -1,0 +1,44 @@
+"""Model kind `shapes`: the embedded world, a small but real text-to-image flow model that ships with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from aegpo.interfaces import FloatArray, Model
+from aegpo.models.shapes.captions import captions
+from aegpo.specs import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class ShapesSpec(ModelSpec):
+    """The embedded 24 x 24 world of coloured shapes: an SD 3.5-class transformer of 2.3 M weights, no download."""
+
+    kind: Literal["shapes"] = "shapes"
+    guidance: float = Field(
+        1.0,
+        ge=1,
+        description="classifier-free guidance in rollouts, training and evaluation; 1: none, else two forwards",
+    )
+    weights: Path | None = Field(None, description="folder of tools/train_shapes.py; default: the shipped weights")
+
+    def sigmas(self, steps: int) -> FloatArray:  # (steps+1,)
+        """Equal steps from 1 to 0."""
+        return np.linspace(1.0, 0.0, steps + 1)
+
+    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...]:
+        """Captions of the world's grammar; evaluation captions never occur in training."""
+        return captions(split, count, seed)
+
+    def build(self, device: torch.device) -> Model:
+        """Loads the weights by `from_pretrained`."""
+        from aegpo.models.shapes.model import ShapesModel
+
+        return ShapesModel(self, self.weights or WEIGHTS, device)

@@ -1,0 +1,99 @@
+"""The embedded model: a diffusers SD3 transformer with a CLIP text encoder, in pixel space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+from aegpo.attention import watch_attention
+from aegpo.errors import AegpoError
+from aegpo.interfaces import AttentionCall, Conditioning
+from aegpo.models.base_policy import BasePolicy
+
+if TYPE_CHECKING:
+    from aegpo.models.shapes import ShapesSpec
+
+TIME_SCALE = 1000  # the transformer's time embedding takes sigma * 1000, as SD 3.5's does
+
+
+class ShapesModel:
+    """Latents are pixels scaled to [-1, 1]; sigma runs in equal steps; the text encoder is frozen."""
+
+    latent_shape = (3, 24, 24)
+
+    def __init__(self, spec: ShapesSpec, folder: Path, device: torch.device) -> None:
+        if not (folder / "transformer" / "config.json").is_file():
+            raise AegpoError(f"no weights of model 'shapes' in {folder}; tools/train_shapes.py writes such a folder")
+        self.spec = spec
+        self.device = device
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        text_encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)
+        transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        self._policy: nn.Module = transformer.to(device).eval()
+        self._base = BasePolicy(self._policy)
+        self._network = self._policy
+
+    @property
+    def policy(self) -> nn.Module:
+        """The transformer."""
+        return self._policy
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Word tokens and the pooled projection; padding takes part in attention, as in SD 3.5."""
+        longest = self.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=longest)["input_ids"]
+        too_long = next((text for text, row in zip(prompts, tokens, strict=True) if len(row) > longest), None)
+        if too_long is not None:
+            raise AegpoError(f"prompt {too_long!r} has more than the {longest - 2} words model 'shapes' can read")
+        encoded = self.text_encoder(input_ids=torch.tensor(tokens, device=self.device))
+        return Conditioning(encoded.last_hidden_state, encoded.text_embeds)
+
+    def sigmas(self, steps: int) -> Tensor:  # (steps+1,)
+        """Equal steps from 1 to 0."""
+        return torch.from_numpy(self.spec.sigmas(steps)).float().to(self.device)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W); with guidance the unconditional branch keeps its gradient."""
+        velocity = self._forward(latents, sigma, cond)
+        if self.spec.guidance == 1.0:
+            return velocity
+        nothing = self.encode([""]).select(torch.zeros(len(latents), dtype=torch.long, device=self.device))
+        unconditional = self._forward(latents, sigma, nothing)
+        return unconditional + self.spec.guidance * (velocity - unconditional)
+
+    def _forward(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        output = self._network(latents, cond.text, cond.pooled, sigma * TIME_SCALE, return_dict=False)
+        velocity: Tensor = output[0]
+        return velocity
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 3, 24, 24) in [-1, 1] -> images in [0, 1]."""
+        return ((latents.float() + 1) / 2).clamp(0, 1)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside, `velocity` is the frozen base policy's."""
+        with self._base.active() as network:
+            before, self._network = self._network, network
+            try:
+                yield
+            finally:
+                self._network = before
+
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
+        """Shows `tap` every joint attention; SD3 puts image tokens first."""
+        return watch_attention(self._network, tap, self._layout)
+
+    def _layout(self, layer: str, queries: int, keys: int) -> tuple[slice, slice]:
+        patch = self._policy.config.patch_size
+        image = (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch)
+        return slice(0, image), slice(image, keys)

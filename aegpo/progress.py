@@ -1,0 +1,253 @@
+"""What the user watches while runs go on: bars in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+REWARD = "reward"  # metric of a step: weighted reward, mean over rollouts
+FORWARDS = ("forwards", "probe_forwards")  # metrics of a step: velocity evaluations for rollouts and for entropies
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is."""
+
+    step: int
+    total: int
+    reward: float | None = None  # of the last step's rollouts
+    forwards: int = 0  # since the start of training
+    evaluated: int | None = None  # the step of the last evaluation
+    evaluation: Mapping[str, float] = field(default_factory=dict)  # its mean score by reward label
+
+    def after_step(self, step: int, metrics: Mapping[str, float]) -> Standing:
+        """The standing once a step's metrics are known."""
+        forwards = self.forwards + int(sum(metrics.get(name, 0) for name in FORWARDS))
+        return replace(self, step=step, reward=metrics.get(REWARD, self.reward), forwards=forwards)
+
+    def after_evaluation(self, step: int, scores: Mapping[str, float]) -> Standing:
+        """The standing once an evaluation is known."""
+        return replace(self, evaluated=step, evaluation=dict(scores))
+
+    def numbers(self) -> str:
+        """Reward, evaluation and forwards in words."""
+        parts = [] if self.reward is None else [f"reward {self.reward:.3f}"]
+        if self.evaluation:
+            parts.append("evaluation " + ", ".join(f"{label} {value:.3f}" for label, value in self.evaluation.items()))
+        return "  ".join([*parts, f"forwards {self.forwards:,}"])
+
+
+class Record:
+    """Reads the growing record of a run, `metrics.jsonl` and `evaluations.jsonl`, while another process writes it."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self._metrics = _Tail(folder / "metrics.jsonl")
+        self._evaluations = _Tail(folder / "evaluations.jsonl")
+        self._start = Standing(0, total)
+        self._standing = self._start
+
+    def read(self, until: int | None = None) -> Standing:
+        """The standing by now, or after step `until` if rows beyond it are about to be forgotten."""
+        if self._metrics.replaced() or self._evaluations.replaced():  # a resumed run forgets what it will do again
+            self._metrics.rewind()
+            self._evaluations.rewind()
+            self._standing = self._start
+        for row in self._metrics.rows(until):
+            self._standing = self._standing.after_step(row["step"], row["metrics"])
+        for row in self._evaluations.rows(until):
+            means = {label: sum(scores) / len(scores) for label, scores in row["scores"].items()}
+            self._standing = self._standing.after_evaluation(row["step"], means)
+        return self._standing
+
+
+class _Tail:
+    """The lines a JSON-lines file gained since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._offset = 0
+        self._inode: int | None = None
+
+    def replaced(self) -> bool:
+        if self._inode is None:
+            return False
+        return not self._path.exists() or self._path.stat().st_ino != self._inode
+
+    def rows(self, until: int | None) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            self._inode = self._path.stat().st_ino
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                if until is not None and row["step"] > until:
+                    break
+                self._offset += len(line)
+                yield row
+
+
+class Pace:
+    """The time left, from the steps done since this object was made."""
+
+    def __init__(self, done: int) -> None:
+        self._first = done
+        self._began = time.monotonic()
+
+    def left(self, done: int, total: int) -> float | None:
+        """Seconds until `total` steps are done, or None before the first one."""
+        if done <= self._first:
+            return None
+        return (time.monotonic() - self._began) / (done - self._first) * (total - done)
+
+
+class Display(Protocol):
+    """Shows the standing of runs; `with` it, the terminal belongs to the display."""
+
+    def __enter__(self) -> Display:
+        """Takes the terminal."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives the terminal back."""
+
+    def show(self, label: str, standing: Standing) -> None:
+        """Shows a run, for the first time or again."""
+
+    def end(self, label: str, outcome: str) -> None:
+        """Says how a run ended."""
+
+    def say(self, line: str) -> None:
+        """Prints a line of its own."""
+
+
+def display(console: Console, every_step: bool, runs: int = 1) -> Display:
+    """Bars if the console is a terminal, else plain lines.
+
+    Args:
+        console: where to print.
+        every_step: plain lines for every step, else only for evaluations.
+        runs: how many runs there will be; with more than one, a terminal gets a bar for all of them.
+    """
+    return Bars(console, runs) if console.is_terminal else Lines(console, every_step)
+
+
+class Lines:
+    """One line for each event."""
+
+    def __init__(self, console: Console, every_step: bool) -> None:
+        self._console = console
+        self._every_step = every_step
+        self._paces: dict[str, Pace] = {}
+        self._last: dict[str, tuple[int, int | None]] = {}
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, label: str, standing: Standing) -> None:
+        """Prints a line if a new step, or evaluation, is there to tell of."""
+        pace = self._paces.setdefault(label, Pace(standing.step))
+        mark = (standing.step if self._every_step else 0, standing.evaluated)
+        if self._last.get(label) == mark or standing.evaluated is None:
+            return
+        self._last[label] = mark
+        left = pace.left(standing.step, standing.total)
+        eta = "" if left is None else f"  eta {_clock(left)}"
+        self.say(f"{label}: step {standing.step}/{standing.total}  {standing.numbers()}{eta}")
+
+    def end(self, label: str, outcome: str) -> None:
+        """Prints a line."""
+        self.say(f"{label}: {outcome}")
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+class Bars:
+    """One bar for each run that goes on, and one for all of them."""
+
+    def __init__(self, console: Console, runs: int) -> None:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("eta {task.fields[eta]}", markup=False),
+            TextColumn("{task.fields[numbers]}", markup=False),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._tasks: dict[str, TaskID] = {}
+        self._paces: dict[str, Pace] = {}
+        self._standings: dict[str, Standing] = {}
+        self._runs = runs
+        self._all: TaskID | None = None
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        if self._runs > 1:
+            self._all = self._progress.add_task("all runs", total=None, numbers="", eta="-:--:--")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, label: str, standing: Standing) -> None:
+        """Moves the run's bar and the bar of all runs."""
+        self._standings[label] = standing
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(label, total=standing.total, numbers="", eta="")
+            self._paces[label] = Pace(standing.step)
+        eta = _clock(self._paces[label].left(standing.step, standing.total))
+        self._progress.update(self._tasks[label], completed=standing.step, numbers=standing.numbers(), eta=eta)
+        self._show_all(standing.total)
+
+    def _show_all(self, steps: int) -> None:
+        if self._all is None:
+            return
+        done, total = sum(standing.step for standing in self._standings.values()), steps * self._runs
+        if "" not in self._paces:
+            self._paces[""] = Pace(done)
+        forwards = sum(standing.forwards for standing in self._standings.values())
+        eta = _clock(self._paces[""].left(done, total))
+        self._progress.update(self._all, completed=done, total=total, eta=eta, numbers=f"forwards {forwards:,}")
+
+    def end(self, label: str, outcome: str) -> None:
+        """Replaces the run's bar by a line."""
+        if label in self._tasks:
+            self._progress.remove_task(self._tasks.pop(label))
+            self.say(f"{label}: {outcome}  {self._standings[label].numbers()}")
+        else:
+            self.say(f"{label}: {outcome}")
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self._progress.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "-:--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

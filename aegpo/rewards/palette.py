@@ -1,0 +1,103 @@
+"""Reward `palette`: are the asked colours there, in the asked amounts, object by object?
+
+Every pixel is shared out softly over the palette and white, so that the masses of colours vary smoothly with the
+pixels. A colour's masses in the cells of the grid, sorted, are compared with those a perfect picture would have: where
+an object lies and what shape it has do not matter (beyond the shape's area), but one large blob is not three objects.
+Groups of equal colour pool their cells. Shapes and relations are nearly invisible here, and are what `scene` guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegpo.interfaces import FloatArray
+from aegpo.models.shapes.captions import parse
+from aegpo.models.shapes.rendering import CELL, CELLS, coverage
+from aegpo.rewards.scene import COLOUR_NAMES, COLOUR_VALUES, Pixels, to_pixels
+from aegpo.specs import RewardSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPERATURE = 0.05  # squared RGB distance; the two nearest colours, blue and purple, are 0.27 apart
+OBJECT_AREA = 32.0  # pixels, a mean object; foreign colours of this area halve the score
+BACKGROUND_WEIGHT = 1.0  # against 1 for each colour of an object
+FLOOR = 0.2
+
+
+class PaletteReward(RewardSpec):
+    """How well the masses of colours match those the caption asks for, object by object, smooth in the pixels, in [0, 1]."""
+
+    kind: Literal["palette"] = "palette"
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better.
+
+        With a caption's colours c, their sorted cell masses m_ck and those of a perfect picture t_ck, the closeness of a
+        colour is sum_k min(m, t) / sum_k max(m, t). The score is the mean closeness over the colours of objects and
+        background, divided by 1 + foreign mass / area of an object, less the floor that wrong captions earn.
+
+        Raises:
+            AegpoError: if the images have another size or a prompt is not a caption of the embedded world.
+        """
+        import torch
+
+        seen = _cell_masses(to_pixels(images, len(prompts)))
+        wanted = [_expect(prompt) for prompt in prompts]
+        masses = np.stack([expected.masses for expected in wanted])
+        weights = np.stack([expected.weights for expected in wanted])  # (N, 6)
+        closeness = np.minimum(seen, masses).sum(axis=2) / np.maximum(seen, masses).sum(axis=2)
+        mean = (weights * closeness).sum(axis=1) / weights.sum(axis=1)
+        excess = np.maximum(seen - masses, 0.0).sum(axis=2)
+        foreign = np.where(weights > 0, 0.0, excess).sum(axis=1)
+        raw = mean / (1.0 + foreign / OBJECT_AREA)
+        scores = np.maximum(0.0, (raw - FLOOR) / (1.0 - FLOOR))
+        return torch.from_numpy(scores.astype(np.float32)).to(images.device)
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a perfect picture of a caption has."""
+
+    masses: FloatArray  # (6, CELLS^2) pixels, sorted within each colour
+    weights: FloatArray  # (6,) of each colour's closeness; 0 for a colour that is not asked for
+
+
+def _shares(pixels: Pixels) -> FloatArray:  # (..., 3) -> (..., 6), sums to 1
+    """How much of each pixel belongs to each colour: a softmax of negative squared distances."""
+    logits = (2 * pixels @ COLOUR_VALUES.T - (COLOUR_VALUES**2).sum(axis=1)) / TEMPERATURE
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: FloatArray = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float64)
+    return shares
+
+
+def _cell_masses(pixels: Pixels) -> FloatArray:  # (N, 6, CELLS^2) pixels
+    """The mass of each colour in each cell, sorted within the colour."""
+    shares = _shares(pixels).reshape(len(pixels), CELLS, CELL, CELLS, CELL, len(COLOUR_NAMES))
+    masses = shares.sum(axis=(2, 4)).reshape(len(pixels), CELLS**2, len(COLOUR_NAMES))
+    return np.sort(masses.transpose(0, 2, 1), axis=2)
+
+
+@cache
+def _expect(caption: str) -> _Expected:
+    """Masses from the area of each shape; anti-aliased rims are shared out as in an image, so the truth scores 1."""
+    scene = parse(caption)
+    background = COLOUR_NAMES.index(scene.background or "white")
+    cells: list[NDArray[np.float64]] = []  # (6,) each
+    weights = np.zeros(len(COLOUR_NAMES))
+    weights[background] = BACKGROUND_WEIGHT
+    for group in scene.groups:
+        colour = COLOUR_NAMES.index(group.colour)
+        alpha = coverage(group.shape)[..., None]
+        cell = (1.0 - alpha) * COLOUR_VALUES[background] + alpha * COLOUR_VALUES[colour]
+        cells += [_shares(cell).sum(axis=(0, 1))] * group.count
+        weights[colour] += 1.0
+    empty = _shares(COLOUR_VALUES[background]) * CELL**2
+    cells += [empty] * (CELLS**2 - len(cells))
+    return _Expected(np.sort(np.stack(cells).T, axis=1), weights)

@@ -1,0 +1,128 @@
+"""Executes a plan: walks its levels with one velocity evaluation for each unique node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aegpo.interfaces import Conditioning, Edges, IntArray, Model, RolloutPlan, Rollouts, Sampler
+from aegpo.samplers import euler
+
+Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How plans are executed in a run."""
+
+    model: Model
+    velocity: Velocity  # the policy's, in the run's precision, float32 out
+    sampler: Sampler
+    sigmas: Tensor  # (T+1,)
+    micro_batch: int
+    storage: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Level:
+    """All children of one level."""
+
+    latents: Tensor  # (N_{i+1}, C, H, W) storage dtype
+    log_prob: Tensor  # (N_{i+1},) float32
+
+
+@torch.no_grad()
+def roll_out(how: Execution, plan: RolloutPlan, cond: Conditioning, generator: torch.Generator) -> Rollouts:
+    """Samples every trajectory of a plan, level by level.
+
+    Shared prefixes are one node and are computed once. Each new state is cast to the storage dtype first and its
+    log-probability is that of the cast value, in float32, so that replaying a stored transition finds the same
+    number. All noise comes from the CPU `generator`, in the plan's order.
+    """
+    device = how.sigmas.device
+    latents = _noise(len(plan.prompt[0]), how, generator).to(how.storage)
+    log_probs: list[Tensor] = []
+    edges: list[Edges] = []
+    for level in range(plan.num_steps):
+        velocity = batched_velocity(how, latents, level, cond.select(_index(plan.prompt[level], device)))
+        parent = _index(plan.parent[level], device)
+        children = _children(how, latents[parent], velocity[parent], level, plan.noisy[level], generator)
+        edges.append(_trained_edges(plan, level, latents[parent], children))
+        log_probs.append(children.log_prob)
+        latents = children.latents
+    images = torch.cat([how.model.decode(part.float()) for part in latents.split(how.micro_batch)])
+    return Rollouts(plan, latents, images, tuple(log_probs), _joined(edges))
+
+
+@torch.no_grad()
+def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning) -> Tensor:
+    """Euler from start noise (B, C, H, W) to images (B, 3, h, w) in [0, 1]; row i of `cond` belongs to row i."""
+    latents = noise
+    for level, (sigma, sigma_next) in enumerate(zip(how.sigmas[:-1], how.sigmas[1:], strict=True)):
+        velocity = batched_velocity(how, latents, level, cond)
+        latents = euler(latents, velocity, sigma.expand(len(latents)), sigma_next.expand(len(latents)))
+    return torch.cat([how.model.decode(part) for part in latents.split(how.micro_batch)])
+
+
+def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning) -> Tensor:
+    """Velocity of (B, C, H, W) latents at one level, at most `micro_batch` at a time."""
+    rows = torch.arange(len(latents), device=latents.device).split(how.micro_batch)
+    sigma = how.sigmas[level]
+    return torch.cat([how.velocity(latents[r].float(), sigma.expand(len(r)), cond.select(r)) for r in rows])
+
+
+def _children(
+    how: Execution, latents: Tensor, velocity: Tensor, level: int, noisy: np.ndarray, generator: torch.Generator
+) -> _Level:
+    """The next level from each child's parent state (N_{i+1}, C, H, W)."""
+    sigma = how.sigmas[level].expand(len(latents))
+    sigma_next = how.sigmas[level + 1].expand(len(latents))
+    following = euler(latents, velocity, sigma, sigma_next).to(how.storage)
+    log_prob = torch.zeros(len(latents), device=latents.device)
+    rows = torch.from_numpy(np.flatnonzero(noisy)).to(latents.device)
+    if len(rows):
+        gaussian = how.sampler.transition(latents[rows].float(), velocity[rows], sigma[rows], sigma_next[rows])
+        noise = _noise(len(rows), how, generator)
+        spread = gaussian.std.view(-1, *(1 for _ in noise.shape[1:]))
+        following[rows] = (gaussian.mean + spread * noise).to(how.storage)
+        log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
+    return _Level(following, log_prob)
+
+
+def _trained_edges(plan: RolloutPlan, level: int, latents: Tensor, children: _Level) -> Edges:
+    rows = np.flatnonzero(plan.trained[level])
+    device = latents.device
+    index = torch.from_numpy(rows).to(device)
+    return Edges(
+        level=torch.full((len(rows),), level, dtype=torch.int64, device=device),
+        prompt=_index(plan.prompt[level + 1][rows], device),
+        rollout=_index(plan.first_leaf[level + 1][rows], device),
+        leaves=_index(plan.leaves[level + 1][rows], device),
+        latents=latents[index],
+        next_latents=children.latents[index],
+        log_prob=children.log_prob[index],
+    )
+
+
+def _joined(parts: list[Edges]) -> Edges:
+    return Edges(
+        level=torch.cat([part.level for part in parts]),
+        prompt=torch.cat([part.prompt for part in parts]),
+        rollout=torch.cat([part.rollout for part in parts]),
+        leaves=torch.cat([part.leaves for part in parts]),
+        latents=torch.cat([part.latents for part in parts]),
+        next_latents=torch.cat([part.next_latents for part in parts]),
+        log_prob=torch.cat([part.log_prob for part in parts]),
+    )
+
+
+def _noise(count: int, how: Execution, generator: torch.Generator) -> Tensor:
+    return torch.randn((count, *how.model.latent_shape), generator=generator).to(how.sigmas.device)
+
+
+def _index(array: IntArray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)

@@ -40,10 +40,12 @@ class GroupAdvantage(AdvantageSpec):
         return trained(values, rollouts.plan)
 
     def _deviation(self, score: Tensor, group: Tensor) -> Tensor:  # (N,) or scalar
+        import torch
+
         if self.std == "batch":
             return score.std(correction=int(self.unbiased))
         deviation = score.new_zeros(int(group.max()) + 1)
-        for prompt in group.unique():
+        for prompt in torch.unique(group):
             deviation[prompt] = score[group == prompt].std(correction=int(self.unbiased))
         return deviation[group]
 
@@ -92,7 +94,7 @@ class DepthAdvantage(AdvantageSpec):
 
         group = torch.as_tensor(prompt, device=value.device)
         credit = torch.zeros_like(value)
-        for which in group.unique():
+        for which in torch.unique(group):
             rows = group == which
             nodes = value[rows]
             if len(nodes) > 1 and (deviation := nodes.std()) >= self.least_std:

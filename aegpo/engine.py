@@ -290,6 +290,6 @@ def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) ->
     """Training rewards of a step: mean, and the spread inside groups that learning lives on."""
     total = (torch.stack(list(scores.values()), dim=1) * weights).sum(dim=1)
     group = torch.from_numpy(rollouts.plan.group).to(total.device)
-    spread = torch.stack([total[group == prompt].std() for prompt in group.unique()])
+    spread = torch.stack([total[group == prompt].std() for prompt in torch.unique(group)])
     metrics = {"reward": float(total.mean()), "reward_std": float(spread.mean())}
     return metrics | {f"reward/{label}": float(values.mean()) for label, values in scores.items()}

@@ -64,8 +64,9 @@ class Signals:
 
     @property
     def delta(self) -> FloatArray:  # (P,) nats, >= 0
-        """Delta-entropy per prompt: mean over denoising steps of |H_policy - H_base| (AEGPO, Sec. 3; the mean is ours)."""
-        assert self.entropy is not None and self.base_entropy is not None, "a part that reads delta needs_entropy"
+        """Delta-entropy per prompt: mean over steps of |H_policy - H_base| (AEGPO, Sec. 3; the mean is ours)."""
+        assert self.entropy is not None, "a part that reads delta needs_entropy"
+        assert self.base_entropy is not None, "a part that reads delta needs_entropy"
         delta: FloatArray = np.abs(self.entropy - self.base_entropy).mean(axis=1)
         return delta
 

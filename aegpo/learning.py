@@ -108,21 +108,21 @@ class Learner:
     def _partition(self, rollouts: int, rng: np.random.Generator) -> list[Tensor]:
         """Deals the rollouts out to optimizer steps."""
         size = self._spec.rollouts_per_update or rollouts
-        return list(torch.from_numpy(rng.permutation(rollouts)).split(size))
+        return list(torch.split(torch.from_numpy(rng.permutation(rollouts)), size))
 
     def _accumulate(
         self, edges: Edges, credit: Tensor, share: Tensor, cond: Conditioning, rows: Tensor, sums: dict[str, float]
     ) -> float:
         """Gradients of sum(share * loss) over the given edges; returns the largest |ratio - 1|."""
         deviation = 0.0
-        for part in rows.split(self._spec.micro_batch):
+        for part in torch.split(rows, self._spec.micro_batch):
             update = self._replay(edges, credit, cond, part)
             losses, metrics = self._objective.loss(update)
             loss = (share[part] * losses).sum()
             if not math.isfinite(float(loss.detach())):
                 raise AegpoError(
-                    "training diverged: the loss is not finite; lower 'optimizer.learning_rate' or 'sampler.noise_level' "
-                    "and go on from the last checkpoint"
+                    "training diverged: the loss is not finite; lower 'optimizer.learning_rate' or raise "
+                    "'sampler.noise_level', and start over with --fresh"
                 )
             self._accelerator.backward(loss)
             for name, values in {"loss": losses.detach(), **metrics}.items():

@@ -17,7 +17,7 @@ import yaml
 from aegpo.errors import SpecError
 
 Key: TypeAlias = "str | int"
-_INT = re.compile(r"[-+]?[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: Mapping[str, bool | None] = {
@@ -62,7 +62,7 @@ class Mistake:
 class Marked:
     """A YAML value with the place where it stands and, in a mapping, the place of its key."""
 
-    value: str | int | float | bool | None | tuple[Marked, ...] | Mapping[str, Marked]
+    value: str | int | float | bool | tuple[Marked, ...] | Mapping[str, Marked] | None
     mark: Mark
     key: Mark
 
@@ -99,30 +99,38 @@ def dotted(location: tuple[Key, ...]) -> str:
     return ".".join(str(part) for part in location)
 
 
-def merge(base: Marked, patch: Marked, parts: frozenset[str] = frozenset()) -> Marked:
+def merge(base: Marked, patch: Marked, *, indexed: bool = False) -> Marked:
     """`base` with `patch` laid over it: mappings merge, everything else is replaced.
+
+    A mapping that changes the `kind` replaces the part, and a part given by its bare name counts as `{kind: name}`.
 
     Args:
         base: what is patched.
         patch: what changes.
-        parts: keys that choose a part. Its patch replaces it if it is a bare name or changes the `kind`; a base that is
-            a bare name counts as `{kind: name}`.
+        indexed: a mapping of positions laid over a list changes those items, as options do (`rewards.0.weight`).
     """
-    if not isinstance(base.value, Mapping) or not isinstance(patch.value, Mapping):
+    if not isinstance(patch.value, Mapping):
+        return patch
+    if indexed and isinstance(base.value, tuple) and all(key in _positions(base.value) for key in patch.value):
+        items = list(base.value)
+        for key, child in patch.value.items():
+            items[int(key)] = merge(items[int(key)], child, indexed=True)
+        return replace(base, value=tuple(items))
+    base = replace(base, value={"kind": base}) if isinstance(base.value, str) else base
+    if not isinstance(base.value, Mapping) or _changes_kind(base.value, patch.value):
         return patch
     merged = dict(base.value)
     for key, child in patch.value.items():
-        old = merged.get(key)
-        if old is not None and key in parts:
-            old = _spelled_out(old)
-            if "kind" in child.children and child.children["kind"].value != old.find(("kind",))[0].value:
-                old = None
-        merged[key] = child if old is None else merge(old, child)
+        merged[key] = merge(merged[key], child, indexed=indexed) if key in merged else child
     return replace(base, value=merged)
 
 
-def _spelled_out(part: Marked) -> Marked:
-    return replace(part, value={"kind": part}) if isinstance(part.value, str) else part
+def _positions(items: tuple[Marked, ...]) -> set[str]:
+    return {str(index) for index in range(len(items))}
+
+
+def _changes_kind(base: Mapping[str, Marked], patch: Mapping[str, Marked]) -> bool:
+    return "kind" in base and "kind" in patch and base["kind"].value != patch["kind"].value
 
 
 def parse(text: str, name: str, *, lines: bool = True, indent: str = "") -> tuple[Marked | None, list[Mistake]]:
@@ -194,6 +202,7 @@ class _Reader:
             return tuple(
                 self.read(child, (*path, i), self.mark(child.start_mark)) for i, child in enumerate(node.value)
             )
+        assert isinstance(node, yaml.ScalarNode), "YAML has three kinds of node"
         return self._scalar(node, path, mark)
 
     def _entries(self, node: yaml.MappingNode, path: tuple[Key, ...]) -> Iterator[tuple[str, Marked]]:
@@ -235,5 +244,8 @@ def refuse(mistakes: list[Mistake]) -> None:
         SpecError: if there is anything.
     """
     if mistakes:
-        ordered = sorted(dict.fromkeys(mistakes), key=lambda mistake: (mistake.mark.name, mistake.mark.line or 0))
-        raise SpecError("\n".join(str(mistake) for mistake in ordered))
+        ordered = sorted(
+            dict.fromkeys(mistakes), key=lambda each: (each.mark.name, each.mark.line or 0, each.mark.column)
+        )
+        count = f"{len(ordered)} mistakes\n" if len(ordered) > 1 else ""
+        raise SpecError(count + "\n".join(str(mistake) for mistake in ordered))

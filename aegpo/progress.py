@@ -37,12 +37,13 @@ class Standing:
         """The standing once an evaluation is known."""
         return replace(self, evaluated=step, evaluation=dict(scores))
 
-    def numbers(self) -> str:
-        """Reward, evaluation and forwards in words."""
+    def numbers(self, evaluation: bool = True) -> str:
+        """Reward, forwards and, if asked for, the last evaluation in words."""
         parts = [] if self.reward is None else [f"reward {self.reward:.3f}"]
-        if self.evaluation:
+        parts.append(f"forwards {self.forwards:,}")
+        if evaluation and self.evaluation:
             parts.append("evaluation " + ", ".join(f"{label} {value:.3f}" for label, value in self.evaluation.items()))
-        return "  ".join([*parts, f"forwards {self.forwards:,}"])
+        return "  ".join(parts)
 
 
 class Record:
@@ -153,7 +154,7 @@ class Lines:
         self._console = console
         self._every_step = every_step
         self._paces: dict[str, Pace] = {}
-        self._last: dict[str, tuple[int, int | None]] = {}
+        self._last: dict[str, tuple[int, int]] = {}  # step and evaluation told of last
 
     def __enter__(self) -> Lines:
         return self
@@ -166,13 +167,15 @@ class Lines:
     def show(self, label: str, standing: Standing) -> None:
         """Prints a line if a new step, or evaluation, is there to tell of."""
         pace = self._paces.setdefault(label, Pace(standing.step))
-        mark = (standing.step if self._every_step else 0, standing.evaluated)
-        if self._last.get(label) == mark or standing.evaluated is None:
+        step, evaluated = self._last.get(label, (None, None))
+        news = standing.evaluated != evaluated or (self._every_step and standing.step != step)
+        if not news or standing.evaluated is None:
             return
-        self._last[label] = mark
+        self._last[label] = (standing.step, standing.evaluated)
         left = pace.left(standing.step, standing.total)
         eta = "" if left is None else f"  eta {_clock(left)}"
-        self.say(f"{label}: step {standing.step}/{standing.total}  {standing.numbers()}{eta}")
+        numbers = standing.numbers(evaluation=standing.evaluated != evaluated)
+        self.say(f"{label}: step {standing.step}/{standing.total}{eta}  {numbers}")
 
     def end(self, label: str, outcome: str) -> None:
         """Prints a line."""
@@ -204,7 +207,7 @@ class Bars:
     def __enter__(self) -> Bars:
         self._progress.start()
         if self._runs > 1:
-            self._all = self._progress.add_task("all runs", total=None, numbers="", eta="-:--:--")
+            self._all = self._progress.add_task("all runs", total=None, numbers="", eta=_clock(None))
         return self
 
     def __exit__(
@@ -216,11 +219,12 @@ class Bars:
         """Moves the run's bar and the bar of all runs."""
         self._standings[label] = standing
         if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=standing.total, numbers="", eta="")
+            self._tasks[label] = self._progress.add_task(label, total=standing.total, numbers="", eta=_clock(None))
             self._paces[label] = Pace(standing.step)
         eta = _clock(self._paces[label].left(standing.step, standing.total))
         self._progress.update(self._tasks[label], completed=standing.step, numbers=standing.numbers(), eta=eta)
         self._show_all(standing.total)
+        self._progress.refresh()
 
     def _show_all(self, steps: int) -> None:
         if self._all is None:

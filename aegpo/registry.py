@@ -11,7 +11,9 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -99,7 +101,9 @@ class Registry(Generic[S]):
         A bare string is short for ``{kind: string}``.
         """
         members = tuple(entry.spec for entry in self)
-        chosen = Annotated[Union[members], Field(discriminator="kind")] if len(members) > 1 else members[0]
+        chosen: Any = members[0]
+        if len(members) > 1:
+            chosen = Annotated[reduce(or_, members), Field(discriminator="kind")]
         return Annotated[SerializeAsAny[chosen], BeforeValidator(_expand_shorthand)]
 
 

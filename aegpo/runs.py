@@ -84,6 +84,15 @@ def run_folder(out: Path, name: str, arm: str, seed: int) -> Path:
     return out / name / arm / f"seed-{seed}"
 
 
+def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Notes beside the arms which runs belong to the experiment and which arm the others are compared to: the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "order.json"
+    order = {"arms": list(arms), "seeds": list(seeds)}
+    if not path.exists() or json.loads(path.read_bytes()) != order:
+        write_json(path, order)
+
+
 # --- the manifest -----------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +259,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file in one step, safe against a crash at any moment."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

@@ -45,7 +45,7 @@ class ModelSpec(Spec):
         raise NotImplementedError(f"model {self.kind!r} does not define build(device)")
 
     def sigmas(self, steps: int) -> FloatArray:
-        """(steps+1,) noise levels from 1 to 0, strictly falling, without loading anything; `Model.sigmas` is the same."""
+        """(steps+1,) noise levels from 1 to 0, strictly falling; what `Model.sigmas` says, with nothing loaded."""
         raise NotImplementedError(f"model {self.kind!r} does not define sigmas(steps)")
 
     def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...] | None:
@@ -332,7 +332,7 @@ class Experiment(Spec):
             valid = _nearest_divisors(rollouts.rollouts_per_step, chunk)
             yield Problem(
                 ("optimizer", "rollouts_per_update"),
-                f"{chunk} does not divide the {rollouts.rollouts_per_step} rollouts of a step; nearest that do: {valid}",
+                f"{chunk} does not divide the step's {rollouts.rollouts_per_step} rollouts; nearest that do: {valid}",
             )
         if self.prompts.train is None and self.model.captions("train", 1, 0) is None:
             yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as 'train'")

@@ -1,4 +1,4 @@
-"""Trackers: observers that record a run or show it; a checkpointed run that goes on is recorded as if it never broke."""
+"""Trackers: observers that record a run or show it; a resumed run is recorded as if it never broke."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def grid_png(images: Tensor) -> bytes:
-    """Images (k, 3, h, w) in [0, 1] as one PNG, side by side in a square; small ones are enlarged, pixels kept sharp."""
+    """Images (k, 3, h, w) in [0, 1] as one PNG, side by side; small ones are enlarged with nearest neighbour."""
     from PIL import Image
 
     pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # (k, h, w, 3)
@@ -215,7 +215,8 @@ class ConsoleObserver:
     @hookimpl
     def aegpo_on_step_end(self, run: RunInfo, report: StepReport) -> None:
         """Shows the step."""
-        assert self._display is not None and self._standing is not None, "a run starts before it steps"
+        assert self._display is not None, "a run starts before it steps"
+        assert self._standing is not None
         if report.step > 0:
             self._standing = self._standing.after_step(report.step, report.metrics)
         if report.evaluation is not None:

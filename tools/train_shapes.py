@@ -16,7 +16,9 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +28,10 @@ from diffusers import SD3Transformer2DModel
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from aegpo.models.shapes.captions import COLOURS, COUNTS, KINDS, RELATIONS, SHAPES, Scene, captions, scenes
+from aegpo.models.shapes.captions import COLOURS, COUNTS, KINDS, RELATIONS, SHAPES, captions, scenes
 from aegpo.models.shapes.rendering import SIZE, render
 
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
@@ -117,7 +120,9 @@ class ShapesNetwork(nn.Module):
 
     def forward(self, latents: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
         text = self.text_encoder(input_ids=tokens)
-        return self.transformer(latents, text.last_hidden_state, text.text_embeds, sigma * 1000, return_dict=False)[0]
+        output = self.transformer(latents, text.last_hidden_state, text.text_embeds, sigma * 1000, return_dict=False)
+        velocity: Tensor = output[0]
+        return velocity
 
 
 class Batches:
@@ -169,7 +174,7 @@ def sample(network: nn.Module, tokens: Tensor, steps: int, seed: int) -> Tensor:
     """Euler from sigma 1 to 0 in equal steps."""
     latents = torch.randn(len(tokens), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
     sigmas = torch.linspace(1, 0, steps + 1)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         latents = latents + (following - sigma) * network(latents, sigma.expand(len(tokens)), tokens)
     return ((latents + 1) / 2).clamp(0, 1)
 
@@ -220,7 +225,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the resumable state of this process, and from the first one the weights and a picture."""
-        state = {"network": self.network.state_dict(), "averaged": self.averaged.state_dict()}
+        state: dict[str, Any] = {"network": self.network.state_dict(), "averaged": self.averaged.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds}
         torch.save(state, self.file.with_suffix(".new"))
         self.file.with_suffix(".new").replace(self.file)
@@ -235,7 +240,7 @@ class Trainer:
         level = sigma.view(-1, 1, 1, 1)
         velocity = self.network((1 - level) * clean + level * noise, sigma, tokens)
         loss = F.mse_loss(velocity, noise - clean)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.param_groups[0]["lr"] = self.options.learning_rate * rate_factor(self.step, self.options)
         self.optimizer.step()
@@ -254,7 +259,7 @@ def train(rank: int, options: Options) -> None:
     """One process's whole run."""
     torch.set_num_threads(1)
     if options.processes > 1:
-        store = dist.FileStore(str(options.out / "rendezvous"), options.processes)
+        store = dist.FileStore(str(options.out / "rendezvous"), options.processes)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=options.processes)
     trainer = Trainer(rank, options)
     batches = Batches(options, trainer.tokenizer)
@@ -266,7 +271,10 @@ def train(rank: int, options: Options) -> None:
             trainer.seconds += time.perf_counter() - before
             before = time.perf_counter()
             if rank == 0:
-                row = {"step": trainer.step, "images": trainer.step * options.batch * options.processes}
+                row: dict[str, float] = {
+                    "step": trainer.step,
+                    "images": trainer.step * options.batch * options.processes,
+                }
                 row |= {"loss": round(float(np.mean(recent)), 5), "seconds": round(trainer.seconds, 1)}
                 with (options.out / "curve.jsonl").open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -304,7 +312,7 @@ def main() -> None:
     if options.processes == 1:
         train(0, options)
     else:
-        torch.multiprocessing.spawn(train, args=(options,), nprocs=options.processes)
+        spawn(train, args=(options,), nprocs=options.processes)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

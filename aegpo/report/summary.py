@@ -129,9 +129,7 @@ def summarize(study: Study) -> Summary:
     reach = tuple(_reach(curve, headline, target) for curve in curves.values())
     prompts = next((len(run.evaluations[0].prompts) for run in study.runs.values() if run.evaluations), 0)
     costs = _costs(study, curves, headline)
-    return Summary(
-        study.name, study.arms, study.seeds, prompts, headline, target, scores, costs, reach, study.notes
-    )
+    return Summary(study.name, study.arms, study.seeds, prompts, headline, target, scores, costs, reach, study.notes)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -234,9 +232,7 @@ def _costs(study: Study, curves: Mapping[str, Curve], headline: str) -> tuple[Co
     return tuple(_cost_row(study.finished(arm), curve, cheapest, first, headline) for arm, curve in curves.items())
 
 
-def _cost_row(
-    runs: Sequence[RecordedRun], curve: Curve, cheapest: float, first: Curve | None, headline: str
-) -> Cost:
+def _cost_row(runs: Sequence[RecordedRun], curve: Curve, cheapest: float, first: Curve | None, headline: str) -> Cost:
     last = runs[0].training_steps
     stages = list(dict.fromkeys(stage for run in runs for row in run.seconds.values() for stage in row))
     spent = {stage: float(np.mean([_stage_seconds(run, stage) for run in runs])) for stage in stages}

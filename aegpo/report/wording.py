@@ -61,7 +61,7 @@ def verdict(summary: Summary) -> tuple[str, ...]:
     rows = summary.under(summary.headline)
     if not rows:
         return ("No run is finished, so there is no verdict yet.",)
-    return (*_comparison(summary, rows), *_progress(summary, rows), *_guards(summary), *_completeness(summary))
+    return (*_comparison(summary, rows), *_progress(summary, rows), *_guards(summary))
 
 
 def _comparison(summary: Summary, rows: Sequence[Score]) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _comparison(summary: Summary, rows: Sequence[Score]) -> Iterator[str]:
     compared = [row for row in rows if row.difference is not None]
     if not compared:
         gain = f"{best.arm} gained {signed(best.gain, places)} on {summary.headline}"
-        yield f"{gain}; there is no other arm." if len(summary.arms) == 1 else f"{gain}; no arm can be compared to {first}."
+        yield f"{gain}; {'there is no other arm' if len(summary.arms) == 1 else f'nothing can be compared to {first}'}."
         return
     resolved = [row for row in compared if _resolved(row)]
     number = min(len(row.difference.seeds) for row in compared if row.difference)
@@ -129,12 +129,13 @@ def _resolution(compared: Sequence[Score], places: int) -> Iterator[str]:
 def _progress(summary: Summary, rows: Sequence[Score]) -> Iterator[str]:
     rose = [row.arm for row in rows if row.gain_interval and row.gain_interval.low > 0]
     rest = [row.arm for row in rows if row.arm not in rose]
+    rise = f"The trained {summary.headline} rose on held-out prompts in"
     if not rest:
-        yield f"{summary.headline} rose on held-out prompts in every arm, each 95 % CI above 0."
+        yield f"{rise} every arm, each 95 % CI above 0."
     elif rose:
-        yield f"{summary.headline} rose on held-out prompts in {listing(rose)}; not beyond doubt in {listing(rest)}."
+        yield f"{rise} {listing(rose)}; not beyond doubt in {listing(rest)}."
     else:
-        yield f"In no arm is the rise of {summary.headline} on held-out prompts beyond doubt."
+        yield f"{rise} no arm beyond doubt: no 95 % CI is above 0."
 
 
 def _guards(summary: Summary) -> Iterator[str]:
@@ -152,8 +153,3 @@ def _guards(summary: Summary) -> Iterator[str]:
             yield f"The guard {label}, which nobody optimised, is lower in {listing(lower)}, within its 95 % CI."
         else:
             yield f"The guard {label}, which nobody optimised, fell in no arm."
-
-
-def _completeness(summary: Summary) -> Iterator[str]:
-    if summary.notes:
-        yield f"Not everything is there: {'; '.join(summary.notes)}."

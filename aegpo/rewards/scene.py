@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import BoolArray, IntArray
+from aegpo.interfaces import BoolArray, FloatArray, IntArray
 from aegpo.models.shapes.captions import COLOURS, SHAPES, Scene, parse
 from aegpo.models.shapes.rendering import CELL, PALETTE, SIZE, WHITE, coverage
 from aegpo.specs import RewardSpec
@@ -44,7 +45,7 @@ LONGEST = 10  # pixels; a shape is at most 8 wide, two neighbours that touch at 
 CUTS = (0.5, 0.65, 0.8, 0.9)  # alpha above which a pixel belongs to an object; the later ones only where objects touch
 WINDOW = CELL + 4  # pixels on a side of the patch that is matched against the shapes
 SHIFTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)  # pixels; a triangle's centroid lies 1 below the middle of its cell
-LEAST_MATCH = 0.85  # Dice below which strict takes an object for no shape at all
+LEAST_MATCH = 0.9  # Dice below which strict takes an object for no shape at all
 MATCH_SCALE = 0.03  # Dice by which a wrong shape falls to 1/e of the credit; circle and square differ by 0.06
 
 # Weights of the parts of the dense score, our choice. Before the floor is subtracted the caption of another image earns
@@ -83,7 +84,7 @@ class Reading:
 
 
 class SceneReward(RewardSpec):
-    """Reads the image back and scores count, colours, shapes, relation and background against the caption, in [0, 1]."""
+    """Reads the image back and scores count, colours, shapes, relation and background, in [0, 1]."""
 
     kind: Literal["scene"] = "scene"
     strict: bool = Field(False, description="1 where everything is right and nothing is extra, else 0")
@@ -315,12 +316,8 @@ def _union(size: int, one: IntArray, other: IntArray) -> IntArray:  # (size,)
 @cache
 def _templates() -> tuple[Pixels, Pixels]:
     """Every shape at every shift in the window, (shapes * shifts^2, WINDOW^2), and the squared norm of each."""
-    moved = []
-    for shape in SHAPES:
-        centred = np.pad(coverage(shape), (WINDOW - CELL) // 2)
-        for down in SHIFTS:
-            for right in SHIFTS:
-                moved.append(_shift(_shift(centred, down, 0), right, 1).ravel())
+    centred = [np.pad(coverage(shape), (WINDOW - CELL) // 2) for shape in SHAPES]
+    moved = [_shift(_shift(mask, down, 0), right, 1).ravel() for mask, down, right in product(centred, SHIFTS, SHIFTS)]
     templates: Pixels = np.stack(moved).astype(np.float32)
     return templates, (templates**2).sum(axis=1)
 
@@ -334,7 +331,7 @@ def _shift(patch: Pixels, distance: float, axis: int) -> Pixels:
 
 
 def _match_shapes(
-    label: IntArray, alpha: Pixels, owner: IntArray, hue: IntArray, x: Pixels, y: Pixels
+    label: IntArray, alpha: Pixels, owner: IntArray, hue: IntArray, x: FloatArray, y: FloatArray
 ) -> Pixels:  # (objects, shapes)
     """Dice coefficient of each object's alpha with each shape, at the best shift around the object's centroid."""
     top, left = (np.rint(place - WINDOW / 2).astype(np.int64) for place in (y, x))
@@ -343,10 +340,10 @@ def _match_shapes(
     outside = (rows < 0) | (rows >= SIZE) | (columns < 0) | (columns >= SIZE)
     place = (owner[:, None, None], rows.clip(0, SIZE - 1), columns.clip(0, SIZE - 1))
     mine = (label[place] == np.arange(1, len(owner) + 1)[:, None, None]) & ~outside
-    patch = np.where(_grow(mine) & ~outside, alpha[(*place, hue[:, None, None])], 0).reshape(len(owner), -1)
+    patch = np.where(_grow(mine) & ~outside, alpha[(*place, hue[:, None, None])], 0).reshape(len(owner), WINDOW**2)
     templates, norm = _templates()
     dice = 2 * patch @ templates.T / ((patch**2).sum(axis=1, keepdims=True) + norm)
-    best: Pixels = dice.reshape(len(owner), len(SHAPES), -1).max(axis=2)
+    best: Pixels = dice.reshape(len(owner), len(SHAPES), len(SHIFTS) ** 2).max(axis=2)
     return best
 
 

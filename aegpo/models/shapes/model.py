@@ -38,6 +38,7 @@ class ShapesModel:
         self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)
         transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self._policy: nn.Module = transformer.to(device).eval()
+        self._image_tokens = (self.latent_shape[1] // transformer.config.patch_size) ** 2
         self._base = BasePolicy(self._policy)
         self._network = self._policy
 
@@ -94,6 +95,4 @@ class ShapesModel:
         return watch_attention(self._network, tap, self._layout)
 
     def _layout(self, layer: str, queries: int, keys: int) -> tuple[slice, slice]:
-        patch = self._policy.config.patch_size
-        image = (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch)
-        return slice(0, image), slice(image, keys)
+        return slice(0, self._image_tokens), slice(self._image_tokens, keys)

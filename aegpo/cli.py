@@ -1,0 +1,140 @@
+"""The command line; thin. Nothing here imports torch: `run` does, once the file is known to be right."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aegpo import __version__
+from aegpo.errors import AegpoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 160  # columns of tables where the output is no terminal
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="experiment file (YAML)", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="change a key in every arm, e.g. optimizer.learning_rate=1e-4"),
+]
+Plugins = Annotated[
+    list[str], typer.Option("--plugin", metavar="MODULE", help="load a plugin: an importable module or a .py file")
+]
+
+
+def main() -> None:
+    """Entry point: runs a command; a mistake of the user or of a plugin is a message and exit code 2."""
+    try:
+        app()
+    except AegpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"aegpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """Reward fine-tuning of text-to-image models, guided by attention entropy."""
+
+
+@app.command()
+def run(
+    file: FileArgument,
+    arm: Annotated[list[str], typer.Option(metavar="ARM", help="run only this arm; may be repeated")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(metavar="SEED", help="run only this seed; may be repeated")] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; default: one for each GPU or core")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with what is there")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="write no report at the end")] = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Train every arm under every seed, going on where an earlier call stopped, then write one report."""
+    from aegpo.launching import LaunchRequest, launch
+
+    request = LaunchRequest(
+        path=file,
+        overrides=tuple(overrides),
+        plugins=tuple(plugin),
+        arms=tuple(arm),
+        seeds=tuple(seed),
+        out=out,
+        jobs=jobs,
+        fresh=fresh,
+        report=not no_report,
+    )
+    raise typer.Exit(launch(request))
+
+
+@app.command()
+def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -> None:  # noqa: B006
+    """Validate a file, show what differs between its arms and what each costs. Loads no model."""
+    from aegpo import describe
+    from aegpo.costs import cost
+    from aegpo.loading import load_experiment_file
+    from aegpo.plugins import load_registries, plugin_manager
+
+    loaded = load_experiment_file(file, load_registries(plugin_manager(plugin)), overrides)
+    console = _console()
+    if len(loaded.arms) > 1:
+        console.print(describe.differences(loaded))
+    console.print(describe.costs(loaded, {arm: cost(experiment) for arm, experiment in loaded.arms.items()}))
+
+
+@app.command()
+def plugins(
+    part: Annotated[str, typer.Argument(metavar="[KIND/NAME]", help="one part, e.g. allocators/entropy")] = "",
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """List every registered part and who ships it, or show the fields of one."""
+    from rich.markup import escape
+
+    from aegpo import describe
+    from aegpo.plugins import load_registries, plugin_manager
+
+    registries = load_registries(plugin_manager(plugin))
+    console = _console()
+    if not part:
+        console.print(describe.parts(registries))
+        return
+    entry, fields = describe.part(registries, part)
+    doc = inspect.cleandoc(entry.spec.__doc__ or "")
+    console.print(f"[bold]{escape(part)}[/bold], shipped by {escape(entry.source)}\n\n{escape(doc)}\n")
+    console.print(fields)
+
+
+@app.command()
+def schema(plugin: Plugins = []) -> None:  # noqa: B006
+    """Print the JSON schema of experiment files."""
+    from aegpo.plugins import load_registries, plugin_manager
+    from aegpo.schema import file_schema
+
+    print(json.dumps(file_schema(load_registries(plugin_manager(plugin))), indent=2))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=WIDE)

@@ -1,0 +1,113 @@
+"""The plots of the report: each is drawn once and saved as PNG, for the folder, and as SVG, for the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aegpo.report import figures
+from aegpo.report.recorded import Study
+from aegpo.report.style import DPI, STYLE
+from aegpo.report.summary import Summary
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot of the page."""
+
+    name: str  # of the file
+    title: str
+    caption: str
+    alternative: str  # what a reader who cannot see it is told
+    svg: str
+
+
+def draw_plots(study: Study, summary: Summary, folder: Path) -> tuple[Plot, ...]:
+    """Draws every plot there is data for; writes `folder`/NAME.png and returns the plots for the page."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        return tuple(_save(drawing, folder) for drawing in _drawings(study, summary))
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    draw: Callable[[], Any]  # returns the matplotlib figure
+
+
+def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
+    rows = [row for arm in study.arms for run in study.of(arm) for row in run.steps]
+    if any(len(run.evaluations) > 1 for run in study.runs.values()):
+        yield _Drawing(
+            "curves",
+            "Reward on held-out prompts",
+            "Line: mean over the finished seeds. Band: lowest to highest seed. Dotted: a run that is not finished. "
+            "Dashed grey: the base model. Seconds are those of training steps, without evaluations and checkpoints.",
+            "Evaluation reward of every arm against training steps, forwards and seconds",
+            lambda: figures.draw_curves(study),
+        )
+    if summary.scores:
+        yield _Drawing(
+            "gains",
+            "Gains and differences",
+            "Left: gain over the base, 95 % CI for new seeds and new prompts. Right: paired difference of the gain to "
+            "the first arm, 95 % t interval over seeds. Small dots: single seeds.",
+            "Gain of every arm with its interval, and its paired difference to the first arm",
+            lambda: figures.draw_gains(summary),
+        )
+    if rows:
+        yield _Drawing(
+            "steps",
+            "Attention entropy and the steps chosen",
+            "Above: Entropy(t), mean over prompts and training steps; band: 10th to 90th percentile; the larger a dot, "
+            "the more often the step was chosen. Below: share of prompts for which a step was chosen. Denoising runs "
+            "from noise, left, to image, right.",
+            "Entropy at every denoising step, and how often each was chosen, per arm",
+            lambda: figures.draw_steps(study),
+        )
+        yield _Drawing(
+            "allocation",
+            "How rollouts were allocated",
+            "Above: share of prompts that got so many rollouts in a step, each panel on its own scale. Below, for "
+            "arms that measure entropy: rollouts of a prompt against its delta-entropy, relative to the mean of its step.",
+            "Histogram of rollouts per prompt, and rollouts against delta-entropy, per arm",
+            lambda: figures.draw_allocation(study),
+        )
+    if any(cost.stage_seconds for cost in summary.costs):
+        yield _Drawing(
+            "seconds",
+            "Where the time goes",
+            "Wall-clock seconds of a training step by stage, mean over steps and finished seeds; evaluations and "
+            "checkpoints are spread over all steps.",
+            "Seconds per training step by stage, per arm",
+            lambda: figures.draw_seconds(summary),
+        )
+
+
+def _save(drawing: _Drawing, folder: Path) -> Plot:
+    import matplotlib
+
+    figure = drawing.draw()
+    _save_png(figure, folder / f"{drawing.name}.png")
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": drawing.name, "svg.id": drawing.name}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    svg = stream.getvalue()
+    return Plot(drawing.name, drawing.title, drawing.caption, drawing.alternative, svg[svg.index("<svg") :])
+
+
+def _save_png(figure: Any, path: Path) -> None:
+    """Saves with a palette of 256 colours: a third of the size, and a plot has few."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI, facecolor="white")
+    with Image.open(stream) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

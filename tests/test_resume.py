@@ -1,0 +1,164 @@
+"""A run that is killed and started again must end as if nothing had happened, bit for bit."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from aegpo.checkpoints import load_latest
+
+EXPERIMENT = """
+name: tiny
+training_steps: 7
+model: {kind: shapes, weights: /tmp/h5/weights}
+prompts: {train_count: 3, evaluation_count: 4}
+rollouts: {prompts_per_step: 2, rollouts_per_step: 6, denoising_steps: 3}
+rewards: [palette]
+allocator: {kind: entropy, low: 2, high: 4}
+selector: {kind: entropy-peak, top_k: 2}
+tree: branching
+sampler: flow-sde
+advantage: group
+objective: clipped
+policy: {ema: 0.9}
+optimizer: {rollouts_per_update: 3}
+evaluation: {every: 2, images: 2}
+checkpoint: {every: 2}
+trackers: [console]
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+PATIENCE = 120  # seconds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "tiny.yaml").write_text(EXPERIMENT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    """The run folder of a run without a break."""
+    process = start(folder, "straight")
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output
+    return run_folder(folder, "straight")
+
+
+def start(folder, out, *words):
+    words = words or ("run", "tiny.yaml", "--out", out, "--no-report")
+    command = [sys.executable, "-m", "aegpo", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, **pipes)
+
+
+def run_folder(folder, out):
+    return folder / out / "tiny" / "main" / "seed-0"
+
+
+def wait_for(process, happened):
+    """Returns as soon as something happened in a process that is still running."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def steps(run):
+    """Training steps recorded so far."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def assert_same_run(left, right):
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+    images = sorted(path.name for path in (left / "images").iterdir())
+    assert images == sorted(path.name for path in (right / "images").iterdir())
+    assert all((left / "images" / name).read_bytes() == (right / "images" / name).read_bytes() for name in images)
+    one, other = (load_latest(each / "checkpoints", report=pytest.fail) for each in (left, right))
+    assert one.step == other.step == 7
+    assert one.state == other.state
+    assert one.tensors.keys() == other.tensors.keys()
+    assert {name.split("/")[0] for name in one.tensors} >= {"policy", "ema", "optimizer", "rng"}
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def test_after_kills_at_four_points_and_an_interrupt_a_run_ends_as_if_nothing_had_happened(folder, straight):
+    run = run_folder(folder, "killed")
+    checkpoints = run / "checkpoints"
+
+    process = start(folder, "killed")  # before the first checkpoint
+    wait_for(process, lambda: steps(run) == 1)
+    kill(process)
+    assert not list(checkpoints.glob("step-*"))
+
+    process = start(folder, "killed")  # while the first checkpoint is written
+    wait_for(process, lambda: any(checkpoints.glob(".step-000002.tmp/*")))
+    kill(process)
+    assert not list(checkpoints.glob("step-*"))
+
+    process = start(folder, "killed")  # in the middle of a step after a checkpoint
+    wait_for(process, (checkpoints / "step-000002").exists)
+    time.sleep(0.05)
+    kill(process)
+    recorded = steps(run)
+    assert recorded >= 2
+
+    process = start(folder, "killed")  # Ctrl-C between checkpoints
+    wait_for(process, lambda: steps(run) == 3 > recorded or steps(run) > max(recorded, 3))
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 130, output
+    line = next(line for line in output.splitlines() if line.startswith("interrupted; to go on:"))
+    assert load_latest(checkpoints, report=pytest.fail).step == steps(run)
+    assert not (run / "finished.json").exists()
+
+    with (run / "metrics.jsonl").open("ab") as file:  # a crash of the machine may leave half a row
+        file.write(b'{"step": 4, "metr')
+    words = shlex.split(line.removeprefix("interrupted; to go on:"))
+    assert words == ["aegpo", "run", "tiny.yaml", "--out", "killed", "--no-report"]
+    process = start(folder, "killed", *words[1:])
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output
+    assert_same_run(run, straight)
+
+
+def test_a_damaged_checkpoint_costs_steps_but_changes_nothing(folder, straight):
+    run = run_folder(folder, "damaged")
+    process = start(folder, "damaged")
+    wait_for(process, (run / "checkpoints" / "step-000004").exists)
+    kill(process)
+    (run / "checkpoints" / "step-000004" / "optimizer.safetensors").write_bytes(b"")
+    process = start(folder, "damaged")
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output
+    assert "step-000004: optimizer.safetensors has a wrong checksum" in output
+    assert "step 2/7" in output
+    assert_same_run(run, straight)
+
+
+def test_a_finished_run_is_skipped_and_a_changed_one_refused(folder, straight):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*.json*")}
+    process = start(folder, "straight")
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output
+    assert "main seed 0: finished before, skipped (--fresh starts over)" in output
+    process = start(folder, "straight", "run", "tiny.yaml", "--out", "straight", "--set", "optimizer.epsilon=0.5")
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 2, output
+    assert "  optimizer.epsilon: 1e-08 -> 0.5\n" in output
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*.json*")} == before

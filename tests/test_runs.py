@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aegpo import runs
+from aegpo.errors import AegpoError, CheckpointError
+from aegpo.loading import load_experiment_file, parse_experiment
+from aegpo.plugins import load_registries, plugin_manager
+from aegpo.runs import Run
+
+SMOKE = Path(__file__).parents[1] / "experiments" / "smoke.yaml"
+SIZES = ("rollouts.prompts_per_step=4", "rollouts.rollouts_per_step=48", "rewards=[scene]")
+
+
+@pytest.fixture(scope="module")
+def registries():
+    return load_registries(plugin_manager())
+
+
+@pytest.fixture
+def run(tmp_path, registries):
+    return a_run(tmp_path, registries)
+
+
+def a_run(out, registries, *overrides):
+    file = load_experiment_file(SMOKE, registries, (*SIZES, *overrides))
+    return Run("grpo", 0, file.experiment("grpo", 0), runs.run_folder(out, file.name, "grpo", 0))
+
+
+def begin(run, plugins=(), threads=1):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    return runs.open_manifest(run, plugins, threads)
+
+
+def test_a_run_lives_in_a_folder_named_after_experiment_arm_and_seed(tmp_path, run):
+    assert run.folder == tmp_path / "smoke" / "grpo" / "seed-0"
+
+
+def test_the_manifest_holds_experiment_versions_plugins_commit_and_threads(run, registries):
+    begin(run, plugins=[("aegpo-jpeg", "0.1.0")], threads=3)
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    assert (manifest["format"], manifest["arm"], manifest["seed"]) == (1, "grpo", 0)
+    assert manifest["experiment"] == run.experiment.model_dump(mode="json")
+    assert parse_experiment(manifest["experiment"], registries).model_dump(mode="json") == manifest["experiment"]
+    assert manifest["plugins"] == [["aegpo-jpeg", "0.1.0"]]
+    assert manifest["threads"] == 3
+    assert {"python", "aegpo", "torch", "diffusers", "transformers", "numpy"} <= manifest["versions"].keys()
+    assert manifest["versions"]["python"] == ".".join(str(part) for part in sys.version_info[:3])
+
+
+def test_the_first_start_writes_the_manifest_and_later_ones_keep_it(run):
+    first = begin(run, threads=3)
+    assert begin(run, threads=8) == first
+
+
+def test_the_commit_is_that_of_the_working_directory_and_null_outside_of_a_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert runs.commit() is None
+    author = ["-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert runs.commit() == head
+
+
+def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(tmp_path, registries, run):
+    begin(run)
+    changes = ("optimizer.learning_rate=0.5", "rewards.0.weight=2", "allocator={kind: random, low: 10, high: 14}")
+    changed = a_run(tmp_path, registries, *changes)
+    with pytest.raises(CheckpointError) as caught:
+        runs.check_manifest(changed)
+    rate = run.experiment.optimizer.learning_rate
+    assert str(caught.value).splitlines() == [
+        f"grpo seed 0 was begun with another experiment in {run.folder}:",
+        "  rewards[0].weight: 1.0 -> 2.0",
+        '  allocator.kind: "uniform" -> "random"',
+        "  allocator.low: (absent) -> 10",
+        "  allocator.high: (absent) -> 14",
+        f"  optimizer.learning_rate: {json.dumps(rate)} -> 0.5",
+        "undo the change to go on, start the run over with --fresh, or keep both with another --out",
+    ]
+
+
+def test_the_same_experiment_and_a_folder_without_a_manifest_are_accepted(run):
+    runs.check_manifest(run)
+    begin(run)
+    runs.check_manifest(run)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": 1}, {"a": 2}, ["a: 1 -> 2"]),
+        ({"a": {"b": None}}, {"a": {"b": [1, 2]}}, ["a.b: null -> [1, 2]"]),
+        ({"a": [1, 2]}, {"a": [1, 3]}, ["a: [1, 2] -> [1, 3]"]),
+        ({"a": [{"k": 1}]}, {"a": [{"k": 1}, {"k": 2}]}, ['a[1]: (absent) -> {"k": 2}']),
+        ({"a": 1, "b": 2}, {"b": 2}, ["a: 1 -> (absent)"]),
+        ({"a": True}, {"a": 1}, ["a: true -> 1"]),
+        ({"a": "x"}, {"a": {"kind": "x"}}, ['a: "x" -> {"kind": "x"}']),
+    ],
+)
+def test_differences_are_shown_as_key_old_new(old, new, lines):
+    assert runs.differences(old, new) == lines
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "ar', b"[]", b'{"format": 2}', b"\xff"])
+def test_a_manifest_that_cannot_be_read_is_an_error_with_a_way_out(run, content):
+    begin(run)
+    (run.folder / "manifest.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"manifest\.json.*--fresh"):
+        runs.check_manifest(run)
+
+
+def test_another_version_of_a_library_is_noticed(run):
+    manifest = begin(run)
+    assert runs.changed_versions(manifest) == []
+    manifest["versions"]["numpy"] = "1.0"
+    assert runs.changed_versions(manifest) == [f'numpy: "1.0" -> "{runs.versions()["numpy"]}"']
+
+
+def test_a_run_is_finished_once_it_is_marked(run):
+    begin(run)
+    assert not run.finished
+    run.mark_finished(4)
+    assert run.finished
+    assert json.loads((run.folder / "finished.json").read_text()) == {"step": 4}
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from aegpo.runs import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_kept_out_until_the_first_one_dies(run):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(AegpoError, match=f"process {holder.pid} is running .*seed-0; wait for it"),
+            runs.locked(run.folder),
+        ):
+            pass
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.communicate()
+    with runs.locked(run.folder):
+        pass
+    with runs.locked(run.folder):
+        pass
+
+
+def test_starting_over_leaves_nothing_but_the_lock(run):
+    begin(run)
+    run.mark_finished(4)
+    (run.checkpoints / "step-000004").mkdir(parents=True)
+    (run.checkpoints / "step-000004" / "state.json").write_text("{}")
+    with runs.locked(run.folder):
+        runs.start_over(run.folder)
+    assert [path.name for path in run.folder.iterdir()] == [".lock"]
+
+
+def test_the_order_of_arms_and_seeds_is_noted_and_rewritten_only_when_it_changed(tmp_path):
+    folder = tmp_path / "smoke"
+    runs.write_order(folder, ["grpo", "aegpo"], [0, 1])
+    path = folder / "order.json"
+    assert json.loads(path.read_text()) == {"arms": ["grpo", "aegpo"], "seeds": [0, 1]}
+    written = path.stat().st_ino
+    runs.write_order(folder, ["grpo", "aegpo"], [0, 1])
+    assert path.stat().st_ino == written
+    runs.write_order(folder, ["grpo"], [0])
+    assert json.loads(path.read_text()) == {"arms": ["grpo"], "seeds": [0]}
+
+
+def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "file"
+    runs.write_atomically(path, b"one")
+    runs.write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,150 @@
+import math
+
+import numpy as np
+import pytest
+
+from aegpo.statistics import (
+    Interval,
+    crossed_interval,
+    detectable_shift,
+    first_reach,
+    holm,
+    incomplete_beta,
+    mean_interval,
+    p_value,
+    smallest_detectable,
+    t_cdf,
+    t_quantile,
+    t_test_power,
+)
+
+
+@pytest.mark.parametrize(
+    ("probability", "df", "table"),
+    [
+        (0.975, 1, 12.7062),
+        (0.975, 2, 4.30265),
+        (0.975, 3, 3.18245),
+        (0.975, 10, 2.22814),
+        (0.975, 63, 1.99834),
+        (0.8, 2, 1.06066),
+        (0.95, 4, 2.13185),
+        (0.995, 9, 3.24984),
+        (0.975, 1e6, 1.95997),
+    ],
+)
+def test_t_quantiles_are_those_of_the_printed_tables(probability, df, table):
+    assert t_quantile(probability, df) == pytest.approx(table, abs=6e-6)
+    assert t_quantile(1 - probability, df) == pytest.approx(-table, abs=6e-6)
+
+
+@pytest.mark.parametrize("value", [-7.5, -1.0, 0.0, 0.3, 2.0, 40.0])
+def test_t_cdf_has_its_closed_forms_for_one_and_two_degrees_of_freedom(value):
+    assert t_cdf(value, 1) == pytest.approx(0.5 + math.atan(value) / math.pi, rel=1e-12)
+    assert t_cdf(value, 2) == pytest.approx(0.5 + value / (2 * math.sqrt(2 + value * value)), rel=1e-10)
+
+
+@pytest.mark.parametrize("x", [0.0, 0.01, 0.4, 0.97, 1.0])
+def test_incomplete_beta_is_a_polynomial_for_whole_numbers(x):
+    polynomial = sum(math.comb(6, j) * x**j * (1 - x) ** (6 - j) for j in range(3, 7))  # I_x(3, 4), binomial sum
+    assert incomplete_beta(x, 3, 4) == pytest.approx(polynomial, abs=1e-14)
+
+
+def test_quantile_and_cdf_are_inverse_for_broken_degrees_of_freedom():
+    for df in (0.7, 2.37, 17.9):
+        for probability in (0.51, 0.8, 0.975, 0.9999):
+            assert t_cdf(t_quantile(probability, df), df) == pytest.approx(probability, abs=1e-12)
+
+
+def test_mean_interval_is_the_textbook_t_interval():
+    interval = mean_interval(np.array([1.0, 2.0, 3.0]))
+    assert interval.low == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-5)
+    assert interval.high == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-5)
+
+
+def test_one_value_has_no_interval_no_p_and_no_detectable_difference():
+    one = np.array([0.3])
+    assert mean_interval(one) is None
+    assert p_value(one) is None
+    assert smallest_detectable(one) is None
+    assert crossed_interval(np.zeros((1, 8))) is None
+    assert crossed_interval(np.zeros((8, 1))) is None
+
+
+def test_p_is_five_percent_where_the_interval_touches_zero():
+    values = np.array([0.0, 1.0, 2.0])
+    edge = mean_interval(values).low
+    assert p_value(values - edge) == pytest.approx(0.05, abs=1e-9)
+    assert p_value(np.zeros(3)) == 1
+    assert p_value(np.ones(3)) == 0
+
+
+def test_an_interval_excludes_zero_only_if_both_ends_are_on_one_side():
+    assert Interval(0.1, 0.2).excludes_zero
+    assert Interval(-0.2, -0.1).excludes_zero
+    assert not Interval(-0.1, 0.2).excludes_zero
+    assert not Interval(0.0, 0.2).excludes_zero
+
+
+def test_holm_multiplies_the_smallest_p_most_and_keeps_the_order():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx((0.04, 0.09, 0.09, 0.5))
+    assert holm([0.6, 0.7]) == (1.0, 1.0)
+    assert holm([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("seed_spread", "prompt_spread", "noise"),
+    [(0.02, 0.0, 0.1), (0.02, 0.1, 0.1), (0.02, 0.3, 0.1), (0.005, 0.1, 0.2), (0.05, 0.1, 0.1)],
+)
+def test_crossed_intervals_of_three_seeds_cover_the_truth_about_95_times_in_100(seed_spread, prompt_spread, noise):
+    rng, covered, trials = np.random.default_rng(0), 0, 1500
+    for _ in range(trials):
+        table = 0.04 + rng.normal(0, noise, (3, 48))
+        table += rng.normal(0, seed_spread, (3, 1)) + rng.normal(0, prompt_spread, (1, 48))
+        interval = crossed_interval(table)
+        covered += interval.low <= 0.04 <= interval.high
+    assert 0.925 <= covered / trials <= 0.99
+
+
+def test_a_crossed_interval_is_the_t_interval_over_whatever_alone_varies():
+    values = np.random.default_rng(1).normal(size=5)
+    for table in (np.repeat(values[:, None], 7, axis=1), np.repeat(values[None], 7, axis=0)):
+        crossed, plain = crossed_interval(table), mean_interval(values)
+        assert (crossed.low, crossed.high) == pytest.approx((plain.low, plain.high), rel=1e-9)
+
+
+def test_a_crossed_interval_of_equal_scores_is_a_point():
+    assert crossed_interval(np.full((3, 4), 0.25)) == Interval(0.25, 0.25)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 12])
+def test_a_test_without_an_effect_rejects_five_times_in_a_hundred(count):
+    assert t_test_power(0.0, count) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_detectable_shifts_are_those_of_the_noncentral_t_distribution():
+    # scipy 1.16: root of stats.nct.sf(t_crit, n - 1, shift) = 0.8
+    for count, shift in ((3, 5.653489), (5, 3.761060), (10, 3.149636), (20, 2.953588)):
+        assert detectable_shift(count) == pytest.approx(shift, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_true_mean_of_the_detectable_size_is_seen_four_times_in_five(count):
+    rng, spread, trials = np.random.default_rng(2), 0.7, 4000
+    truth = detectable_shift(count) * spread / math.sqrt(count)
+    seen = sum(p_value(rng.normal(truth, spread, count)) < 0.05 for _ in range(trials))
+    assert seen / trials == pytest.approx(0.8, abs=0.025)
+
+
+def test_the_smallest_detectable_mean_scales_with_the_spread():
+    values = np.array([0.1, 0.2, 0.4])
+    assert smallest_detectable(10 * values + 3) == pytest.approx(10 * smallest_detectable(values))
+    assert smallest_detectable(values) == pytest.approx(5.653489 * values.std(ddof=1) / math.sqrt(3), rel=1e-5)
+
+
+def test_first_reach_interpolates_and_says_never():
+    x, y = np.array([0.0, 10.0, 20.0]), np.array([0.2, 0.4, 0.3])
+    assert first_reach(x, y, 0.3) == pytest.approx(5)
+    assert first_reach(x, y, 0.4) == 10
+    assert first_reach(x, y, 0.1) == 0
+    assert first_reach(x, y, 0.41) is None

@@ -18,7 +18,7 @@ from aegpo.specs import Experiment
 
 LATE = 10**9  # a training step after every warm-up
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
-_RANDOM_CURVES = 6
+_RANDOM_CURVES = 3
 
 
 @dataclass(frozen=True)

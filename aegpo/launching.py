@@ -317,7 +317,7 @@ class _Working:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **share, _PARENT: str(os.getpid())},
+                env={**os.environ, **share, _PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
                 process_group=0,  # Ctrl-C reaches this process only, which passes it on once
             )
         shown.show(child.label, self._record.read())

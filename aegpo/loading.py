@@ -140,9 +140,8 @@ def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | No
     if keys[0] == "extends":
         mistakes.append(Mistake(mark, "extends", "cannot be set by an option; write it into the file"))
         return None
-    arms = document.children.get("arms")
-    if keys[0] == "arms" and arms is not None and len(keys) > 1 and keys[1] not in arms.children:
-        mistakes.append(Mistake(mark, path, f"no arm is called {keys[1]!r}; {suggestion(keys[1], arms.children)}"))
+    if (wrong := _leads_nowhere(document, keys)) is not None:
+        mistakes.append(Mistake(mark, path, wrong))
         return None
     value, found = parse(value_text, "--set", lines=False, indent=f"{path}=")
     mistakes += [replace(mistake, path=path) for mistake in found]
@@ -152,6 +151,24 @@ def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | No
     for key in reversed(keys):
         patch = Marked({key: patch}, mark, mark)
     return patch
+
+
+def _leads_nowhere(document: Marked, keys: list[str]) -> str | None:
+    """What is wrong if the keys of an option name an arm or an item of a list that does not exist."""
+    arms = document.children.get("arms")
+    if keys[0] == "arms" and arms is not None and len(keys) > 1 and keys[1] not in arms.children:
+        return f"no arm is called {keys[1]!r}; {suggestion(keys[1], arms.children)}"
+    node = document
+    for key in keys:
+        if isinstance(node.value, tuple):
+            if not (key.isdecimal() and int(key) < len(node.value)):
+                return f"no item {key!r}; the list has {len(node.value)}, counted from 0"
+            node = node.value[int(key)]
+        elif key in node.children:
+            node = node.children[key]
+        else:
+            return None
+    return None
 
 
 def _seeds(document: Marked, mistakes: list[Mistake]) -> tuple[int, ...]:

@@ -149,18 +149,16 @@ def parse(text: str, name: str, *, lines: bool = True, indent: str = "") -> tupl
         shown = indent + (rows[line] if line < len(rows) else "")
         return Mark(name, line + 1 if lines else None, column + 1 + len(indent), shown)
 
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
+        node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         context = f" {error.context}" if error.context else ""
-        return None, [
-            Mistake(mark(error.problem_mark or error.context_mark), "", f"not YAML: {error.problem}{context}")
-        ]
+        place = mark(error.problem_mark or error.context_mark)
+        return None, [Mistake(place, "", f"not YAML: {error.problem}{context}")]
     except yaml.reader.ReaderError as error:
-        return None, [Mistake(mark(None), "", f"not YAML: {error.reason} at position {error.position}")]
-    finally:
-        loader.dispose()
+        row = text.count("\n", 0, error.position)
+        place = Mark(name, row + 1 if lines else None, 1, indent)
+        return None, [Mistake(place, "", f"not YAML: {error.reason} (character {error.character:#x})")]
     if node is None:
         return None, []
     mistakes: list[Mistake] = []

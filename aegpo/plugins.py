@@ -153,7 +153,8 @@ def _import(candidate: _Candidate) -> object:
         return importlib.import_module(candidate.module)
     except Exception as error:  # a plugin may fail in any way; the user needs to know whose failure it is
         beside = f"{candidate.module}.py"
-        mend = f"give its path, --plugin {beside}" if Path(beside).is_file() else "mend it"
+        is_file = candidate.entry is None and isinstance(error, ModuleNotFoundError) and Path(beside).is_file()
+        mend = f"give its path, --plugin {beside}" if is_file else "mend it"
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{candidate.title} cannot be imported: {reason}; {mend}, or {candidate.way_out}") from error
 

@@ -201,6 +201,8 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._paces: dict[str, Pace] = {}
         self._standings: dict[str, Standing] = {}
+        self._first: dict[str, int] = {}  # steps that were done before
+        self._pace = Pace(0)
         self._runs = runs
         self._all: TaskID | None = None
 
@@ -218,6 +220,7 @@ class Bars:
     def show(self, label: str, standing: Standing) -> None:
         """Moves the run's bar and the bar of all runs."""
         self._standings[label] = standing
+        self._first.setdefault(label, standing.step)
         if label not in self._tasks:
             self._tasks[label] = self._progress.add_task(label, total=standing.total, numbers="", eta=_clock(None))
             self._paces[label] = Pace(standing.step)
@@ -230,10 +233,9 @@ class Bars:
         if self._all is None:
             return
         done, total = sum(standing.step for standing in self._standings.values()), steps * self._runs
-        if "" not in self._paces:
-            self._paces[""] = Pace(done)
+        new = done - sum(self._first.values())
         forwards = sum(standing.forwards for standing in self._standings.values())
-        eta = _clock(self._paces[""].left(done, total))
+        eta = _clock(self._pace.left(new, new + total - done))
         self._progress.update(self._all, completed=done, total=total, eta=eta, numbers=f"forwards {forwards:,}")
 
     def end(self, label: str, outcome: str) -> None:

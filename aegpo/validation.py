@@ -59,20 +59,18 @@ def _is_echo(error: ErrorDetails) -> bool:
 
 
 def _findings(spec: type[Spec], errors: list[ErrorDetails]) -> Iterator[Finding]:
-    """One finding a location: what any member of a plain union would accept is joined by 'or'."""
-    expected: dict[Location, list[str]] = {}
-    given: dict[Location, str] = {}
+    """One finding a location: what the members of a plain union would accept is joined by 'or'."""
+    places: dict[Location, list[tuple[ErrorDetails, type[Spec] | None]]] = {}
     for error in errors:
         location, owner = _locate(spec, error["loc"])
-        direct = _direct(error, location, owner)
-        if direct is not None:
+        places.setdefault(location, []).append((error, owner))
+    for location, found in places.items():
+        options = list(dict.fromkeys(_expectation(error) for error, _ in found))
+        direct = _direct(found[0][0], location, found[0][1])
+        if direct is not None and len(options) == 1:
             yield direct
         else:
-            wanted = expected.setdefault(location, [])
-            wanted += [each for each in (_expectation(error),) if each not in wanted]
-            given.setdefault(location, _given(error["input"]))
-    for location, options in expected.items():
-        yield Finding(location, f"must be {' or '.join(options)}, not {given[location]}")
+            yield Finding(location, f"must be {' or '.join(options)}, not {_given(found[0][0]['input'])}")
 
 
 def _direct(error: ErrorDetails, location: Location, owner: type[Spec] | None) -> Finding | None:
@@ -87,7 +85,7 @@ def _direct(error: ErrorDetails, location: Location, owner: type[Spec] | None) -
         case "missing":
             return Finding(location, f"required, but not given{_choice(owner, location[-1])}")
         case "union_tag_not_found":
-            return Finding(location, f"a part needs a 'kind'{_choice(owner, location[-1])}")
+            return Finding(location, f"a part needs a 'kind'{_choice(owner, next(filter(_is_name, location[::-1])))}")
         case "union_tag_invalid":
             return _unknown_kind(location, context["tag"], context["expected_tags"])
         case "literal_error" if location[-1] == "kind":
@@ -117,6 +115,8 @@ def _expectation(error: ErrorDetails) -> str:
             return "a list"
         case "model_type" | "model_attributes_type" | "dict_type" | "mapping_type":
             return "a mapping of keys to values"
+        case "literal_error":
+            return str(context["expected"])
         case "none_required":
             return "null"
         case "too_short" | "too_long":
@@ -144,6 +144,10 @@ def _unknown_kind(location: Location, kind: str, known: str) -> Finding:
     return Finding(location, f"unknown kind {kind!r}; {suggestion(kind, _quoted(known))}")
 
 
+def _is_name(element: str | int) -> bool:
+    return isinstance(element, str)
+
+
 def _quoted(names: str) -> list[str]:
     return re.findall(r"'([^']*)'", names)
 
@@ -151,8 +155,9 @@ def _quoted(names: str) -> list[str]:
 def _choice(owner: type[Spec] | None, field: str | int) -> str:
     """The kinds a field may have, as the end of a message."""
     info = owner.model_fields.get(str(field)) if owner is not None else None
-    kinds = [kind_of(spec) for spec in _specs(_members(info.annotation))] if info is not None else []
-    names = [kind for kind in kinds if kind is not None]
+    types = _members(info.annotation) if info is not None else []
+    types += [member for each in types for member in _members(_item(each, 0))]
+    names = [kind for spec in _specs(types) if (kind := kind_of(spec)) is not None]
     return f"; known: {', '.join(names)}" if names else ""
 
 
@@ -163,7 +168,7 @@ def _given(value: object) -> str:
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
+        return f"a list of {len(value)}" if value else "an empty list"
     return json.dumps(value)
 
 

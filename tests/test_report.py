@@ -218,7 +218,7 @@ def test_the_verdict_names_the_winner_and_the_guard_that_fell(reported):
     assert "rose on held-out prompts in grpo, selection, aegpo and random-steps; not beyond doubt in allocation" in text
     assert score(numbers, "allocation")["gain_interval"]["low"] < 0
     assert re.search(
-        r"guard scene, which nobody optimised, fell in random-steps \(-0\.0\d+\): a sign of reward hack", text
+        r"guard scene, which no arm optimised, fell in random-steps \(-0\.0\d+\): a sign of reward hack", text
     )
     assert numbers["verdict"][0] in terminal
 
@@ -230,6 +230,15 @@ def test_arms_without_a_difference_get_no_winner(tmp_path):
     sizes = [score(numbers, name)["difference"]["smallest_detectable"] for name in ("b", "c")]
     shown = re.search(r"With 3 seeds a true difference of ([\d.]+) to ([\d.]+)", " ".join(numbers["verdict"]))
     assert [float(each) for each in shown.groups()] == pytest.approx(sorted(sizes), abs=6e-3)
+
+
+def test_a_winner_that_does_not_survive_the_correction_is_not_announced_without_it(tmp_path):
+    arms = [Arm(name, {"palette": gain}) for name, gain in (("grpo", 0.05), ("b", 0.08), ("c", 0.05), ("d", 0.05))]
+    world = World(training_steps=2, every=2, seed_spread=0.007)
+    numbers = numbers_of(write_experiment(tmp_path, arms, seeds=(24, 25, 26, 27), world=world))
+    difference = score(numbers, "b")["difference"]
+    assert difference["p"] < 0.05 < difference["p_holm"] == pytest.approx(3 * difference["p"])
+    assert numbers["verdict"][0] == "On palette, b gained more than grpo, but not once corrected for 3 comparisons."
 
 
 def test_intervals_cover_known_gains_and_false_winners_are_rare(tmp_path):
@@ -422,7 +431,9 @@ def test_a_narrow_terminal_gets_tables_that_fit(written):
     show(summarize(read_study(written)), written / "report.html", Console(file=stream, width=80))
     lines = [line for line in stream.getvalue().splitlines() if not line.startswith("report:")]
     assert max(map(len, lines)) <= 80
-    assert re.search(r"aegpo +0\.\d+ +0\.\d+ +\+0\.\d+", stream.getvalue())
+    interval = r"\[\+0\.\d+, \+0\.\d+\]"
+    assert re.search(rf"aegpo +0\.\d+ +\+0\.\d+ +{interval} +\+0\.\d+ +{interval}", stream.getvalue())
+    assert "only on the page: seeds, p (Holm), base, CI also prompts, detectable" in stream.getvalue()
 
 
 def test_importing_the_report_imports_neither_torch_nor_matplotlib():

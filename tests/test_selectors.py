@@ -79,9 +79,7 @@ def test_chosen_steps_keep_their_distance(entropy, min_gap, top_k):
 def test_a_gap_keeps_neighbours_of_the_highest_peak_out():
     curve = [[0.0, 8.0, 9.0, 7.0, 0.5, 1.0, 2.0, 0.0]]
     assert chosen(EntropyPeakSelector(top_k=3), curve) == [[1, 2, 3]]
-    assert chosen(EntropyPeakSelector(top_k=3, min_gap=2), curve) == [[0, 2, 6]] or chosen(
-        EntropyPeakSelector(top_k=3, min_gap=2), curve
-    ) == [[2, 4, 6]]
+    assert chosen(EntropyPeakSelector(top_k=3, min_gap=2), curve) == [[2, 4, 6]]
     assert chosen(EntropyPeakSelector(top_k=2, min_gap=3), curve) == [[2, 6]]
 
 

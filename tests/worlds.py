@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from aegpo.advantages import GroupAdvantage
 from aegpo.allocators import UniformAllocator
@@ -226,7 +227,7 @@ def recorded_gradients() -> Iterator[list[list[Tensor]]]:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         seen.append([w.grad.clone() if w.grad is not None else torch.zeros_like(w) for w in weights])
 
-    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(record)
+    handle = register_optimizer_step_pre_hook(record)
     try:
         yield seen
     finally:

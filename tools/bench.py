@@ -234,13 +234,14 @@ def bench_branching(experiment: Experiment, repeats: int) -> tuple[list[Figure],
         cond = engine.model.encode(texts[:prompts])
         plans = [_plan(tree, prompts) for tree in (BranchingTree(), IndependentTree())]
         seconds = [[_execute(engine, plan, cond) for plan in plans] for _ in range(repeats + 1)][1:]
-        tree, apart = np.min(seconds, axis=0)
+        (tree, tree_cpu), (apart, apart_cpu) = np.min(seconds, axis=0)  # (2, 2): plan, wall and processor
         what = f"rollout, {prompts} prompt{'s' * (prompts > 1)}: tree with {LEAVES} leaves / {LEAVES} independent"
         figures.append(Figure(what, tree / apart, MAX_BRANCHING))
         counts = " against ".join(f"{plan.forwards:,}" for plan in plans)
         lines.append(
             f"{prompts} prompt{'s' * (prompts > 1)}: {1000 * tree:.0f} ms against {1000 * apart:.0f} ms (best of "
-            f"{repeats} each); forwards {counts}, exactly as planned: {plans[0].forwards / plans[1].forwards:.3f}."
+            f"{repeats} each); forwards {counts}, exactly as planned: {plans[0].forwards / plans[1].forwards:.3f}; "
+            f"processor time {tree_cpu / apart_cpu:.3f}."
         )
     return figures, [*lines, ""]
 
@@ -251,20 +252,21 @@ def _plan(tree: BranchingTree | IndependentTree, prompts: int) -> RolloutPlan:
     return tree.plan(np.full(prompts, LEAVES, dtype=np.int64), chosen, np.random.default_rng(0))
 
 
-def _execute(engine: Engine, plan: RolloutPlan, cond: Conditioning) -> float:
-    """Seconds of one execution, which must cost exactly the plan's forwards."""
+def _execute(engine: Engine, plan: RolloutPlan, cond: Conditioning) -> tuple[float, float]:
+    """Seconds of one execution, which must cost exactly the plan's forwards: on the wall, and of processor time."""
     counter = _Counter()
 
     def velocity(latents: torch.Tensor, sigma: torch.Tensor, chosen: Conditioning) -> torch.Tensor:
         counter.rows += len(latents)
         return engine.how.velocity(latents, sigma, chosen)
 
-    clock = Clock()
+    clock, begin = Clock(), time.process_time()
     rollouts = roll_out(replace(engine.how, velocity=velocity), plan, cond, torch.Generator().manual_seed(0))
     clock.book()
+    processor = time.process_time() - begin
     if counter.rows != plan.forwards or len(rollouts.images) != plan.num_rollouts:
         raise SystemExit(f"{counter.rows} forwards were made, but the plan says {plan.forwards}")
-    return clock.total()
+    return clock.total(), processor
 
 
 # --- how fast the command line answers ---------------------------------------------------------------------------
@@ -335,8 +337,8 @@ def engine_report(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Reads the command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["engine"], help="which benchmark")
     parser.add_argument("--file", type=Path, default=ROOT / ABLATION, help="experiment that is profiled")
@@ -346,7 +348,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="repetitions of which the best counts")
     parser.add_argument("--threads", type=int, default=1, help="as a run has when it shares the cores with others")
     parser.add_argument("--print-only", action="store_true", help="leave tools/BENCHMARKS.md as it is")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measures, prints and records."""
+    options = command_line().parse_args()
     options.arm = options.arm or ["grpo", "aegpo"]
     torch.set_num_threads(options.threads)
     lines = engine_report(options)

@@ -32,7 +32,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from aegpo.models.shapes.captions import COLOURS, COUNTS, KINDS, RELATIONS, SHAPES, captions, scenes
-from aegpo.models.shapes.rendering import SIZE, render
+from aegpo.models.shapes.rendering import SIZE, fade, render
 
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
 LONGEST = 14  # "a green square left of a yellow triangle on a blue background" and two marks
@@ -54,6 +54,7 @@ class Options:
     learning_rate: float
     compile: bool
     caption_dropout: float
+    fade: float
     ema: float
     save_every: int
     seed: int
@@ -141,7 +142,7 @@ class Batches:
         images, tokens = [], []
         for kind in (KINDS[index] for index in kinds):
             which = int(rng.integers(len(self.pools[kind])))
-            images.append(render(self.pools[kind][which], rng))
+            images.append(fade(render(self.pools[kind][which], rng), rng.uniform(0, self.options.fade)))
             tokens.append(self.nothing if rng.random() < self.options.caption_dropout else self.tokens[kind][which])
         clean = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
@@ -299,6 +300,7 @@ def parse_arguments() -> Options:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="AdamW's, on the plateau")
     parser.add_argument("--compile", action="store_true", help="compile the network; pays after some minutes")
     parser.add_argument("--caption-dropout", type=float, default=0.1, help="share of captions left empty for guidance")
+    parser.add_argument("--fade", type=float, default=0.0, help="largest share of contrast a picture has lost")
     parser.add_argument("--ema", type=float, default=0.999, help="decay a step of the averaged weights")
     parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)

@@ -24,7 +24,7 @@ from aegpo.report.style import (
     whole_ticks,
     write_instead,
 )
-from aegpo.report.summary import Score, Summary, curve_of, learning_curves
+from aegpo.report.summary import Curve, Score, Summary, curve_of, learning_curves
 from aegpo.statistics import Interval
 
 # --- curves ----------------------------------------------------------------------------------------------------------
@@ -38,16 +38,7 @@ def draw_curves(study: Study) -> Any:
     for row, label in zip(grid, labels, strict=True):
         for column, axes in enumerate(row):
             for arm, look in looks(study.arms).items():
-                runs = [run for run in study.of(arm) if run.evaluations and label in run.evaluations[0].scores]
-                if arm in finished and label in finished[arm].scores:
-                    curve = finished[arm]
-                    x = (curve.steps, curve.forwards, curve.seconds)[column]
-                    _band(axes, x, curve.scores[label], look, arm)
-                for run in runs:
-                    if not run.finished:
-                        part = curve_of(arm, [run])
-                        x = (part.steps, part.forwards, part.seconds)[column]
-                        axes.plot(x, part.scores[label][0], color=look.color, linestyle=":", linewidth=1.2)
+                _draw_curve(axes, column, label, finished.get(arm), study.of(arm), look)
             _base_line(axes, study, label)
             axes.xaxis.set_major_locator(whole_ticks(5))
         role = "trained" if label in study.example.trained else "guard"
@@ -60,10 +51,24 @@ def draw_curves(study: Study) -> Any:
     return figure
 
 
-def _band(axes: Any, x: FloatArray, values: FloatArray, look: Look, arm: str) -> None:
-    axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=look.color, alpha=0.13, linewidth=0)
-    every = max(1, len(x) // 10)
-    axes.plot(x, values.mean(axis=0), color=look.color, marker=look.marker, markevery=every, label=arm)
+def _draw_curve(
+    axes: Any, column: int, label: str, curve: Curve | None, runs: Sequence[RecordedRun], look: Look
+) -> None:
+    """One arm: a band over its finished seeds, a dotted line for each run that is not."""
+    if curve is not None and label in curve.scores:
+        x, values = _x_axis(curve, column), curve.scores[label]
+        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=look.color, alpha=0.13, linewidth=0)
+        every = max(1, len(x) // 10)
+        axes.plot(x, values.mean(axis=0), color=look.color, marker=look.marker, markevery=every, label=curve.arm)
+    begun = [run for run in runs if not run.finished and run.evaluations and label in run.evaluations[0].scores]
+    for index, run in enumerate(begun):
+        part = curve_of(run.arm, [run])
+        name = run.arm if curve is None and index == 0 else None
+        axes.plot(_x_axis(part, column), part.scores[label][0], ":", color=look.color, linewidth=1.4, label=name)
+
+
+def _x_axis(curve: Curve, column: int) -> FloatArray:
+    return (curve.steps, curve.forwards, curve.seconds)[column]
 
 
 def _base_line(axes: Any, study: Study, label: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -13,15 +14,26 @@ from aegpo.report.summary import Summary
 from aegpo.report.tables import Table, cost_table, reach_table, score_tables
 from aegpo.report.wording import verdict
 
-NARROW = 120  # columns below which the tables leave out what the page has
-_LEFT_OUT = ("seeds", "CI also prompts", "p (Holm)", "of these probe", "s in all", "trained edges")
+# What a terminal that is too narrow does without, in this order; the page has it all.
+DISPENSABLE = (
+    "seeds",
+    "p (Holm)",
+    "of these probe",
+    "base",
+    "CI also prompts",
+    "s in all",
+    "trained edges",
+    "steps",
+    "detectable",
+    "relative",
+)
 
 
 def show(summary: Summary, page: Path, console: Console) -> None:
     """Prints the final tables, the verdict and where the page is."""
     tables = [*score_tables(summary), cost_table(summary), reach_table(summary)] if summary.scores else []
     for table in tables:
-        console.print(_rich(table, console.width))
+        _print(table, console)
     for number, sentence in enumerate(verdict(summary)):
         console.print(Text(sentence, style="bold" if number == 0 else ""))
     for note in summary.notes:
@@ -29,12 +41,29 @@ def show(summary: Summary, page: Path, console: Console) -> None:
     console.print(Text(f"report: {page}"), soft_wrap=True)
 
 
-def _rich(table: Table, width: int) -> RichTable:
-    kept = [i for i, name in enumerate(table.columns) if width >= NARROW or name not in _LEFT_OUT]
+def _print(table: Table, console: Console) -> None:
+    """Prints as many columns as the terminal has room for, and says which it left out."""
+    left_out: list[str] = []
+    endless = console.options.update(width=10_000)  # to measure what a table needs, not what it can be squeezed into
+    for name in (*DISPENSABLE, None):
+        shown = _rich(table, left_out)
+        if name is None or console.measure(shown, options=endless).maximum <= console.width:
+            break
+        left_out += [name] if name in table.columns[1:] else []
+    console.print(shown)
+    if left_out:
+        console.print(Text(f"only on the page: {', '.join(left_out)}", style="dim"))
+    console.print()
+
+
+def _rich(table: Table, left_out: Sequence[str]) -> RichTable:
     title = Text(table.title, style="bold")
-    shown = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    shown = RichTable(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1)
+    )
+    kept = [index for index, name in enumerate(table.columns) if name not in left_out]
     for index in kept:
-        shown.add_column(Text(table.columns[index]), justify="right" if index else "left")
+        shown.add_column(Text(table.columns[index]), justify="right" if index else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(row[index]) for index in kept))
     return shown

@@ -83,7 +83,9 @@ def _comparison(summary: Summary, rows: Sequence[Score]) -> Iterator[str]:
         worse = [row.arm for row in resolved if row.difference and row.difference.mean < 0]
         parts = [f"{listing(better)} gained more than {first}"] if better else []
         parts += [f"{listing(worse)} gained less than {first}"] if worse else []
-        yield f"On {summary.headline}, {'; '.join(parts)}."
+        holding = [row for row in resolved if row.difference and (row.difference.p_holm or 0) < ALPHA]
+        doubt = "" if holding else f", but not once corrected for {len(compared)} comparisons"
+        yield f"On {summary.headline}, {'; '.join(parts)}{doubt}."
     yield (
         f"The highest gain on {summary.headline} is that of {best.arm}, {signed(best.gain, places)}"
         + ("." if best.arm == first else f", against {signed(rows[0].gain, places)} of {rows[0].arm}.")
@@ -148,8 +150,8 @@ def _guards(summary: Summary) -> Iterator[str]:
         lower = [row.arm for row in rows if row.gain < 0 and row not in fell]
         if fell:
             falls = listing([f"{row.arm} ({signed(row.gain, places)})" for row in fell])
-            yield f"The guard {label}, which nobody optimised, fell in {falls}: a sign of reward hacking."
+            yield f"The guard {label}, which no arm optimised, fell in {falls}: a sign of reward hacking."
         elif lower:
-            yield f"The guard {label}, which nobody optimised, is lower in {listing(lower)}, within its 95 % CI."
+            yield f"The guard {label}, which no arm optimised, is lower in {listing(lower)}, within its 95 % CI."
         else:
-            yield f"The guard {label}, which nobody optimised, fell in no arm."
+            yield f"The guard {label}, which no arm optimised, fell in no arm."

@@ -6,12 +6,12 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from PIL import Image
 from pydantic import Field
 
 import aegpo
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -27,11 +27,12 @@ class JpegSize(aegpo.RewardSpec):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:  # (N,) float32
         """(N, 3, h, w) in [0, 1] -> minus the bytes of each."""
         import torch
+        from PIL import Image
 
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return torch.tensor([-self.size(Image.fromarray(image)) for image in pixels], dtype=torch.float32)
 
-    def size(self, image: Image.Image) -> int:
+    def size(self, image: Image) -> int:
         """Bytes of one image as JPEG."""
         buffer = io.BytesIO()
         image.save(buffer, format="JPEG", quality=self.quality)

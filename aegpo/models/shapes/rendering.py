@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from aegpo.models.shapes.captions import COLOURS, SHAPES, Scene
+from aegpo.models.shapes.captions import Scene
 
 CELL = 8
 CELLS = 3
@@ -81,17 +81,7 @@ def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:  # (S
     return paint(place(scene, rng), scene.background)
 
 
-__all__ = [
-    "CELL",
-    "CELLS",
-    "COLOURS",
-    "PALETTE",
-    "SHAPES",
-    "SIZE",
-    "WHITE",
-    "Placed",
-    "coverage",
-    "paint",
-    "place",
-    "render",
-]
+
+def fade(image: NDArray[np.float32], amount: float) -> NDArray[np.float32]:  # the image's shape, in [0, 1]
+    """The image with a share of its contrast lost: 0 leaves it, 1 is plain grey."""
+    return np.asarray(0.5 + (1.0 - amount) * (image - 0.5), dtype=np.float32)

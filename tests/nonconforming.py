@@ -1,0 +1,155 @@
+"""Parts that break the rules, one rule each; importable without torch, as every spec must be."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field
+
+from aegpo.hookspecs import hookimpl
+from aegpo.rewards.palette import PaletteReward
+from aegpo.specs import AllocatorSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec, TreeSpec
+from aegpo.trees import IndependentTree
+
+
+class Lopsided(AllocatorSpec):
+    """Everything for the first prompt."""
+
+    kind: Literal["lopsided"] = "lopsided"
+
+    def allocate(self, signals, budget, rng):
+        counts = np.full(signals.num_prompts, 2, dtype=np.int64)
+        counts[0] = budget - 2 * (signals.num_prompts - 1) - (budget > 20)
+        return counts
+
+
+class Dicey(SelectorSpec):
+    """Draws from a generator nobody gave it."""
+
+    kind: Literal["dicey"] = "dicey"
+
+    def select(self, signals, rng):
+        selected = np.random.default_rng().random((signals.num_prompts, signals.num_steps)) < 0.5
+        selected[:, 0] = True
+        return selected
+
+
+class Choosy(SelectorSpec):
+    """Nothing suits it."""
+
+    kind: Literal["choosy"] = "choosy"
+
+    def problems(self, experiment):
+        yield "no"
+
+
+class Stump(TreeSpec):
+    """Loses a leaf."""
+
+    kind: Literal["stump"] = "stump"
+
+    def plan(self, counts, steps, rng):
+        return IndependentTree().plan(counts - 1, steps, rng)
+
+
+class Neighbourly(RewardSpec):
+    """Scores an image by the whole batch."""
+
+    kind: Literal["neighbourly"] = "neighbourly"
+
+    def score(self, images, prompts):
+        return images.mean(dim=(1, 2, 3)) - images.mean()
+
+
+class Scribbler(RewardSpec):
+    """Draws on what it is given."""
+
+    kind: Literal["scribbler"] = "scribbler"
+
+    def score(self, images, prompts):
+        images.zero_()
+        return images.new_zeros(len(images))
+
+
+class Detached(ObjectiveSpec):
+    """Cannot be learned from."""
+
+    kind: Literal["detached"] = "detached"
+
+    def loss(self, update):
+        return update.log_prob.detach(), {}
+
+
+class Silent(TrackerSpec):
+    """Watches nothing."""
+
+    kind: Literal["silent"] = "silent"
+
+    def build(self, folder):
+        return object()
+
+
+class Mumbler(TrackerSpec):
+    """Watches what never happens."""
+
+    kind: Literal["mumbler"] = "mumbler"
+
+    def build(self, folder):
+        class Observer:
+            @hookimpl
+            def aegpo_on_step_done(self, report):
+                pass
+
+        return Observer()
+
+
+class Undescribed(RewardSpec):
+    """A field nobody explains."""
+
+    kind: Literal["undescribed"] = "undescribed"
+    power: float = 1.0
+
+
+class Tolerant(RewardSpec):
+    """Takes any key."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: Literal["tolerant"] = "tolerant"
+
+
+class Forgetful(PaletteReward):
+    """Does not read back what it writes."""
+
+    kind: Literal["forgetful"] = "forgetful"  # type: ignore[assignment]
+    secret: int = Field(0, exclude=True, description="is not written")
+
+
+class Memory:
+    """Chooses the next step in every call, and stores nothing of it."""
+
+    needs_entropy = False
+
+    def __init__(self):
+        self.calls = 0
+
+    def select(self, signals, rng):
+        self.calls += 1
+        selected = np.zeros((signals.num_prompts, signals.num_steps), dtype=bool)
+        selected[:, min(self.calls, signals.num_steps) - 1] = True
+        return selected
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class Amnesiac(SelectorSpec):
+    """Loses its memory in a checkpoint."""
+
+    kind: Literal["amnesiac"] = "amnesiac"
+
+    def build(self):
+        return Memory()

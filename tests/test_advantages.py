@@ -1,0 +1,187 @@
+"""Credit of trained transitions: closed forms, and BranchGRPO's own numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from test_trees import questions, trees
+from worlds import plan_of
+
+from aegpo.advantages import DepthAdvantage, GroupAdvantage
+from aegpo.interfaces import Edges, RolloutPlan, Rollouts
+from aegpo.trees import BranchingTree, IndependentTree
+
+DATA = Path(__file__).parent / "data"
+
+
+def rollouts_of(plan: RolloutPlan, log_prob=None) -> Rollouts:
+    """What an advantage reads of an execution: the plan and its log-probabilities."""
+    nothing = torch.zeros(0)
+    log_prob = log_prob or tuple(torch.zeros(len(parent)) for parent in plan.parent)
+    edges = Edges(nothing, nothing, nothing, nothing, nothing, nothing, torch.zeros(plan.trained_edges))
+    return Rollouts(plan, nothing, nothing, log_prob, edges)
+
+
+def credit(advantage, scores, plan: RolloutPlan, weights=(1.0,), log_prob=None) -> torch.Tensor:
+    rewards = torch.as_tensor(scores, dtype=torch.float32)
+    rewards = rewards[:, None] if rewards.ndim == 1 else rewards
+    return advantage.estimate(rewards, torch.tensor(weights), rollouts_of(plan, log_prob))
+
+
+SIDE_BY_SIDE = plan_of(IndependentTree(), [3, 2], [[1, 0], [1, 0]])  # one trained edge a rollout, in order
+SCORES = np.array([1.0, 2.0, 6.0, 0.0, 4.0])
+CENTRED = np.array([-2.0, -1.0, 3.0, -2.0, 2.0])
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("std", ["none", "group", "batch"])
+def test_group_advantage_is_the_centred_reward_over_the_chosen_std(std, unbiased):
+    advantage = GroupAdvantage(std=std, unbiased=unbiased, epsilon=0.01, clip=None)
+    ddof = int(unbiased)
+    group = np.repeat([SCORES[:3].std(ddof=ddof), SCORES[3:].std(ddof=ddof)], [3, 2])
+    divisor = {"none": np.ones(5), "group": group + 0.01, "batch": np.full(5, SCORES.std(ddof=ddof) + 0.01)}[std]
+    expected = torch.from_numpy(CENTRED / divisor).float()
+    torch.testing.assert_close(credit(advantage, SCORES, SIDE_BY_SIDE), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_rewards_are_summed_by_weight_first():
+    scores = np.stack([SCORES, -SCORES, SCORES**2], axis=1)
+    found = credit(GroupAdvantage(std="none"), scores, SIDE_BY_SIDE, weights=(2.0, 1.5, 0.0))
+    torch.testing.assert_close(found, torch.from_numpy(0.5 * CENTRED).float())
+
+
+def test_advantages_are_cut_off_at_the_clip():
+    found = credit(GroupAdvantage(std="none", clip=1.5), SCORES, SIDE_BY_SIDE)
+    assert found.tolist() == [-1.5, -1.0, 1.5, -1.5, 1.5]
+    assert credit(GroupAdvantage(std="none", clip=None), SCORES, SIDE_BY_SIDE).abs().max() == 3.0
+
+
+def test_a_group_without_differences_gets_no_credit():
+    for std in ("none", "group", "batch"):
+        found = credit(GroupAdvantage(std=std), [0.7, 0.7, 0.7, 0.0, 4.0], SIDE_BY_SIDE)
+        assert found[:3].abs().max() < 1e-6
+        assert found[3:].abs().min() > 0.1
+    assert credit(DepthAdvantage(), [0.7, 0.7, 0.7, 0.0, 4.0], SIDE_BY_SIDE)[:3].tolist() == [0.0] * 3
+
+
+def test_an_epsilon_of_zero_is_refused_because_equal_rewards_would_divide_by_it():
+    with pytest.raises(ValidationError, match="greater than 0"):
+        GroupAdvantage(epsilon=0.0)
+
+
+scores_of = st.integers(0, 2**31).map(lambda seed: np.random.default_rng(seed).normal(size=80))
+advantages = st.one_of(
+    st.builds(GroupAdvantage, std=st.sampled_from(["none", "group", "batch"]), unbiased=st.booleans()),
+    st.builds(DepthAdvantage),
+)
+
+
+@given(questions(), trees, scores_of, advantages, st.floats(-10, 10))
+def test_a_constant_added_to_every_reward_changes_nothing(question, tree, noise, advantage, shift):
+    plan = tree.plan(*question, np.random.default_rng(0))
+    scores = torch.from_numpy(noise[: plan.num_rollouts, None])  # float64, so that the shift itself is exact enough
+    weights, rollouts = torch.ones(1), rollouts_of(plan)
+    before = advantage.estimate(scores, weights, rollouts)
+    after = advantage.estimate(scores + shift, weights, rollouts)
+    assert before.shape == (plan.trained_edges,)
+    assert before.dtype == torch.float32
+    torch.testing.assert_close(after, before, atol=2e-6, rtol=2e-6)
+
+
+@given(questions(), scores_of, st.sampled_from(["none", "group", "batch"]))
+def test_the_credit_of_each_group_sums_to_zero(question, noise, std):
+    counts, steps = question
+    steps[:] = False
+    steps[:, 0] = True  # one trained edge a rollout
+    plan = IndependentTree().plan(counts, steps, np.random.default_rng(0))
+    found = credit(GroupAdvantage(std=std, clip=None), noise[: plan.num_rollouts], plan)
+    for prompt in range(len(counts)):
+        assert float(found[torch.from_numpy(plan.group == prompt)].sum()) == pytest.approx(0, abs=1e-4)
+
+
+@given(questions(), scores_of)
+def test_an_edge_gets_the_mean_advantage_of_the_rollouts_that_pass_through(question, noise):
+    counts, steps = question
+    plan = BranchingTree().plan(counts, steps, np.random.default_rng(0))
+    scores = noise[: plan.num_rollouts]
+    found = credit(GroupAdvantage(std="none", clip=None), scores, plan).tolist()
+    means = np.bincount(plan.group, weights=scores) / counts
+    expected = []
+    for level in range(plan.num_steps):
+        below = np.arange(plan.num_rollouts)
+        for deeper in reversed(range(level + 1, plan.num_steps)):
+            below = plan.parent[deeper][below]
+        for child in np.flatnonzero(plan.trained[level]):
+            leaves = np.flatnonzero(below == child)
+            expected.append((scores[leaves] - means[plan.group[leaves]]).mean())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def tree_of(reference) -> tuple[RolloutPlan, tuple[torch.Tensor, ...]]:
+    """A reference file's tree with every edge trained, and the log-probability of every edge."""
+    parents = [np.array(level["parent"], dtype=np.int64) for level in reference["levels"][1:]]
+    prompt = (np.zeros(1, dtype=np.int64), *(np.zeros(len(parent), dtype=np.int64) for parent in parents))
+    every = tuple(np.ones(len(parent), dtype=bool) for parent in parents)
+    log_prob = tuple(torch.tensor(level["log_prob"]) for level in reference["levels"][1:])
+    return RolloutPlan(prompt, tuple(parents), every, every), log_prob
+
+
+@pytest.mark.parametrize(("name", "weighting"), [("depth-mean", "mean"), ("depth-path-weighted", "path")])
+def test_depth_advantages_are_branchgrpos(name, weighting):
+    # Outputs of BranchGRPO's compute_node_rewards_from_leaves and compute_hierarchical_advantages_by_depth.
+    reference = json.loads((DATA / f"{name}.json").read_text())
+    plan, log_prob = tree_of(reference)
+    advantage = DepthAdvantage(weighting=weighting)
+    scores = torch.tensor(reference["leaf_rewards"])
+    rollouts = rollouts_of(plan, log_prob)
+    for found, level in zip(advantage.node_values(scores.double(), rollouts), reference["levels"], strict=True):
+        torch.testing.assert_close(found.float(), torch.tensor(level["reward"]), atol=1e-6, rtol=0)
+    expected = torch.cat([torch.tensor(level["advantage"]) for level in reference["levels"][1:]])
+    found = advantage.estimate(scores[:, None], torch.ones(1), rollouts)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_path_weights_are_a_softmax_over_siblings():
+    plan = plan_of(BranchingTree(), [4], [[1, 1]])
+    log_prob = (torch.zeros(2), torch.tensor([0.0, np.log(3.0), 1000.0, 0.0]))  # large values must not overflow
+    advantage = DepthAdvantage(weighting="path")
+    scores = torch.tensor([1.0, 5.0, 2.0, 9.0], dtype=torch.float64)
+    values = advantage.node_values(scores, rollouts_of(plan, log_prob))
+    torch.testing.assert_close(values[1], torch.tensor([0.25 * 1 + 0.75 * 5, 2.0], dtype=torch.float64))
+
+
+def test_equal_log_probabilities_make_path_weights_the_mean_of_a_balanced_tree():
+    plan = plan_of(BranchingTree(), [8], [[1, 0, 1, 1]])
+    scores = np.random.default_rng(0).normal(size=8)
+    assert torch.allclose(credit(DepthAdvantage(weighting="path"), scores, plan), credit(DepthAdvantage(), scores, plan))
+
+
+def test_depths_are_normalised_within_each_prompt():
+    plan = plan_of(BranchingTree(), [4, 4], [[1, 1], [1, 1]])
+    scores = np.random.default_rng(0).normal(size=4)
+    found = credit(DepthAdvantage(), np.concatenate([scores, 100 + 10 * scores]), plan)
+    torch.testing.assert_close(found[:2], found[2:4], atol=1e-5, rtol=0)  # level 1: two nodes a prompt
+    torch.testing.assert_close(found[4:8], found[8:12], atol=1e-5, rtol=0)
+    assert abs(float(found[:2].sum())) < 1e-6
+    assert float(found[4:8].std()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_depths_that_hardly_vary_get_no_credit():
+    plan = plan_of(IndependentTree(), [2], [[1, 0]])
+    scores = [0.5, 0.5 + 1e-6]
+    assert credit(DepthAdvantage(), scores, plan).tolist() == [0.0, 0.0]
+    assert credit(DepthAdvantage(least_std=1e-8), scores, plan).abs().min() > 0.6
+
+
+def test_depth_advantages_are_cut_off_at_the_clip():
+    plan = plan_of(IndependentTree(), [40], [[1, 0]])
+    scores = [1.0, *[0.0] * 39]
+    assert credit(DepthAdvantage(), scores, plan).max() == 5.0
+    assert credit(DepthAdvantage(clip=None), scores, plan).max() > 6.0

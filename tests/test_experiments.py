@@ -1,0 +1,120 @@
+"""Every experiment that ships: it loads, says what it is, and each of its numbers says where it comes from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aegpo.cli import app
+from aegpo.costs import cost
+from aegpo.loading import load_experiment_file, parse_experiment
+from aegpo.marks import Marked, parse
+from aegpo.plugins import load_registries, plugin_manager
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+FILES = sorted(FOLDER.rglob("*.yaml"))
+ABLATION = FOLDER / "ablation.yaml"
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def registries():
+    return load_registries(plugin_manager())
+
+
+def marked(path) -> Marked:
+    document, mistakes = parse(path.read_text(), str(path))
+    assert not mistakes
+    return document
+
+
+def numbers(value: Marked):
+    """Every number below a marked value."""
+    below = value.children.values() if value.children else value.value if isinstance(value.value, tuple) else ()
+    if isinstance(value.value, int | float) and not isinstance(value.value, bool):
+        yield value
+    for child in below:
+        yield from numbers(child)
+
+
+def header(path) -> str:
+    rows = path.read_text().splitlines()
+    return "\n".join(rows[: next(i for i, row in enumerate(rows) if not row.startswith("#"))])
+
+
+def test_there_are_the_experiments_that_the_readme_names():
+    assert {"ablation.yaml", "smoke.yaml"} <= {path.name for path in FILES}
+
+
+@each_file
+def test_every_arm_loads_under_every_seed(path, registries):
+    file = load_experiment_file(path, registries)
+    for arm in file.arms:
+        for seed in file.seeds:
+            assert file.experiment(arm, seed).seed == seed
+
+
+@each_file
+def test_every_arm_survives_the_way_through_a_manifest(path, registries):
+    for experiment in load_experiment_file(path, registries).arms.values():
+        written = experiment.model_dump(mode="json")
+        assert parse_experiment(written, registries).model_dump(mode="json") == written
+
+
+@each_file
+def test_check_shows_every_arm(path, registries):
+    result = CliRunner().invoke(app, ["check", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    for arm in load_experiment_file(path, registries).arms:
+        assert re.search(rf"^\S {arm} ", result.stdout, re.MULTILINE)
+
+
+@each_file
+def test_the_file_is_named_after_its_experiment(path, registries):
+    assert load_experiment_file(path, registries).name == path.stem
+
+
+@each_file
+def test_the_header_says_what_the_file_is_and_what_it_reproduces(path, registries):
+    text = header(path)
+    assert text.lower().startswith(f"# {path.stem}:")
+    assert "eproduces" in text
+    arms = marked(path).children.get("arms")
+    for arm in arms.children if arms is not None else ():
+        assert re.search(rf"^#   {arm} ", text, re.MULTILINE), f"arm {arm!r} is not in the header"
+
+
+@each_file
+def test_every_number_says_in_a_trailing_comment_where_it_comes_from(path):
+    rows = path.read_text().splitlines()
+    lines = {value.mark.line for value in numbers(marked(path))}
+    silent = [f"{line}: {rows[line - 1]}" for line in sorted(lines) if not re.search(r"\s# \S+", rows[line - 1])]
+    assert not silent, "\n".join(["numbers without a source", *silent])
+
+
+def test_the_arms_of_the_ablation_cost_the_same_rollouts(registries):
+    arms = load_experiment_file(ABLATION, registries).arms
+    leaves = {arm: str(cost(experiment).leaves) for arm, experiment in arms.items()}
+    assert len(set(leaves.values())) == 1, leaves
+
+
+def test_the_control_of_the_ablation_differs_from_aegpo_only_in_who_chooses(registries):
+    arms = load_experiment_file(ABLATION, registries).arms
+    aegpo, control = (arms[arm].model_dump(mode="json") for arm in ("aegpo", "control"))
+    assert {key for key in aegpo if aegpo[key] != control[key]} == {"allocator", "selector"}
+    for axis in ("allocator", "selector"):
+        shared = set(control[axis]) - {"kind"}
+        assert control[axis]["kind"] == "random"
+        assert {key: control[axis][key] for key in shared} == {key: aegpo[axis][key] for key in shared}
+
+
+def test_the_ablation_scores_palette_and_scene_whichever_it_trains_on(registries):
+    file = load_experiment_file(ABLATION, registries)
+    for experiment in file.arms.values():
+        kinds = {spec.kind for spec in (*experiment.rewards, *experiment.evaluation.rewards)}
+        assert {"palette", "scene"} <= kinds
+        assert len(file.seeds) >= 3
+        assert experiment.prompts.train_count >= 200

@@ -1,0 +1,83 @@
+"""Where a step's prompts come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import GaussianSpec, small_experiment
+
+from aegpo.errors import AegpoError
+from aegpo.models.shapes import ShapesSpec
+from aegpo.prompts import PromptStream, read_prompts
+from aegpo.specs import PromptsSpec
+
+LETTERS = tuple("abcdefghij")
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 5))
+def test_every_prompt_comes_once_before_any_comes_again(total, per_step, seed):
+    if per_step > total:
+        return
+    texts = tuple(f"prompt {index}" for index in range(total))
+    stream = PromptStream(texts, per_step, seed)
+    drawn = [prompt for step in range(1, 2 * total + 1) for prompt in stream.at(step)]
+    for epoch in range(len(drawn) // total):
+        assert Counter(prompt.text for prompt in drawn[epoch * total : (epoch + 1) * total]) == Counter(texts)
+    assert all(texts[prompt.index] == prompt.text for prompt in drawn)
+
+
+def test_a_step_has_the_same_prompts_whatever_was_asked_before():
+    asked = PromptStream(LETTERS, 3, seed=1)
+    for step in (1, 2, 3, 9):
+        asked.at(step)
+    assert asked.at(7) == PromptStream(LETTERS, 3, seed=1).at(7)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    stream = PromptStream(LETTERS, 10, seed=0)
+    orders = {tuple(prompt.text for prompt in stream.at(step)) for step in range(1, 6)}
+    orders |= {tuple(prompt.text for prompt in PromptStream(LETTERS, 10, seed).at(1)) for seed in range(1, 6)}
+    assert len(orders) == 10
+
+
+def test_too_few_prompts_for_a_step_are_refused():
+    with pytest.raises(AegpoError) as error:
+        PromptStream(LETTERS, 11, seed=0)
+    assert str(error.value) == "prompts: 10 training prompts are fewer than the 11 of a step"
+
+
+def test_prompts_of_a_file_are_its_lines_without_blank_ones_up_to_the_count(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("  a cat \n\n\ta caf\u00e9\n a dog", encoding="utf-8")
+    experiment = small_experiment(GaussianSpec(), prompts=PromptsSpec(train=path, evaluation=path, evaluation_count=2))
+    assert read_prompts(experiment, "train") == ("a cat", "a caf\u00e9", "a dog")
+    assert read_prompts(experiment, "evaluation") == ("a cat", "a caf\u00e9")
+
+
+def test_files_that_are_missing_or_empty_are_refused(tmp_path):
+    missing, empty = tmp_path / "missing.txt", tmp_path / "empty.txt"
+    empty.write_text("\n  \n")
+    with pytest.raises(AegpoError) as error:
+        read_prompts(small_experiment(GaussianSpec(), prompts=PromptsSpec(train=missing)), "train")
+    assert str(error.value) == f"prompts: cannot read {missing}: No such file or directory"
+    with pytest.raises(AegpoError) as error:
+        read_prompts(small_experiment(GaussianSpec(), prompts=PromptsSpec(evaluation=empty)), "evaluation")
+    assert str(error.value) == f"prompts: {empty} has no prompts; it should have one a line"
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"a cat\n\xff\xfe\n")
+    with pytest.raises(AegpoError, match="prompts: cannot read"):
+        read_prompts(small_experiment(GaussianSpec(), prompts=PromptsSpec(train=path)), "train")
+
+
+def test_without_a_file_the_models_own_captions_are_drawn_and_never_shared_between_splits():
+    experiment = small_experiment(ShapesSpec(), prompts=PromptsSpec(train_count=200, evaluation_count=64, seed=3))
+    train, held_out = read_prompts(experiment, "train"), read_prompts(experiment, "evaluation")
+    assert (len(train), len(held_out)) == (200, 64)
+    assert not set(train) & set(held_out)
+    assert read_prompts(experiment.model_copy(update={"seed": 9}), "train") == train  # the same for every arm and seed

@@ -1,0 +1,203 @@
+"""Every block of the README is run, loaded or parsed; every link leads somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox.registry
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from aegpo.cli import app
+from aegpo.loading import load_experiment_file
+from aegpo.plugins import load_registries, plugin_manager
+from aegpo.testing import check_reward
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+STEP = re.compile(r"\d{6}")
+CHEAP = {  # the smallest run that still evaluates, branches and checkpoints
+    "training_steps": 2,
+    "prompts": "{train_count: 8, evaluation_count: 4}",
+    "rollouts": "{prompts_per_step: 2, rollouts_per_step: 24, denoising_steps: 5}",
+    "optimizer.rollouts_per_update": 24,
+    "evaluation.images": 4,
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; the first line of a file's block is a comment with its path."""
+
+    language: str
+    text: str
+
+    @property
+    def path(self) -> str:
+        found = re.match(r"# (\S+\.\w+)\n", self.text)
+        assert found, f"the block must begin with a comment that names its file:\n{self.text}"
+        return found[1]
+
+
+BLOCKS = [Block(*found) for found in FENCE.findall(TEXT)]
+
+
+def texts(language):
+    return [block.text for block in BLOCKS if block.language == language]
+
+
+def commands(first):
+    """The command lines of the page that begin with a word, as lists of words."""
+    lines = [line for text in texts("bash") for line in text.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.split()[0] == first]
+
+
+def shown(words):
+    return " ".join(words) or "(alone)"
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with the experiments and the files of the page, as its reader would have."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    for block in BLOCKS:
+        if block.language in ("python", "yaml"):
+            (tmp_path / block.path).write_text(block.text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def modules(workplace):
+    return [block.path for block in BLOCKS if block.language == "python"]
+
+
+def test_the_page_begins_with_the_line_for_the_main_job_and_the_line_for_the_tests():
+    main_job, tests = texts("bash")[:2]
+    assert main_job.count("\n") == tests.count("\n") == 1
+    assert main_job.endswith("&& .venv/bin/aegpo run experiments/ablation.yaml\n")
+    assert tests.endswith("&& .venv/bin/python -m pytest\n")
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    assert {block.language for block in BLOCKS} == {"bash", "python", "yaml", "text"}
+    assert len(texts("text")) == 1
+
+
+def test_every_command_line_begins_with_a_program_that_is_tested():
+    lines = [line for text in texts("bash") for line in text.splitlines()]
+    assert {line.split()[0] for line in lines} == {"python3", "aegpo", "nox", "python"}
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)]+)\)", TEXT))
+def test_every_link_leads_to_something_in_the_repository(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("words", commands("aegpo"), ids=shown)
+def test_every_command_is_accepted_with_its_file_arms_and_seeds(words, workplace):
+    name, *rest = words
+    context = typer.main.get_command(app).commands[name].make_context(name, list(rest))
+    given = context.params
+    if "file" not in given:
+        return
+    registries = load_registries(plugin_manager(given["plugin"]))
+    file = load_experiment_file(given["file"], registries, given["overrides"])
+    assert set(given.get("arm", ())) <= set(file.arms)
+    assert set(given.get("seed", ())) <= set(file.seeds)
+
+
+@pytest.mark.parametrize("words", [words for words in commands("aegpo") if words[0] != "run"], ids=shown)
+def test_every_command_that_trains_nothing_succeeds(words, workplace):
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.strip()
+
+
+def test_every_command_of_the_command_line_is_on_the_page():
+    assert {words[0] for words in commands("aegpo")} == set(typer.main.get_command(app).commands)
+
+
+def test_every_option_of_run_on_the_page_exists_and_the_others_are_few():
+    options = {option for param in typer.main.get_command(app).commands["run"].params for option in param.opts}
+    on_the_page = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", TEXT))
+    assert on_the_page <= options
+    assert options - on_the_page <= {"file", "--help", "-h", "--no-report"}
+
+
+@pytest.mark.parametrize("words", commands("nox"), ids=shown)
+def test_every_session_of_nox_exists(words, monkeypatch):
+    monkeypatch.setattr(nox.registry, "_REGISTRY", {})
+    load(ROOT / "noxfile.py")
+    sessions = nox.registry.get()
+    assert set(words[1:2]) <= set(sessions)
+    for name in sessions:
+        assert name in TEXT, f"nox session {name!r} is not on the page"
+
+
+@pytest.mark.parametrize("words", commands("python"), ids=shown)
+def test_every_tool_takes_its_arguments(words):
+    script, *rest = words
+    assert load(ROOT / script).command_line().parse_args(rest)
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: block.path)
+def test_every_experiment_file_loads_with_every_arm_and_seed(block, workplace, modules):
+    file = load_experiment_file(Path(block.path), load_registries(plugin_manager(modules)))
+    assert file.name == Path(block.path).stem
+    assert all(file.experiment(arm, seed).seed == seed for arm in file.arms for seed in file.seeds)
+
+
+def test_the_reward_is_a_plugin_that_conforms(workplace, modules, monkeypatch):
+    monkeypatch.syspath_prepend(workplace)
+    names = [Path(module).stem for module in modules]
+    own = [entry for entry in load_registries(plugin_manager(names)).rewards if entry.source in names]
+    assert [entry.name for entry in own] == names
+    for entry in own:
+        check_reward(entry.spec())
+
+
+def test_a_run_with_the_reward_leaves_the_folder_that_the_page_shows(workplace, tiny_weights):
+    words = next(words for words in commands("aegpo") if words[0] == "run" and "--plugin" in words)
+    cheap = [word for key, value in CHEAP.items() for word in ("--set", f"{key}={value}")]
+    chosen = ["--arm", "grpo", "--arm", "aegpo", "--seed", "0", "--set", f"model.weights={tiny_weights}"]
+    command = [sys.executable, "-m", "aegpo", *words, *chosen, *cheap]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = workplace / "runs" / Path(words[1]).stem
+    assert found_below(folder) == described(texts("text")[0])
+
+
+def found_below(folder):
+    """Paths in a run folder without hidden files, the other arm and what is inside of checkpoints and report."""
+    paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.name.startswith(".")}
+    inside = re.compile(r"aegpo(/|$)|report/.|.*/checkpoints/[^/]+/.")
+    return {STEP.sub("N", path) for path in paths if not inside.match(path)}
+
+
+def described(tree):
+    """The paths of an indented tree, below its first line."""
+    paths, parents = set(), []
+    for line in tree.splitlines()[1:]:
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        parents[depth:] = [line.split()[0].rstrip("/")]
+        whole = "/".join(parents)
+        paths |= {STEP.sub("N", whole)} | {"/".join(parents[: i + 1]) for i in range(depth)}
+    return paths

@@ -1,0 +1,182 @@
+"""Executing a plan: the same trajectories as one by one, for exactly the forwards the plan promised."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from worlds import GaussianSpec, execution, plan_of
+
+from aegpo.interfaces import Gaussian
+from aegpo.rollouts import roll_out, sample_deterministic
+from aegpo.samplers import FlowSde, euler, gaussian_log_prob
+from aegpo.trees import BranchingTree, IndependentTree
+
+PROMPTS = {"gaussian": ["0.5", "-0.5"], "tiny": ["a red circle", "two blue squares and a green triangle"]}
+PLANS = {
+    "independent": plan_of(IndependentTree(), [3, 5], [[1, 1, 1, 0], [1, 1, 1, 0]]),
+    "shared start": plan_of(IndependentTree(start="shared"), [3, 5], [[0, 1, 0, 0], [0, 0, 1, 0]]),
+    "branching": plan_of(BranchingTree(), [4, 6], [[1, 0, 1, 0], [1, 1, 1, 0]]),
+    "branching, noisy elsewhere": plan_of(BranchingTree(elsewhere="sde"), [4, 3], [[0, 1, 1, 0], [1, 0, 0, 1]]),
+}
+
+
+@pytest.fixture
+def models(tiny_model):
+    return {"gaussian": GaussianSpec().build(torch.device("cpu")), "tiny": tiny_model}
+
+
+def one_by_one(how, plan, cond, seed: int) -> torch.Tensor:
+    """Every rollout on its own from root to leaf, with the noise the plan's order assigns to its nodes."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = how.model.latent_shape
+    noise = [torch.randn((len(plan.prompt[0]), *shape), generator=generator)]
+    for noisy in plan.noisy:
+        level = torch.zeros((len(noisy), *shape))
+        if noisy.any():
+            level[torch.from_numpy(noisy)] = torch.randn((int(noisy.sum()), *shape), generator=generator)
+        noise.append(level)
+    finals = []
+    for leaf in range(plan.num_rollouts):
+        path = [leaf]
+        for parent in reversed(plan.parent):
+            path.append(int(parent[path[-1]]))
+        path.reverse()
+        latents = noise[0][path[0]][None]
+        prompt = cond.select(torch.from_numpy(plan.group[leaf : leaf + 1]))
+        for level, node in enumerate(path[1:]):
+            step = (how.sigmas[level : level + 1], how.sigmas[level + 1 : level + 2])
+            with torch.no_grad():
+                velocity = how.velocity(latents, step[0], prompt)
+            if plan.noisy[level][node]:
+                gaussian = how.sampler.transition(latents, velocity, *step)
+                latents = gaussian.mean + gaussian.std.view(-1, 1, 1, 1) * noise[level + 1][node]
+            else:
+                latents = euler(latents, velocity, *step)
+        finals.append(latents)
+    return torch.cat(finals)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("which", ["gaussian", "tiny"])
+def test_an_executed_plan_is_its_rollouts_sampled_one_by_one(models, which, plan):
+    how = execution(models[which], plan.num_steps)
+    cond = how.model.encode(PROMPTS[which])
+    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(3))
+    expected = one_by_one(how, plan, cond, seed=3)
+    if which == "gaussian":  # element by element, so batching cannot change a bit
+        assert torch.equal(rollouts.latents, expected)
+    torch.testing.assert_close(rollouts.latents, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(rollouts.images, how.model.decode(expected), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 64])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_plan_costs_exactly_its_forwards_in_batches_no_larger_than_asked(models, plan, micro_batch):
+    how = execution(models["gaussian"], plan.num_steps, micro_batch=micro_batch)
+    sizes: list[int] = []
+
+    def counted(latents, sigma, cond):
+        sizes.append(len(latents))
+        assert len(sigma) == len(cond.text) == len(latents)
+        return how.velocity(latents, sigma, cond)
+
+    cond = how.model.encode(PROMPTS["gaussian"])
+    counting = dataclasses.replace(how, velocity=counted)
+    found = roll_out(counting, plan, cond, torch.Generator().manual_seed(0))
+    assert sum(sizes) == plan.forwards
+    assert max(sizes) <= micro_batch
+    whole = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
+    assert torch.equal(found.latents, whole.latents)
+
+
+@pytest.mark.parametrize("which", ["gaussian", "tiny"])
+def test_noisy_steps_at_noise_level_zero_give_the_deterministic_images(models, which):
+    plan = PLANS["independent"]
+    how = execution(models[which], plan.num_steps, FlowSde(noise_level=0.0))
+    cond = how.model.encode(PROMPTS[which])
+    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(5))
+    start = torch.randn((8, *how.model.latent_shape), generator=torch.Generator().manual_seed(5))
+    images = sample_deterministic(how, start, cond.select(torch.from_numpy(plan.group)))
+    assert torch.equal(rollouts.images, images)
+
+
+def test_edges_are_the_trained_transitions_in_the_order_of_levels_and_nodes(models):
+    plan = PLANS["branching, noisy elsewhere"]
+    how = execution(models["gaussian"], plan.num_steps)
+    edges = roll_out(how, plan, how.model.encode(PROMPTS["gaussian"]), torch.Generator().manual_seed(0)).edges
+    chosen = [(level, child) for level in range(4) for child in np.flatnonzero(plan.trained[level])]
+    assert len(edges) == plan.trained_edges == len(chosen)
+    assert edges.level.tolist() == [level for level, _ in chosen]
+    assert edges.prompt.tolist() == [plan.prompt[level + 1][child] for level, child in chosen]
+    assert edges.rollout.tolist() == [plan.first_leaf[level + 1][child] for level, child in chosen]
+    assert edges.leaves.tolist() == [plan.leaves[level + 1][child] for level, child in chosen]
+
+
+def test_siblings_share_their_parent_state_and_differ_after_it(models):
+    plan = PLANS["branching"]
+    how = execution(models["gaussian"], plan.num_steps)
+    edges = roll_out(how, plan, how.model.encode(PROMPTS["gaussian"]), torch.Generator().manual_seed(0)).edges
+    first = (edges.level == 0) & (edges.prompt == 0)
+    assert int(first.sum()) == 2
+    assert torch.equal(*edges.latents[first])
+    assert not torch.equal(*edges.next_latents[first])
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("which", ["gaussian", "tiny"])
+def test_log_probabilities_are_those_of_the_stored_value(models, which, storage):
+    plan = PLANS["independent"]
+    how = execution(models[which], plan.num_steps, storage=storage)
+    cond = how.model.encode(PROMPTS[which])
+    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(1))
+    edges = rollouts.edges
+    assert edges.latents.dtype == edges.next_latents.dtype == rollouts.latents.dtype == storage
+    assert edges.log_prob.dtype == torch.float32
+    for level in range(3):  # replayed in the batches they were sampled in
+        rows = edges.level == level
+        latents, sigma = edges.latents[rows].float(), how.sigmas[level].expand(8)
+        with torch.no_grad():
+            velocity = how.velocity(latents, sigma, cond.select(edges.prompt[rows]))
+        gaussian = how.sampler.transition(latents, velocity, sigma, how.sigmas[level + 1].expand(8))
+        replayed = gaussian_log_prob(gaussian, edges.next_latents[rows].float())
+        assert torch.equal(replayed, edges.log_prob[rows])
+        assert torch.equal(replayed, rollouts.log_prob[level])
+
+
+def test_deterministic_steps_have_a_log_probability_of_zero(models):
+    plan = PLANS["shared start"]
+    how = execution(models["gaussian"], plan.num_steps)
+    rollouts = roll_out(how, plan, how.model.encode(PROMPTS["gaussian"]), torch.Generator().manual_seed(0))
+    for level, log_prob in enumerate(rollouts.log_prob):
+        assert log_prob.shape == (len(plan.parent[level]),)
+        assert ((log_prob != 0) == torch.from_numpy(plan.noisy[level])).all()
+
+
+def test_the_same_generator_gives_the_same_rollouts_and_another_gives_others(models):
+    plan = PLANS["branching"]
+    how = execution(models["tiny"], plan.num_steps)
+    cond = how.model.encode(PROMPTS["tiny"])
+    one, same, other = (roll_out(how, plan, cond, torch.Generator().manual_seed(seed)).images for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_stored_states_are_not_rounded_twice(models):
+    # What is stored is the cast of mean + std noise, computed in float32 from the stored parent.
+    plan = plan_of(IndependentTree(), [4], [[1, 0]])
+    how = execution(models["gaussian"], 2, storage=torch.bfloat16)
+    cond = how.model.encode(["0.5"])
+    edges = roll_out(how, plan, cond, torch.Generator().manual_seed(0)).edges
+    generator = torch.Generator().manual_seed(0)
+    start, noise = (torch.randn((4, *how.model.latent_shape), generator=generator) for _ in range(2))
+    stored = start.to(torch.bfloat16)
+    sigma, sigma_next = how.sigmas[0].expand(4), how.sigmas[1].expand(4)
+    with torch.no_grad():
+        velocity = how.velocity(stored.float(), sigma, cond.select(torch.zeros(4, dtype=torch.int64)))
+    gaussian: Gaussian = how.sampler.transition(stored.float(), velocity, sigma, sigma_next)
+    expected = (gaussian.mean + gaussian.std.view(-1, 1, 1, 1) * noise).to(torch.bfloat16)
+    assert torch.equal(edges.latents, stored)
+    assert torch.equal(edges.next_latents, expected)

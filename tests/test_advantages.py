@@ -160,7 +160,9 @@ def test_path_weights_are_a_softmax_over_siblings():
 def test_equal_log_probabilities_make_path_weights_the_mean_of_a_balanced_tree():
     plan = plan_of(BranchingTree(), [8], [[1, 0, 1, 1]])
     scores = np.random.default_rng(0).normal(size=8)
-    assert torch.allclose(credit(DepthAdvantage(weighting="path"), scores, plan), credit(DepthAdvantage(), scores, plan))
+    assert torch.allclose(
+        credit(DepthAdvantage(weighting="path"), scores, plan), credit(DepthAdvantage(), scores, plan)
+    )
 
 
 def test_depths_are_normalised_within_each_prompt():

@@ -72,7 +72,9 @@ def test_captured_queries_and_keys_are_those_after_qk_norm(tiny_model):
 
 def test_the_network_is_left_as_it_was_even_if_the_tap_fails(tiny_model):
     def hooks() -> int:
-        return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in tiny_model.policy.modules())
+        return sum(
+            len(module._forward_pre_hooks) + len(module._forward_hooks) for module in tiny_model.policy.modules()
+        )
 
     def fail(call):
         raise KeyError(call.layer)
@@ -100,7 +102,8 @@ def test_the_base_is_watched_inside_base_and_the_policy_outside(tiny_model):
     with tiny_model.base():
         pass
     with torch.no_grad():
-        tiny_model.policy.transformer_blocks[0].attn.to_q.weight.mul_(-1)
+        for weight in tiny_model.policy.transformer_blocks[0].attn.to_q.parameters():
+            weight.mul_(-1)
     _, policy = watched(tiny_model)
     with tiny_model.base():
         _, base = watched(tiny_model)

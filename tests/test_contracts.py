@@ -247,7 +247,7 @@ class Heavy(SelectorSpec):
         (testing.check_reward, bad.Scribbler(), "reward 'scribbler' changes the images it is given; work on a copy"),
         (
             testing.check_reward,
-            Neighbourly(),
+            bad.Neighbourly(),
             "reward 'neighbourly' scores ",
         ),
         (testing.check_objective, bad.Detached(), "objective 'detached' returned a loss without a gradient"),

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec
 
-from aegpo.entropy import _dense_entropy, attention_entropy, call_entropy
-from aegpo.entropy import EntropyProbe
+from aegpo.entropy import EntropyProbe, _dense_entropy, attention_entropy, call_entropy
 from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Prompt
 from aegpo.samplers import euler
@@ -34,9 +33,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@given(
-    st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 8, 32, 65])
-)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 8, 32, 65]))
 def test_entropies_are_those_of_the_dense_softmax(batch, heads, queries, keys, width):
     query, key = normal(batch, heads, queries, width), normal(batch, heads, keys, width, seed=1)
     scale = 1 / math.sqrt(width)
@@ -146,7 +143,10 @@ def test_the_probe_measures_every_layer_along_the_deterministic_trajectory(tiny_
     assert entropy.shape == base.shape == (3, 3)
     assert entropy.dtype == np.float64
     assert forwards == 2 * 3 * 3
-    start = [torch.randn(tiny_model.latent_shape, generator=torch.Generator().manual_seed(4 * 1_000_003 + i)) for i in range(3)]
+    start = [
+        torch.randn(tiny_model.latent_shape, generator=torch.Generator().manual_seed(4 * 1_000_003 + i))
+        for i in range(3)
+    ]
     latents, sigmas, cond = torch.stack(start), tiny_model.sigmas(3), encoded(tiny_model)
     for level in range(3):
         calls: list[AttentionCall] = []

@@ -243,10 +243,15 @@ def test_averaged_weights_follow_the_decay_and_its_warm_up(build):
         expected = decay * expected + (1 - decay) * mean.detach()
         torch.testing.assert_close(trained.averaged["mean"], expected)
     current = mean.detach().clone()
-    with pytest.raises(KeyError), trained.averaged_weights():
-        assert torch.equal(mean, trained.averaged["mean"])
-        assert not torch.equal(mean, current)
-        raise KeyError
+
+    def fail_inside():
+        with trained.averaged_weights():
+            assert torch.equal(mean, trained.averaged["mean"])
+            assert not torch.equal(mean, current)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert torch.equal(mean, current)
 
 
@@ -366,7 +371,6 @@ def test_a_restored_learner_takes_the_next_step_bit_for_bit(build, policy):
     assert mine == yours
     for name, tensor in restored.state_dict().items():
         assert torch.equal(tensor, original.state_dict()[name]), name
-        assert name.endswith("/step") or name not in state or tensor.dtype == torch.float32
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(build):
@@ -377,8 +381,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(build):
     with pytest.raises(AegpoError) as error:
         trained.update(rollouts, credit, cond, np.random.default_rng(0))
     assert str(error.value) == (
-        "training diverged: the loss is not finite; lower 'optimizer.learning_rate' or raise 'sampler.noise_level', and "
-        "start over with --fresh"
+        "training diverged: the loss is not finite; lower 'optimizer.learning_rate' or raise 'sampler.noise_level', "
+        "and start over with --fresh"
     )
     assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
     assert trained.updates == 0

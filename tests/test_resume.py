@@ -32,7 +32,7 @@ checkpoint: {every: 2}
 trackers: [console]
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-PATIENCE = 120  # seconds
+PATIENCE = 240  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,7 @@ def assert_same_run(left, right):
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
+@pytest.mark.timeout(900)
 def test_after_kills_at_four_points_and_an_interrupt_a_run_ends_as_if_nothing_had_happened(folder, straight):
     run = run_folder(folder, "killed")
     checkpoints = run / "checkpoints"
@@ -133,6 +134,7 @@ def test_after_kills_at_four_points_and_an_interrupt_a_run_ends_as_if_nothing_ha
     assert_same_run(run, straight)
 
 
+@pytest.mark.timeout(900)
 def test_a_damaged_checkpoint_costs_steps_but_changes_nothing(folder, straight):
     run = run_folder(folder, "damaged")
     process = start(folder, "damaged")

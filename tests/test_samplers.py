@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def moments(sampler: FlowSde, spread: float, mean: float, steps: int) -> list[tu
     points = torch.stack([torch.zeros(model.latent_shape), torch.ones(model.latent_shape)])
     found = [(0.0, 1.0)]
     with torch.no_grad():
-        for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, sigma_next in pairwise(sigmas):
             velocity = model.velocity(points, sigma.expand(2), cond)
             gaussian = sampler.transition(points, velocity, sigma.expand(2), sigma_next.expand(2))
             at_zero, at_one = (float(value) for value in gaussian.mean[:, 0, 0, 0])

@@ -143,8 +143,8 @@ def test_independent_rollouts_with_shared_noise_are_the_tree_split_once(question
     assert_same(shared, split)
 
 
-@pytest.mark.parametrize("rollouts", [31, 32, 62, 63, 64, 100])
-@pytest.mark.parametrize("chosen", [1, 2, 3])
+@pytest.mark.parametrize("rollouts", [31, 62, 63, 100])
+@pytest.mark.parametrize("chosen", [1, 3])
 def test_large_factors_split_a_single_tree_too(rollouts, chosen):
     steps = [[1] * chosen + [0] * (4 - chosen)]
     shared = plan_of(IndependentTree(start="shared"), [rollouts], steps)
@@ -206,6 +206,10 @@ def test_a_shared_prefix_costs_one_forward_a_step():
 
 def test_a_step_with_one_node_has_nothing_to_compare_and_is_not_trained():
     plan = plan_of(IndependentTree(start="shared", elsewhere="sde"), [4, 4], [[0, 1, 0], [1, 0, 0]])
-    assert [level.tolist() for level in plan.trained] == [[False] * 4 + [True] * 4, [True] * 4 + [False] * 4, [False] * 8]
+    assert [level.tolist() for level in plan.trained] == [
+        [False] * 4 + [True] * 4,
+        [True] * 4 + [False] * 4,
+        [False] * 8,
+    ]
     assert plan.noisy[0].all()
     assert not plan.noisy[2].any()

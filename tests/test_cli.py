@@ -1,0 +1,204 @@
+"""The command line as a user meets it: output, exit codes, and no torch before it is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aegpo
+from aegpo.cli import app
+from aegpo.plugins import load_registries, plugin_manager
+from aegpo.schema import file_schema
+from aegpo.specs import Experiment
+
+ROOT = Path(__file__).parent.parent
+ABLATION = ROOT / "experiments" / "ablation.yaml"
+QUICK = (
+    ["--help"],
+    ["run", "--help"],
+    ["check", str(ABLATION)],
+    ["plugins"],
+    ["plugins", "trees/branching"],
+    ["schema"],
+)
+HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "matplotlib", "safetensors", "PIL"}
+
+
+def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "aegpo", *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+def test_answers_come_without_loading_anything_heavy(arguments):
+    code = f"""
+import sys
+sys.argv = {["aegpo", *arguments]!r}
+from aegpo.cli import main
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert done.stdout
+
+
+def test_check_costs_little_more_than_importing_its_libraries():
+    """0.6 s on an idle core; here in multiples of the libraries' own import, which a busy machine slows down alike."""
+
+    def processor_seconds(command: list[str]) -> float:
+        spent = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *command], capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(spent)
+
+    floor = processor_seconds(["-c", "import numpy, pluggy, pydantic.main, rich.console, rich.table, typer, yaml"])
+    assert processor_seconds(["-m", "aegpo", "check", str(ABLATION)]) < 3.5 * floor
+
+
+def test_the_version_is_the_distributions():
+    assert call("--version").stdout == f"aegpo {aegpo.__version__}\n"
+
+
+def test_a_mistake_in_a_file_is_a_message_and_exit_code_2(tmp_path):
+    (tmp_path / "x.yaml").write_text("model: shapes\nrewards: [pallete]\n")
+    done = call("check", "x.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: 7 mistakes\nx.yaml:1:1: allocator: required, but not given; known: ")
+    assert "x.yaml:2:11: rewards.0: unknown kind 'pallete'; did you mean 'palette'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nope.yaml"], "error: nope.yaml: cannot be read: No such file or directory"),
+        (["plugins", "allocators/entrpy"], "error: no allocators part is called 'entrpy'; did you mean 'entropy'?"),
+        (["plugins", "allocator/entropy"], "error: no kind of part is called 'allocator'; did you mean 'allocators'?"),
+        (["plugins", "--plugin", "nope"], "error: plugin module 'nope' cannot be imported: ModuleNotFoundError: "),
+        (["run", str(ABLATION), "--arm", "nope"], "error: "),
+        (["run", str(ABLATION), "--seed", "99"], "error: "),
+        (["check", str(ABLATION), "--set", "x"], "error: --set: 'x' is not of the form key.path=value"),
+    ],
+)
+def test_every_mistake_of_the_user_is_one_message_and_exit_code_2(tmp_path, arguments, message):
+    done = call(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_blocked_name_that_matches_nothing_is_a_message_too():
+    done = call("plugins", AEGPO_BLOCK_PLUGINS="no-such-plugin")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: AEGPO_BLOCK_PLUGINS names 'no-such-plugin', but no plugin is called that; ")
+
+
+def test_check_shows_what_differs_between_arms_and_nothing_else():
+    shown = call("check", str(ABLATION)).stdout
+    table = shown.partition("What a training step costs")[0]
+    keys = re.findall(r"│ (\S+\.\S+|name|seed|training_steps|device) ", table)
+    assert "allocator.kind" in keys
+    assert "selector.kind" in keys
+    assert not {"model.kind", "name", "seed", "training_steps", "sampler.noise_level", "rewards.0.kind"} & set(keys)
+
+
+def test_check_shows_the_cost_of_each_arm():
+    shown = call("check", str(ABLATION), "--set", "training_steps=5", "--set", "seeds=[0, 1]").stdout
+    rows = [line.split("│")[1:-1] for line in shown.partition("costs")[2].splitlines() if line.startswith("│")]
+    costs = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    assert set(costs) == {"grpo", "allocation", "selection", "aegpo", "control"}
+    rollouts, forwards, per_rollout, edges, work, probe, runs, total = costs["grpo"]
+    number = {name: int(text.replace(",", "")) for name, text in (("n", rollouts), ("f", forwards), ("e", edges))}
+    assert number["f"] == number["n"] * float(per_rollout)
+    assert int(work.replace(",", "")) == number["f"] + 3 * number["e"]
+    assert (probe, runs) == ("-", "5 x 2")
+    assert int(total.replace(",", "")) == 10 * int(work.replace(",", ""))
+    assert "once" in costs["aegpo"][5]
+
+
+def test_check_of_one_arm_has_no_table_of_differences(tmp_path):
+    lines = ["model: shapes", "rewards: [palette]", "allocator: uniform", "selector: uniform", "tree: independent"]
+    lines += ["sampler: flow-sde", "advantage: group", "objective: clipped"]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    done = call("check", "x.yaml", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "differs" not in done.stdout
+    assert re.search(r"│ main +│ +96 │", done.stdout)
+
+
+def test_plugins_lists_every_part_with_its_first_line_and_who_ships_it():
+    shown = call("plugins").stdout
+    for registry in load_registries(plugin_manager()):
+        for entry in registry:
+            (line,) = (line for line in shown.splitlines() if f" {registry.axis}/{entry.name} " in line)
+            assert entry.source in line
+            assert entry.summary[:40] in line
+
+
+def test_plugins_of_one_part_shows_its_fields():
+    shown = call("plugins", "selectors/entropy-peak").stdout
+    assert shown.startswith("selectors/entropy-peak, shipped by aegpo\n")
+    assert re.search(r"│ top_k +│ whole number, >= 1 +│ 4 +│ denoising steps chosen", shown)
+    assert re.search(r"│ scope +│ prompt \| batch +│ prompt +│", shown)
+    assert re.search(r"│ last +│ true \| false +│ false +│", shown)
+
+
+def test_every_field_of_every_part_has_a_description():
+    for registry in load_registries(plugin_manager()):
+        for entry in registry:
+            for name, field in entry.spec.model_fields.items():
+                assert name == "kind" or field.description, f"{registry.axis}/{entry.name}: {name}"
+
+
+def test_the_schema_has_every_key_of_a_file_and_both_forms_of_a_part():
+    schema = json.loads(call("schema").stdout)
+    assert schema == file_schema(load_registries(plugin_manager()))
+    fields = set(Experiment.model_fields) - {"seed"}
+    assert set(schema["properties"]) == fields | {"extends", "arms", "seeds"}
+    assert schema["additionalProperties"] is False
+    assert "required" not in schema
+    names, long = schema["properties"]["allocator"]["anyOf"]
+    assert set(names["enum"]) >= {"uniform", "random", "entropy"}
+    assert set(long["discriminator"]["mapping"]) == set(names["enum"])
+    assert "scene" in schema["properties"]["rewards"]["items"]["anyOf"][0]["enum"]
+    evaluation = schema["$defs"]["EvaluationSpec"]["properties"]["rewards"]
+    assert evaluation["items"] == schema["properties"]["rewards"]["items"]
+    patch = schema["properties"]["arms"]["additionalProperties"]
+    assert set(patch["properties"]) == fields - {"name"}
+
+
+def test_every_reference_in_the_schema_leads_somewhere():
+    text = json.dumps(schema := file_schema(load_registries(plugin_manager())))
+    targets = set(re.findall(r'"#/\$defs/(\w+)"', text))
+    assert targets
+    assert targets <= set(schema["$defs"])
+
+
+def test_every_command_and_option_has_help():
+    from typer.main import get_command
+
+    for command in get_command(app).commands.values():
+        assert command.help
+        assert all(parameter.help for parameter in command.params)

@@ -1,0 +1,123 @@
+"""What an arm costs, from plans alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from worlds import GaussianSpec, small_experiment
+
+from aegpo.allocators import EntropyAllocator, RandomAllocator
+from aegpo.costs import Range, cost, made_up_signals, plan_step
+from aegpo.errors import AegpoError, ContractError
+from aegpo.interfaces import Signals
+from aegpo.objectives import ClippedObjective
+from aegpo.selectors import EntropyPeakSelector, UniformSelector
+from aegpo.specs import AllocatorSpec, OptimizerSpec, PromptsSpec, RolloutsSpec
+from aegpo.trees import BranchingTree, IndependentTree
+
+MODEL = GaussianSpec()
+ROLLOUTS = RolloutsSpec(prompts_per_step=4, rollouts_per_step=48, denoising_steps=10)
+
+
+def test_independent_rollouts_cost_leaves_times_steps():
+    spent = cost(small_experiment(MODEL, rollouts=ROLLOUTS))
+    assert spent.leaves == Range(48, 48)
+    assert spent.forwards == Range(480, 480)
+    assert spent.trained_edges == Range(48 * 9, 48 * 9)
+    assert spent.work == Range(480 + 3 * 432, 480 + 3 * 432)
+    assert spent.per_rollout == 10
+    assert (spent.probe, spent.probe_base) == (0, 0)
+
+
+def test_splits_at_fixed_steps_cost_what_the_tree_has_nodes():
+    """16 leaves by four splits at the first steps of T = 10: 1 + 2 + 4 + 8 + 6 x 16 velocity evaluations a prompt."""
+    experiment = small_experiment(
+        MODEL,
+        rollouts=RolloutsSpec(prompts_per_step=4, rollouts_per_step=64, denoising_steps=10),
+        tree=BranchingTree(),
+        selector=EntropyPeakSelector(top_k=4),
+    )
+    (falling, rising, *_) = made_up_signals(experiment)
+    assert plan_step(experiment, falling).forwards == 4 * (1 + 2 + 4 + 8 + 6 * 16)
+    assert plan_step(experiment, rising).forwards == 4 * (6 + 2 + 4 + 8 + 16)  # splits at steps 5 to 8
+    spent = cost(experiment)
+    assert (spent.forwards.low, spent.forwards.high) == (4 * 36, 4 * 111)
+    assert spent.trained_edges == Range(4 * 30, 4 * 30)
+
+
+def test_inner_epochs_and_a_kl_to_the_base_multiply_the_updates():
+    plain = cost(small_experiment(MODEL, rollouts=ROLLOUTS))
+    twice = cost(small_experiment(MODEL, rollouts=ROLLOUTS, optimizer=OptimizerSpec(inner_epochs=2)))
+    with_kl = cost(small_experiment(MODEL, rollouts=ROLLOUTS, objective=ClippedObjective(beta=0.1)))
+    update = plain.work.low - plain.forwards.low
+    assert twice.work.low == plain.forwards.low + 2 * update
+    assert with_kl.work.low == plain.forwards.low + update * 4 // 3
+
+
+def test_the_probe_costs_the_policy_in_every_step_and_the_base_once_a_prompt():
+    experiment = small_experiment(
+        MODEL, rollouts=ROLLOUTS, allocator=EntropyAllocator(), training_steps=10, prompts=PromptsSpec(train_count=16)
+    )
+    spent = cost(experiment)
+    assert spent.probe == 4 * 10
+    assert spent.probe_base == 16 * 10  # 40 prompts are drawn from 16
+    assert spent.total_work(10).low == 10 * (spent.work.low + 40) + 160
+    few = cost(experiment.model_copy(update={"training_steps": 2}))
+    assert few.probe_base == 2 * 4 * 10  # 8 prompts are drawn, each once
+
+
+def test_the_made_up_signals_are_after_every_warm_up_and_have_unequal_deltas():
+    experiment = small_experiment(MODEL, rollouts=ROLLOUTS, allocator=EntropyAllocator(warmup=1000))
+    for signals in made_up_signals(experiment):
+        assert len(set(signals.delta)) == 4
+        counts = experiment.allocator.allocate(signals, 48, np.random.default_rng(0))
+        assert sorted(counts) == [8, 8, 16, 16]
+
+
+def test_signals_have_no_entropy_where_no_part_reads_it():
+    assert all(signals.entropy is None for signals in made_up_signals(small_experiment(MODEL)))
+
+
+@pytest.mark.parametrize("allocator", [RandomAllocator(), EntropyAllocator()])
+@pytest.mark.parametrize("selector", [UniformSelector(), EntropyPeakSelector()])
+@pytest.mark.parametrize("tree", [IndependentTree(), IndependentTree(start="shared"), BranchingTree()])
+def test_the_range_holds_the_plan_of_any_entropies(allocator, selector, tree):
+    experiment = small_experiment(MODEL, rollouts=ROLLOUTS, allocator=allocator, selector=selector, tree=tree)
+    spent = cost(experiment)
+    rng = np.random.default_rng(1)
+    for step in range(20):
+        entropy = rng.random((4, 10))
+        plan = plan_step(experiment, Signals(step + 2, 4, experiment.sigmas, entropy, rng.random((4, 10))))
+        assert plan.num_rollouts == spent.leaves.low == spent.leaves.high == 48
+        assert spent.trained_edges.low <= plan.trained_edges <= spent.trained_edges.high
+        if selector.needs_entropy:
+            assert spent.forwards.low <= plan.forwards <= spent.forwards.high
+
+
+class Wasteful(AllocatorSpec):
+    """One rollout too many."""
+
+    kind: str = "wasteful"
+
+    def allocate(self, signals, budget, rng):
+        return np.full(signals.num_prompts, budget // signals.num_prompts + 1, dtype=np.int64)
+
+
+def test_a_part_that_breaks_its_contract_is_found_before_anything_runs():
+    experiment = small_experiment(MODEL, allocator=Wasteful())
+    with pytest.raises(ContractError, match=r"^allocator 'wasteful' returned 10 rollouts for a budget of 8$"):
+        cost(experiment)
+
+
+def test_a_file_of_prompts_that_is_missing_or_too_short_is_found(tmp_path):
+    with pytest.raises(AegpoError, match="cannot read"):
+        cost(small_experiment(MODEL, prompts=PromptsSpec(train=tmp_path / "nope.txt")))
+    (tmp_path / "one.txt").write_text("0.5\n")
+    with pytest.raises(AegpoError, match="1 training prompts are fewer than the 2 of a step"):
+        cost(small_experiment(MODEL, prompts=PromptsSpec(train=tmp_path / "one.txt")))
+
+
+def test_a_range_is_printed_as_one_number_where_its_ends_agree():
+    assert str(Range(1234, 1234)) == "1,234"
+    assert str(Range(1000, 2000)) == "1,000-2,000"
+    assert Range(2, 3).times(5) == Range(10, 15)

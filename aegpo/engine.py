@@ -63,6 +63,7 @@ class Engine:
         texts = read_prompts(experiment, "train")
         self.prompts = PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
         self.held_out = read_prompts(experiment, "evaluation")
+        self._check_parts(texts[0])
         self._base_scores: dict[str, FloatArray] | None = None
         for name, part in self._parts().items():
             if any(attribute.startswith("aegpo_on_") for attribute in dir(type(part))):
@@ -72,6 +73,20 @@ class Engine:
     def build(cls, experiment: Experiment, hooks: pluggy.PluginManager) -> Engine:
         """Builds every part of an experiment on its device."""
         return cls(experiment, hooks)
+
+    @torch.no_grad()
+    def _check_parts(self, text: str) -> None:
+        """Tries model and sampler on one latent, so that a foreign part is blamed before any work is done."""
+        spec, cond = self.experiment, self.model.encode([text])
+        contracts.check_conditioning(spec.model.kind, cond, [text])
+        sigma, sigma_next = self.how.sigmas[:1], self.how.sigmas[1:2]
+        latents = torch.zeros((1, *self.model.latent_shape), device=self.device)
+        velocity = self.model.velocity(latents, sigma, cond)
+        contracts.check_velocity(spec.model.kind, velocity, latents)
+        contracts.check_images(spec.model.kind, self.model.decode(latents), 1)
+        gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
+        contracts.check_transition(spec.sampler.kind, gaussian, latents)
+        contracts.check_log_prob(spec.sampler.kind, self.how.sampler.log_prob(gaussian, gaussian.mean), latents)
 
     # --- one training step ---------------------------------------------------------------------------------------
 
@@ -92,6 +107,7 @@ class Engine:
             contracts.check_plan(spec.tree.kind, plan, counts, selected)
         with watch("rollout"):
             rollouts = roll_out(self.how, plan, cond, generator)
+            contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
         with watch("reward"):
             texts = [prompts[row].text for row in plan.group]
             scores = _score(self.rewards, rollouts.images, texts)

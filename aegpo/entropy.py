@@ -36,8 +36,9 @@ def attention_entropy(query: Tensor, key: Tensor, scale: float) -> Tensor:
         attended, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, key, 0.0, False, scale=scale
         )
-        return lse - scale * (query * attended).sum(-1)
-    return torch.cat([_dense_entropy(rows, key, scale) for rows in query.split(CHUNK, dim=2)], dim=2)
+        entropy: Tensor = lse - scale * (query * attended).sum(-1)
+        return entropy
+    return torch.cat([_dense_entropy(rows, key, scale) for rows in torch.split(query, CHUNK, dim=2)], dim=2)
 
 
 def _dense_entropy(query: Tensor, key: Tensor, scale: float) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -139,8 +139,9 @@ class Conditioning:
 
     def select(self, index: Tensor) -> Conditioning:
         """The rows of `index`, (B,) int64, in its order."""
-        rows = (getattr(self, field.name) for field in fields(self))
-        return Conditioning(*(None if tensor is None else tensor[index] for tensor in rows))
+        pooled = None if self.pooled is None else self.pooled[index]
+        mask = None if self.mask is None else self.mask[index]
+        return Conditioning(self.text[index], pooled, mask)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from aegpo import contracts
 from aegpo.errors import AegpoError
 from aegpo.interfaces import Conditioning, Edges, Objective, Rollouts, Update
 from aegpo.rollouts import Execution
@@ -75,7 +76,7 @@ class Learner:
         )
         self._optimizer = accelerator.prepare_optimizer(optimizer)
         self._ema_decay = policy.ema
-        self.averaged = {name: w.detach().clone() for name, w in self.weights.items()} if policy.ema else {}
+        self.averaged = {name: w.detach().clone() for name, w in self.weights.items()} if self._ema_decay else {}
         self.updates = 0
         self._mean_std = self._schedule_std()
 
@@ -124,6 +125,7 @@ class Learner:
                     "training diverged: the loss is not finite; lower 'optimizer.learning_rate' or raise "
                     "'sampler.noise_level', and start over with --fresh"
                 )
+            contracts.check_loss(type(self._objective).__name__, losses, metrics, len(part))
             self._accelerator.backward(loss)
             for name, values in {"loss": losses.detach(), **metrics}.items():
                 sums[name] += float((share[part] * values).sum())

@@ -25,9 +25,7 @@ def read_prompts(experiment: Experiment, split: Literal["train", "evaluation"]) 
     path, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
     if path is not None:
         return _lines(path)[:count]
-    captions = experiment.model.captions(split, count, spec.seed)
-    assert captions is not None, "checked at load"
-    return captions
+    return experiment.model.captions(split, count, spec.seed)
 
 
 def _lines(path: Path) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class Registry(Generic[S]):
         chosen: Any = members[0]
         if len(members) > 1:
             chosen = Annotated[reduce(or_, members), Field(discriminator="kind")]
-        return Annotated[SerializeAsAny[chosen], BeforeValidator(_expand_shorthand)]
+        return Annotated[SerializeAsAny[chosen], BeforeValidator(_expand_shorthand)]  # type: ignore[misc]
 
 
 def kind_of(spec: type[Spec]) -> str | None:

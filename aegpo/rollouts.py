@@ -54,7 +54,7 @@ def roll_out(how: Execution, plan: RolloutPlan, cond: Conditioning, generator: t
         edges.append(_trained_edges(plan, level, latents[parent], children))
         log_probs.append(children.log_prob)
         latents = children.latents
-    images = torch.cat([how.model.decode(part.float()) for part in latents.split(how.micro_batch)])
+    images = torch.cat([how.model.decode(part.float()) for part in torch.split(latents, how.micro_batch)])
     return Rollouts(plan, latents, images, tuple(log_probs), _joined(edges))
 
 
@@ -65,12 +65,12 @@ def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning) -> T
     for level, (sigma, sigma_next) in enumerate(zip(how.sigmas[:-1], how.sigmas[1:], strict=True)):
         velocity = batched_velocity(how, latents, level, cond)
         latents = euler(latents, velocity, sigma.expand(len(latents)), sigma_next.expand(len(latents)))
-    return torch.cat([how.model.decode(part) for part in latents.split(how.micro_batch)])
+    return torch.cat([how.model.decode(part) for part in torch.split(latents, how.micro_batch)])
 
 
 def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning) -> Tensor:
     """Velocity of (B, C, H, W) latents at one level, at most `micro_batch` at a time."""
-    rows = torch.arange(len(latents), device=latents.device).split(how.micro_batch)
+    rows = torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch)
     sigma = how.sigmas[level]
     return torch.cat([how.velocity(latents[r].float(), sigma.expand(len(r)), cond.select(r)) for r in rows])
 

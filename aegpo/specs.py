@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model
@@ -39,6 +40,7 @@ class ModelSpec(Spec):
     """A text-to-image network."""
 
     kind: str
+    has_captions: ClassVar[bool] = False
 
     def build(self, device: torch.device) -> Model:
         """Loads the network onto the device."""
@@ -48,9 +50,9 @@ class ModelSpec(Spec):
         """(steps+1,) noise levels from 1 to 0, strictly falling; what `Model.sigmas` says, with nothing loaded."""
         raise NotImplementedError(f"model {self.kind!r} does not define sigmas(steps)")
 
-    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...] | None:
-        """Prompts the model brings along, or None if it has none of its own."""
-        return None
+    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...]:
+        """Prompts the model brings along, if it `has_captions`."""
+        raise NotImplementedError(f"model {self.kind!r} does not define captions(split, count, seed)")
 
 
 class RewardSpec(Spec):
@@ -189,7 +191,8 @@ class Registries:
     @classmethod
     def empty(cls) -> Registries:
         """Nine registries with nothing in them."""
-        return cls(**{axis: Registry(axis, base) for axis, base in PART_AXES.items()})
+        registries: dict[str, Any] = {axis: Registry(axis, base) for axis, base in PART_AXES.items()}
+        return cls(**registries)
 
     def __iter__(self) -> Iterator[Registry[Any]]:
         return (getattr(self, axis) for axis in PART_AXES)
@@ -201,8 +204,8 @@ class Registries:
 class PromptsSpec(Spec):
     """Where prompts come from: the model's own captions, or text files with one prompt a line."""
 
-    train: Path | None = Field(None, description="file of training prompts; default: the model's own captions")
-    evaluation: Path | None = Field(None, description="file of held-out prompts; default: the model's own captions")
+    train: Path | None = Field(None, description="file, from the working directory; default: the model's captions")
+    evaluation: Path | None = Field(None, description="file, from the working directory; default: the model's captions")
     train_count: Positive = Field(512, description="training prompts drawn from the model's captions or read at most")
     evaluation_count: Positive = Field(
         64, description="held-out prompts drawn from the model's captions or read at most"
@@ -334,10 +337,9 @@ class Experiment(Spec):
                 ("optimizer", "rollouts_per_update"),
                 f"{chunk} does not divide the step's {rollouts.rollouts_per_step} rollouts; nearest that do: {valid}",
             )
-        if self.prompts.train is None and self.model.captions("train", 1, 0) is None:
-            yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as 'train'")
-        if self.prompts.evaluation is None and self.model.captions("evaluation", 1, 0) is None:
-            yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as 'evaluation'")
+        for split, path in (("train", self.prompts.train), ("evaluation", self.prompts.evaluation)):
+            if path is None and not self.model.has_captions:
+                yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")
         for field, specs in (("rewards", self.rewards), ("evaluation", self.evaluation.rewards)):
             labels = [spec.label for spec in self.rewards] if field == "evaluation" else []
             for index, spec in enumerate(specs):
@@ -357,12 +359,10 @@ def _nearest_divisors(total: int, wrong: int) -> str:
     return " and ".join(str(value) for value in (below, above) if value is not None)
 
 
-E = TypeVar("E", bound=Experiment)
-
-
 def experiment_type(registries: Registries) -> type[Experiment]:
     """`Experiment` with every part narrowed to what is registered: the type that files are validated against."""
-    rewards = tuple[registries.rewards.union(), ...]  # type: ignore[misc]
+    rewards: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
+    trackers: Any = GenericAlias(tuple, (registries.trackers.union(), ...))
     evaluation: Any = create_model(
         "EvaluationSpec", __base__=EvaluationSpec, __doc__=EvaluationSpec.__doc__, rewards=(rewards, Field(()))
     )
@@ -376,6 +376,6 @@ def experiment_type(registries: Registries) -> type[Experiment]:
         "advantage": (registries.advantages.union(), ...),
         "objective": (registries.objectives.union(), ...),
         "evaluation": (evaluation, evaluation()),
-        "trackers": (tuple[registries.trackers.union(), ...], Field(())),
+        "trackers": (trackers, Field(())),
     }
     return create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **narrowed)

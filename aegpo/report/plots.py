@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aegpo.report import figures
+from aegpo.report.figures import draw_allocation, draw_curves, draw_gains, draw_seconds, draw_steps
 from aegpo.report.recorded import Study
 from aegpo.report.style import DPI, STYLE
 from aegpo.report.summary import Summary
@@ -51,7 +51,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             "Line: mean over the finished seeds. Band: lowest to highest seed. Dotted: a run that is not finished. "
             "Dashed grey: the base model. Seconds are those of training steps, without evaluations and checkpoints.",
             "Evaluation reward of every arm against training steps, forwards and seconds",
-            lambda: figures.draw_curves(study),
+            lambda: draw_curves(study),
         )
     if summary.scores:
         yield _Drawing(
@@ -60,7 +60,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             "Left: gain over the base, 95 % CI for new seeds and new prompts. Right: paired difference of the gain to "
             "the first arm, 95 % t interval over seeds. Small dots: single seeds.",
             "Gain of every arm with its interval, and its paired difference to the first arm",
-            lambda: figures.draw_gains(summary),
+            lambda: draw_gains(summary),
         )
     if rows:
         yield _Drawing(
@@ -70,7 +70,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             "the more often the step was chosen. Below: share of prompts for which a step was chosen. Denoising runs "
             "from noise, left, to image, right.",
             "Entropy at every denoising step, and how often each was chosen, per arm",
-            lambda: figures.draw_steps(study),
+            lambda: draw_steps(study),
         )
         yield _Drawing(
             "allocation",
@@ -78,7 +78,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             "Above: share of prompts that got so many rollouts in a step, each panel on its own scale. Below, for "
             "arms that measure entropy: rollouts of a prompt against its delta-entropy over the mean of its step.",
             "Histogram of rollouts per prompt, and rollouts against delta-entropy, per arm",
-            lambda: figures.draw_allocation(study),
+            lambda: draw_allocation(study),
         )
     if any(cost.stage_seconds for cost in summary.costs):
         yield _Drawing(
@@ -87,7 +87,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             "Wall-clock seconds of a training step by stage, mean over steps and finished seeds; evaluations and "
             "checkpoints are spread over all steps.",
             "Seconds per training step by stage, per arm",
-            lambda: figures.draw_seconds(summary),
+            lambda: draw_seconds(summary),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,7 @@ class ShapesSpec(ModelSpec):
     """The embedded 24 x 24 world of coloured shapes: an SD 3.5-class transformer of 2.3 M weights, no download."""
 
     kind: Literal["shapes"] = "shapes"
+    has_captions: ClassVar[bool] = True
     guidance: float = Field(
         1.0,
         ge=1,

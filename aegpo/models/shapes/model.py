@@ -11,6 +11,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from aegpo.attention import watch_attention
 from aegpo.errors import AegpoError
@@ -33,6 +34,7 @@ class ShapesModel:
             raise AegpoError(f"no weights of model 'shapes' in {folder}; tools/train_shapes.py writes such a folder")
         self.spec = spec
         self.device = device
+        transformers_logging.disable_progress_bar()  # two files of 5 MB need none
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         text_encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)

@@ -1,0 +1,73 @@
+"""The embedded model that ships with the package."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aegpo.errors import AegpoError
+from aegpo.models.shapes import WEIGHTS, ShapesSpec
+from aegpo.models.shapes.captions import captions
+from aegpo.rewards.palette import PaletteReward
+from aegpo.rewards.scene import SceneReward
+from aegpo.rollouts import Execution, sample_deterministic
+from aegpo.samplers import FlowSde
+from aegpo.testing import check_model
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ShapesSpec().build(torch.device("cpu"))
+
+
+def paint(model, texts, seed=0):
+    how = Execution(model, model.velocity, FlowSde(), model.sigmas(STEPS), 64, torch.float32)
+    noise = torch.randn(len(texts), *model.latent_shape, generator=torch.Generator().manual_seed(seed))
+    return sample_deterministic(how, noise, model.encode(texts))
+
+
+def test_the_weights_and_their_card_stay_under_ten_megabytes():
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10_000_000
+    assert (WEIGHTS / "MODEL_CARD.md").is_file()
+
+
+def test_the_embedded_model_fulfils_the_interface():
+    check_model(ShapesSpec())
+
+
+def test_the_embedded_model_is_partly_right_on_held_out_captions(model):
+    """The gate for reward training: strict accuracy between 40 and 70 % at the training step count."""
+    texts = captions("evaluation", 120)
+    images = paint(model, texts)
+    strict = SceneReward(strict=True).score(images, texts)
+    assert 0.4 <= float(strict.mean()) <= 0.7
+    other = texts[1:] + texts[:1]
+    assert float(SceneReward().score(images, texts).mean()) > 0.8 > 0.3 > float(SceneReward().score(images, other).mean())
+
+
+def test_the_embedded_model_paints_faded_colours_so_that_the_palette_has_headroom(model):
+    texts = captions("evaluation", 60)
+    assert 0.5 < float(PaletteReward().score(paint(model, texts), texts).mean()) < 0.8
+
+
+def test_guidance_sharpens_towards_the_caption(model):
+    guided = ShapesSpec(guidance=2.0).build(torch.device("cpu"))
+    latents, sigma = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([0.8, 0.5])
+    cond = model.encode(["a red circle", "two blue squares"])
+    nothing = model.encode(["", ""])
+    with torch.no_grad():
+        with_caption, without = model.velocity(latents, sigma, cond), model.velocity(latents, sigma, nothing)
+        assert torch.allclose(guided.velocity(latents, sigma, cond), 2 * with_caption - without, atol=1e-5)
+
+
+def test_a_prompt_longer_than_the_model_reads_is_an_error(model):
+    with pytest.raises(AegpoError, match="has more than the 12 words model 'shapes' can read"):
+        model.encode(["a red circle and " * 5])
+
+
+def test_a_folder_without_weights_is_an_error(tmp_path: Path):
+    with pytest.raises(AegpoError, match="no weights of model 'shapes'"):
+        ShapesSpec(weights=tmp_path).build(torch.device("cpu"))

@@ -105,7 +105,7 @@ def test_each_prefix_has_a_file_of_its_own_and_nothing_is_pickled(tmp_path):
 def test_a_sparse_tensor_is_an_error_that_leaves_the_last_checkpoint(tmp_path):
     save(tmp_path, checkpoint(1), keep=1)
     sparse = torch.eye(3).to_sparse()
-    with pytest.raises(CheckpointError, match="'part/reward/x' has the layout .*; only dense"):
+    with pytest.raises(CheckpointError, match=r"'part/reward/x' has the layout .*; only dense"):
         save(tmp_path, Checkpoint(2, {"part/reward/x": sparse}, {}), keep=1)
     assert load_latest(tmp_path).step == 1
 

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,20 @@ from aegpo.loading import load_experiment_file, parse_experiment
 from aegpo.plugins import load_registries, plugin_manager
 from aegpo.runs import Run
 
-SMOKE = Path(__file__).parents[1] / "experiments" / "smoke.yaml"
-SIZES = ("rollouts.prompts_per_step=4", "rollouts.rollouts_per_step=48", "rewards=[scene]")
+EXPERIMENT = """
+name: tiny
+model: shapes
+rollouts: {prompts_per_step: 4, rollouts_per_step: 48}
+rewards: [scene]
+allocator: uniform
+selector: uniform
+tree: independent
+sampler: flow-sde
+advantage: group
+objective: clipped
+arms:
+  grpo: {}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +39,9 @@ def run(tmp_path, registries):
 
 
 def a_run(out, registries, *overrides):
-    file = load_experiment_file(SMOKE, registries, (*SIZES, *overrides))
+    path = out / "tiny.yaml"
+    path.write_text(EXPERIMENT)
+    file = load_experiment_file(path, registries, overrides)
     return Run("grpo", 0, file.experiment("grpo", 0), runs.run_folder(out, file.name, "grpo", 0))
 
 
@@ -38,7 +51,7 @@ def begin(run, plugins=(), threads=1):
 
 
 def test_a_run_lives_in_a_folder_named_after_experiment_arm_and_seed(tmp_path, run):
-    assert run.folder == tmp_path / "smoke" / "grpo" / "seed-0"
+    assert run.folder == tmp_path / "tiny" / "grpo" / "seed-0"
 
 
 def test_the_manifest_holds_experiment_versions_plugins_commit_and_threads(run, registries):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -214,9 +214,7 @@ class WordlessSpec(GaussianSpec):
     """A model without captions of its own."""
 
     kind: Literal["wordless"] = "wordless"
-
-    def captions(self, split, count, seed):
-        return None
+    has_captions: ClassVar[bool] = False
 
 
 def test_a_model_without_captions_needs_files(tmp_path):
@@ -286,7 +284,8 @@ def test_specs_that_forget_to_build_say_so(tmp_path):
         Empty().sigmas(4)
     with pytest.raises(NotImplementedError, match="tracker 'silent' does not define build\\(folder\\)"):
         Silent().build(tmp_path)
-    assert Empty().captions("train", 1, 0) is None
+    with pytest.raises(NotImplementedError, match="model 'empty' does not define captions\\(split, count, seed\\)"):
+        Empty().captions("train", 1, 0)
 
 
 def test_a_spec_with_nothing_to_load_is_its_own_part():

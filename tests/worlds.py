@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -101,6 +101,7 @@ class GaussianSpec(ModelSpec):
     """A flow with a Gaussian target."""
 
     kind: Literal["gaussian"] = "gaussian"
+    has_captions: ClassVar[bool] = True
     spread: float = 0.5
 
     def sigmas(self, steps: int):

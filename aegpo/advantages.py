@@ -24,7 +24,7 @@ class GroupAdvantage(AdvantageSpec):
         "group", description="divide by the group's std (DanceGRPO), the batch's (Flow-GRPO), or not (Dr. GRPO)"
     )
     unbiased: bool = Field(True, description="divide by n-1 in the std (DanceGRPO) or by n (Flow-GRPO)")
-    epsilon: float = Field(1e-4, ge=0, description="added to the std (Flow-GRPO 1e-4, DanceGRPO 1e-8)")
+    epsilon: float = Field(1e-4, gt=0, description="added to the std (Flow-GRPO 1e-4, DanceGRPO 1e-8)")
     clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never (all: 5)")
 
     def estimate(self, rewards: Tensor, weights: Tensor, rollouts: Rollouts) -> Tensor:  # (E,)
@@ -61,7 +61,7 @@ class DepthAdvantage(AdvantageSpec):
     weighting: Literal["mean", "path"] = Field(
         "mean", description="plain mean of the leaves below, or children weighted by softmax of their log-probability"
     )
-    epsilon: float = Field(1e-8, ge=0, description="added to the unbiased std of a depth (BranchGRPO)")
+    epsilon: float = Field(1e-8, gt=0, description="added to the unbiased std of a depth (BranchGRPO)")
     least_std: float = Field(1e-6, ge=0, description="depths that vary less than this get zero (BranchGRPO)")
     clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never")
 

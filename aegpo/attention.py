@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall
 
 Layout = Callable[[str, int, int], tuple[slice, slice]]  # (layer, queries, keys) -> image tokens, text tokens
@@ -25,6 +26,9 @@ def watch_attention(network: nn.Module, tap: Callable[[AttentionCall], None], la
     Works for every network whose attention modules have a `processor` and end in
     `torch.nn.functional.scaled_dot_product_attention`, as diffusers' native backends do; adapters and gradient
     checkpointing do not matter. `layout` says which tokens are image and which are text.
+
+    Raises:
+        AegpoError: inside, if a layer masks its attention.
     """
     layers: list[str] = []
     handles = []
@@ -52,6 +56,11 @@ class _AttentionMode(TorchFunctionMode):
         output = func(*args, **given)
         if func is F.scaled_dot_product_attention and self._layers:
             call = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | given
+            if call.get("attn_mask") is not None or call.get("is_causal"):
+                raise AegpoError(
+                    f"layer {self._layers[-1]!r} masks its attention, which the entropy probe does not measure yet; "
+                    "choose parts that read no entropy"
+                )
             query, key, layer = call["query"], call["key"], self._layers[-1]
             image, text = self._layout(layer, query.shape[-2], key.shape[-2])
             scale = call.get("scale") or 1 / math.sqrt(query.shape[-1])

@@ -13,7 +13,7 @@ import pluggy
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
 from aegpo import checkpoints, contracts
 from aegpo.entropy import EntropyProbe
@@ -46,10 +46,11 @@ class Engine:
         self.experiment, self.hooks = experiment, hooks
         self.device = _device(experiment.device)
         self.accelerator = _accelerator(experiment, self.device)
+        torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         self.model = experiment.model.build(self.device)
+        add_adapters(self.model.policy, experiment.policy)
         with self.model.base():
             pass  # the base policy is what the model is now
-        add_adapters(self.model.policy, experiment.policy)
         self.rewards = _build_rewards(experiment.rewards, self.device)
         self.guards = _build_rewards(experiment.evaluation.rewards, self.device)
         self.allocator = experiment.allocator.build()
@@ -209,7 +210,9 @@ class Engine:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = self.learner.state_dict() | {"rng/torch": torch.get_rng_state()}
+        scaler = self.accelerator.scaler  # of float16 gradients
         state: dict[str, Any] = {"updates": self.learner.updates, "parts": {}}
+        state["scaler"] = None if scaler is None else scaler.state_dict()
         for name, part in self._stateful().items():
             for key, value in part.state_dict().items():
                 if isinstance(value, Tensor):
@@ -221,6 +224,8 @@ class Engine:
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Takes back the state of a checkpoint; the next step is `checkpoint.step + 1`."""
         self.learner.load_state_dict(checkpoint.tensors, checkpoint.state["updates"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         torch.set_rng_state(checkpoint.tensors["rng/torch"].cpu())
         for name, part in self._stateful().items():
             prefix = f"part/{name}/"
@@ -235,7 +240,12 @@ class Engine:
 
     def _stateful(self) -> dict[str, Stateful]:
         parts = {"probe": self.probe, **self._parts()}
-        return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+        return {
+            name: part
+            for name, part in parts.items()
+            if isinstance(part, Stateful)
+            and not isinstance(part, nn.Module)  # a scorer's weights are no state of a run
+        }
 
     def _execution(self, steps: int) -> Execution:
         spec = self.experiment
@@ -272,6 +282,8 @@ def _device(name: str) -> torch.device:
     if name != "auto":
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise AegpoError(f"device {name!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
+        if name == "mps" and not torch.backends.mps.is_available():
+            raise AegpoError("device 'mps' was asked for, but torch sees no Apple GPU; use 'auto' or 'cpu'")
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -98,6 +98,8 @@ class Learner:
             parts = self._partition(rollouts.plan.num_rollouts, rng)
             for number, members in enumerate(parts):
                 rows = torch.isin(edges.rollout, members.to(edges.rollout.device)).nonzero().flatten()
+                if len(rows) == 0:
+                    continue  # none of these rollouts owns a trained transition
                 deviation = self._accumulate(edges, credit, share * len(parts), cond, rows, sums)
                 if epoch == number == 0:
                     sums["ratio_error"] = deviation

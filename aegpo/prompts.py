@@ -33,6 +33,8 @@ def _lines(path: Path) -> tuple[str, ...]:
         lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except OSError as error:
         raise AegpoError(f"prompts: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise AegpoError(f"prompts: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if not lines:
         raise AegpoError(f"prompts: {path} has no prompts; it should have one a line")
     return lines

@@ -116,7 +116,7 @@ def _top(scores: FloatArray, count: int, eligible: int, min_gap: int = 1) -> Boo
 def _raise_local_maxima(curves: FloatArray, eligible: int) -> FloatArray:  # (P, T)
     """Lifts interior and boundary local maxima above everything else, keeping the order within both classes."""
     padded = np.pad(curves[:, :eligible], ((0, 0), (1, 1)), constant_values=-np.inf)
-    peak = (padded[:, 1:-1] >= padded[:, :-2]) & (padded[:, 1:-1] > padded[:, 2:])
+    peak = (padded[:, 1:-1] > padded[:, :-2]) & (padded[:, 1:-1] >= padded[:, 2:])
     lifted = curves.copy()
     lifted[:, :eligible] += peak * (np.ptp(curves) + 1.0)
     return lifted

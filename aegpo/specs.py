@@ -241,10 +241,10 @@ class PolicySpec(Spec):
 class OptimizerSpec(Spec):
     """AdamW and how a step's transitions are dealt out to it."""
 
-    learning_rate: float = Field(3e-4, gt=0)
-    betas: tuple[float, float] = Field((0.9, 0.999))
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(3e-4, gt=0, description="constant over the run (Flow-GRPO, LoRA: 3e-4)")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the gradient's two moments")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled, per step and learning rate (Flow-GRPO: 1e-4)")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
     rollouts_per_update: Positive | None = Field(
         None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
@@ -261,7 +261,7 @@ class ProbeSpec(Spec):
 
     block: Literal["joint", "image-text", "image-image", "self", "cross"] = Field(
         "joint",
-        description="whose entropy: joint = every row over all keys; image-text, image-image = image rows, the softmax "
+        description="whose entropy (with guidance, of both evaluations): joint = every row over all keys; image-text, image-image = image rows, the softmax "
         "renormalised over text or image keys; self, cross = a UNet's two kinds of layer (our choice: joint)",
     )
     rows: Positive | None = Field(None, description="query rows measured in each call, evenly spaced; null: all")
@@ -291,7 +291,7 @@ class Experiment(Spec):
     name: str = Field(
         "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out"
     )
-    training_steps: Positive = Field(40)
+    training_steps: Positive = Field(40, description="rounds of rollouts and learning")
     seed: int = Field(0, ge=0, description="of every random decision; set by `seeds` of the file")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: a GPU if there is one")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the network")

@@ -69,7 +69,8 @@ class BranchingTree(_Tree):
 
     def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
         """A forest that splits at `steps`, each prompt's with exactly its `counts` leaves."""
-        most = self.factor ** np.minimum(steps.sum(axis=1), 62 // self.factor)
+        reach = float(self.factor) ** steps.sum(axis=1)  # leaves a tree can grow; a float, for it may be astronomic
+        most = np.minimum(reach, counts).astype(np.int64)
         roots: IntArray = -(-counts // most)
 
         def children(prompt: int, level: int, nodes: int) -> int:

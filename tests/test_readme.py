@@ -111,7 +111,7 @@ def test_every_command_is_accepted_with_its_file_arms_and_seeds(words, workplace
     if "file" not in given:
         return
     registries = load_registries(plugin_manager(given["plugin"]))
-    file = load_experiment_file(given["file"], registries, given["overrides"])
+    file = load_experiment_file(Path(given["file"]), registries, given["overrides"])
     assert set(given.get("arm", ())) <= set(file.arms)
     assert set(given.get("seed", ())) <= set(file.seeds)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worlds import plan_of
 
 from aegpo.contracts import check_plan
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.trees import BranchingTree, IndependentTree, forest
 
 RNG = np.random.default_rng(0)
 
@@ -204,7 +204,7 @@ def test_a_shared_prefix_costs_one_forward_a_step():
     assert plan.forwards == 6 + (10 - 6) * 8 == 38
 
 
-def test_a_step_with_one_node_has_nothing_to_compare_and_is_not_trained():
+def test_a_noisy_step_that_was_not_chosen_is_not_trained():
     plan = plan_of(IndependentTree(start="shared", elsewhere="sde"), [4, 4], [[0, 1, 0], [1, 0, 0]])
     assert [level.tolist() for level in plan.trained] == [
         [False] * 4 + [True] * 4,
@@ -213,3 +213,10 @@ def test_a_step_with_one_node_has_nothing_to_compare_and_is_not_trained():
     ]
     assert plan.noisy[0].all()
     assert not plan.noisy[2].any()
+
+
+def test_a_prompt_with_a_single_node_has_nothing_to_compare_and_is_not_trained():
+    steps = np.array([[True, True], [True, True]])
+    widths = {(0, 0): 1, (0, 1): 3, (1, 0): 2, (1, 1): 2}
+    plan = forest(np.array([1, 1]), steps, steps, lambda prompt, level, nodes: widths[prompt, level])
+    assert [level.tolist() for level in plan.trained] == [[False, True, True], [True] * 5]

@@ -240,12 +240,9 @@ class Engine:
 
     def _stateful(self) -> dict[str, Stateful]:
         parts = {"probe": self.probe, **self._parts()}
-        return {
-            name: part
-            for name, part in parts.items()
-            if isinstance(part, Stateful)
-            and not isinstance(part, nn.Module)  # a scorer's weights are no state of a run
-        }
+        stateful = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+        # A scorer that is a module has weights, but they are not what the run has learned.
+        return {name: part for name, part in stateful.items() if not isinstance(part, nn.Module)}
 
     def _execution(self, steps: int) -> Execution:
         spec = self.experiment

@@ -261,8 +261,9 @@ class ProbeSpec(Spec):
 
     block: Literal["joint", "image-text", "image-image", "self", "cross"] = Field(
         "joint",
-        description="whose entropy (with guidance, of both evaluations): joint = every row over all keys; image-text, image-image = image rows, the softmax "
-        "renormalised over text or image keys; self, cross = a UNet's two kinds of layer (our choice: joint)",
+        description="whose entropy: joint = every row over all keys; image-text, image-image = image rows, the softmax "
+        "renormalised over text or image keys; self, cross = a UNet's two kinds of layer (our choice: joint); with "
+        "guidance, the mean of both evaluations",
     )
     rows: Positive | None = Field(None, description="query rows measured in each call, evenly spaced; null: all")
     seed: int = Field(0, description="start noise of the probe trajectories, one fixed noise for each prompt")

@@ -1,7 +1,7 @@
 """What an arm will cost, from plans alone: nothing is loaded but the spec.
 
-The plan of a step depends on entropies that only a run can measure, so it is made under several made-up ones and every
-figure is a range.
+The plan of a step depends on entropies that only a run can measure and on chance, so it is made several times, under
+made-up entropies and for many steps, and every figure is the range that was seen.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from aegpo.interfaces import FloatArray, RolloutPlan, Signals
 from aegpo.prompts import PromptStream, read_prompts
 from aegpo.specs import Experiment
 
-LATE = 10**9  # a training step after every warm-up
+FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
 _RANDOM_CURVES = 3
+_DRAWS = 24  # plans of an arm that reads no entropy: only chance can differ between them
 
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the most of a count."""
+    """The least and the most of a count among the plans that were made."""
 
     low: int
     high: int
@@ -101,19 +102,23 @@ def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:
 
 
 def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
-    """Signals of steps after every warm-up: entropies that fall, that rise and that wander, with unequal deltas.
+    """Signals of a warm-up step and of later ones: entropies that fall, that rise and that wander, with unequal deltas.
 
-    Without entropies where no part reads them, as in the engine.
+    Falling and rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. Where
+    no part reads entropies there are none, as in the engine, and only the draws differ.
     """
     prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
+    if not experiment.needs_entropy:
+        yield from (Signals(FIRST + index, prompts, experiment.sigmas) for index in range(_DRAWS))
+        return
     rng = np.random.default_rng(0)
     ramp = np.linspace(1.0, 0.0, steps)
     curves = [ramp, ramp[::-1], *(rng.random(steps) for _ in range(_RANDOM_CURVES))]
     for index, curve in enumerate(curves):
         entropy: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
         base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
-        known = (entropy, base) if experiment.needs_entropy else (None, None)
-        yield Signals(LATE + index, prompts, experiment.sigmas, *known)
+        for step in (FIRST, LATE + index):
+            yield Signals(step, prompts, experiment.sigmas, entropy, base)
 
 
 def _range(values: Iterator[int]) -> Range:

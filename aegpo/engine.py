@@ -60,7 +60,11 @@ class Engine:
         self.objective = experiment.objective.build()
         self.how = self._execution(experiment.rollouts.denoising_steps)
         self.learner = Learner(self.how, self.objective, experiment.optimizer, experiment.policy, self.accelerator)
-        self.probe = EntropyProbe(self.model, experiment.probe, self.how.sigmas) if experiment.needs_entropy else None
+        self.probe = (
+            EntropyProbe(self.model, experiment.probe, self.how.sigmas, self._velocity)
+            if experiment.needs_entropy
+            else None
+        )
         texts = read_prompts(experiment, "train")
         self.prompts = PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
         self.held_out = read_prompts(experiment, "evaluation")
@@ -82,7 +86,7 @@ class Engine:
         contracts.check_conditioning(spec.model.kind, cond, [text])
         sigma, sigma_next = self.how.sigmas[:1], self.how.sigmas[1:2]
         latents = torch.zeros((1, *self.model.latent_shape), device=self.device)
-        velocity = self.model.velocity(latents, sigma, cond)
+        velocity = self._velocity(latents, sigma, cond)
         contracts.check_velocity(spec.model.kind, velocity, latents)
         contracts.check_images(spec.model.kind, self.model.decode(latents), 1)
         gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
@@ -270,7 +274,7 @@ class Stopwatch:
         """Times a block as `stage`."""
         begin = time.perf_counter()
         yield
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         self.seconds[stage] = time.perf_counter() - begin
 
@@ -279,12 +283,8 @@ def _device(name: str) -> torch.device:
     if name != "auto":
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise AegpoError(f"device {name!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
-        if name == "mps" and not torch.backends.mps.is_available():
-            raise AegpoError("device 'mps' was asked for, but torch sees no Apple GPU; use 'auto' or 'cpu'")
         return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _accelerator(experiment: Experiment, device: torch.device) -> Accelerator:
@@ -312,9 +312,14 @@ def _score(rewards: Sequence[tuple[str, Reward]], images: Tensor, texts: Sequenc
 
 
 def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> dict[str, float]:
-    """Training rewards of a step: mean, and the spread inside groups that learning lives on."""
+    """Training rewards of a step, every prompt counted once, and the spread inside groups that learning lives on."""
     total = (torch.stack(list(scores.values()), dim=1) * weights).sum(dim=1)
     group = torch.from_numpy(rollouts.plan.group).to(total.device)
-    spread = torch.stack([total[group == prompt].std() for prompt in torch.unique(group)])
-    metrics = {"reward": float(total.mean()), "reward_std": float(spread.mean())}
-    return metrics | {f"reward/{label}": float(values.mean()) for label, values in scores.items()}
+    members = [group == prompt for prompt in torch.unique(group)]
+
+    def mean(values: Tensor) -> float:
+        return float(torch.stack([values[rows].mean() for rows in members]).mean())
+
+    spread = float(torch.stack([total[rows].std() for rows in members]).mean())
+    metrics = {"reward": mean(total), "reward_std": spread}
+    return metrics | {f"reward/{label}": mean(values) for label, values in scores.items()}

@@ -11,17 +11,19 @@ from torch import Tensor
 
 from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Model, Prompt
+from aegpo.rollouts import Velocity
 from aegpo.samplers import euler
 from aegpo.specs import ProbeSpec
 
-CHUNK = 1024  # query rows the portable form handles at once
+SCORES = 2**26  # entries of the score matrix that the portable form holds at once
 
 
 def attention_entropy(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Entropy of every row of softmax(scale q k^T), in nats, without the matrix.
+    """Entropy of every row of softmax(scale q k^T), in nats, never with the whole matrix in memory.
 
-    With A the attention weights, H_i = -sum_j A_ij log A_ij = LSE_i - scale q_i . (sum_j A_ij k_j): one attention
-    call with the keys as values, and its log-sum-exp. The identity is elementary (ours); the measure is AEGPO's Sec. 3.
+    With A the attention weights, H_i = -sum_j A_ij log A_ij = LSE_i - scale q_i . (sum_j A_ij k_j): on a CPU one
+    attention call with the keys as values, and its log-sum-exp; elsewhere row by row, some rows at a time. The
+    identity is elementary (ours); the measure is AEGPO's Sec. 3.
 
     Args:
         query: (B, heads, queries, d).
@@ -38,7 +40,8 @@ def attention_entropy(query: Tensor, key: Tensor, scale: float) -> Tensor:
         )
         entropy: Tensor = lse - scale * (query * attended).sum(-1)
         return entropy
-    return torch.cat([_dense_entropy(rows, key, scale) for rows in torch.split(query, CHUNK, dim=2)], dim=2)
+    rows_at_once = max(1, SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
+    return torch.cat([_dense_entropy(rows, key, scale) for rows in torch.split(query, rows_at_once, dim=2)], dim=2)
 
 
 def _dense_entropy(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -77,8 +80,9 @@ class EntropyProbe:
     policy never changes: its entropies are measured once for each prompt and kept, in checkpoints too.
     """
 
-    def __init__(self, model: Model, spec: ProbeSpec, sigmas: Tensor) -> None:
+    def __init__(self, model: Model, spec: ProbeSpec, sigmas: Tensor, velocity: Velocity | None = None) -> None:
         self._model, self._spec, self._sigmas = model, spec, sigmas
+        self._velocity = velocity or model.velocity  # the run's, in its precision
         self._base: dict[int, FloatArray] = {}
 
     def measure(self, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[FloatArray, FloatArray, int]:
@@ -106,7 +110,7 @@ class EntropyProbe:
 
             before = sigma.expand(len(prompts))
             with self._model.base() if base else nullcontext(), self._model.tap_attention(tap):
-                velocity = self._model.velocity(latents, before, cond)
+                velocity = self._velocity(latents, before, cond)
             if not found:
                 raise AegpoError(
                     f"probe: the network has no {self._spec.block!r} softmax attention to measure; choose another "

@@ -190,7 +190,7 @@ class Update:
     base_mean: Tensor | None  # (B, C, H, W) float32; None unless the objective declares `needs_base`
     std: Tensor  # (B,) float32, of the transition
     level: Tensor  # (B,) int64
-    mean_std: float  # mean transition std over the denoising steps that may be trained
+    mean_std: float  # mean transition std over all denoising steps but the last
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,11 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A part with memory: the checkpoint stores what `state_dict` returns."""
+    """A part with memory: the checkpoint stores what `state_dict` returns.
+
+    A part that is itself a torch module is left out: a scorer's weights are not what the run has learned. Give it to
+    a part that wraps it.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON values by name."""

@@ -20,6 +20,11 @@ from aegpo.interfaces import Conditioning, Edges, Objective, Rollouts, Update
 from aegpo.rollouts import Execution
 from aegpo.specs import OptimizerSpec, PolicySpec
 
+DIVERGED = (
+    "training diverged: the policy's log-probabilities or gradients are not finite; lower 'optimizer.learning_rate', "
+    "or raise 'sampler.noise_level', and start over with --fresh"
+)
+
 
 def add_adapters(policy: nn.Module, spec: PolicySpec) -> None:
     """Puts LoRA adapters into the policy, in place; nothing happens for full fine-tuning.
@@ -50,13 +55,16 @@ def add_adapters(policy: nn.Module, spec: PolicySpec) -> None:
 def edge_weights(edges: Edges, reduction: str) -> Tensor:
     """The share of each trained edge in a training step's loss; (E,) float64, sums to 1.
 
-    `prompt`: 1 / (P E_p) with E_p the trained edges of the edge's prompt and P the prompts that have any, so that a
-    prompt with 16 rollouts weighs what one with 8 does. `rollout`: proportional to the rollouts that pass through.
+    An edge counts as often as rollouts pass through it, so that the steps of a tree weigh what they would weigh if its
+    rollouts were independent: near the root there are few edges, but every rollout passes them. `rollout`: that, over
+    the sum of all edges. `prompt`: over the sum of the edges of the same prompt, and 1 / P for the P prompts that have
+    trained edges, so that a prompt with 16 rollouts weighs what one with 8 does.
     """
+    passes = edges.leaves.double()
     if reduction == "rollout":
-        return edges.leaves.double() / edges.leaves.sum()
-    members = torch.bincount(edges.prompt)
-    return 1 / (members[edges.prompt].double() * (members > 0).sum())
+        return passes / passes.sum()
+    total = torch.bincount(edges.prompt, weights=passes)
+    return passes / (total[edges.prompt] * (total > 0).sum())
 
 
 class Learner:
@@ -121,15 +129,11 @@ class Learner:
         deviation = 0.0
         for part in torch.split(rows, self._spec.micro_batch):
             update = self._replay(edges, credit, cond, part)
+            if not bool(update.log_prob.isfinite().all()):
+                raise AegpoError(DIVERGED)
             losses, metrics = self._objective.loss(update)
-            loss = (share[part] * losses).sum()
-            if not math.isfinite(float(loss.detach())):
-                raise AegpoError(
-                    "training diverged: the loss is not finite; lower 'optimizer.learning_rate' or raise "
-                    "'sampler.noise_level', and start over with --fresh"
-                )
             contracts.check_loss(type(self._objective).__name__, losses, metrics, len(part))
-            self._accelerator.backward(loss)
+            self._accelerator.backward((share[part] * losses).sum())
             for name, values in {"loss": losses.detach(), **metrics}.items():
                 sums[name] += float((share[part] * values).sum())
             deviation = max(deviation, float((update.log_prob - update.old_log_prob).detach().expm1().abs().max()))
@@ -161,6 +165,8 @@ class Learner:
         """One optimizer step; returns the gradient norm before clipping."""
         limit = self._spec.max_grad_norm or math.inf
         norm = self._accelerator.clip_grad_norm_(list(self.weights.values()), limit)
+        if self._accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise AegpoError(DIVERGED)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.updates += 1

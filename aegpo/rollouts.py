@@ -48,7 +48,7 @@ def roll_out(how: Execution, plan: RolloutPlan, cond: Conditioning, generator: t
     log_probs: list[Tensor] = []
     edges: list[Edges] = []
     for level in range(plan.num_steps):
-        velocity = batched_velocity(how, latents, level, cond.select(_index(plan.prompt[level], device)))
+        velocity = batched_velocity(how, latents, level, cond, _index(plan.prompt[level], device))
         parent = _index(plan.parent[level], device)
         children = _children(how, latents[parent], velocity[parent], level, plan.noisy[level], generator)
         edges.append(_trained_edges(plan, level, latents[parent], children))
@@ -61,18 +61,18 @@ def roll_out(how: Execution, plan: RolloutPlan, cond: Conditioning, generator: t
 @torch.no_grad()
 def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning) -> Tensor:
     """Euler from start noise (B, C, H, W) to images (B, 3, h, w) in [0, 1]; row i of `cond` belongs to row i."""
-    latents = noise
+    latents, every = noise, torch.arange(len(noise), device=noise.device)
     for level, (sigma, sigma_next) in enumerate(zip(how.sigmas[:-1], how.sigmas[1:], strict=True)):
-        velocity = batched_velocity(how, latents, level, cond)
+        velocity = batched_velocity(how, latents, level, cond, every)
         latents = euler(latents, velocity, sigma.expand(len(latents)), sigma_next.expand(len(latents)))
     return torch.cat([how.model.decode(part) for part in torch.split(latents, how.micro_batch)])
 
 
-def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning) -> Tensor:
-    """Velocity of (B, C, H, W) latents at one level, at most `micro_batch` at a time."""
+def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor) -> Tensor:
+    """Velocity of (B, C, H, W) latents at one level, at most `micro_batch` at a time; `prompt`: (B,) rows of `cond`."""
     rows = torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch)
     sigma = how.sigmas[level]
-    return torch.cat([how.velocity(latents[r].float(), sigma.expand(len(r)), cond.select(r)) for r in rows])
+    return torch.cat([how.velocity(latents[r].float(), sigma.expand(len(r)), cond.select(prompt[r])) for r in rows])
 
 
 def _children(

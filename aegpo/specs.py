@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Location = tuple[str | int, ...]
 Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ModelSpec(Spec):
 
     kind: str
     has_captions: ClassVar[bool] = False
+    attention_blocks: ClassVar[tuple[str, ...] | None] = None  # of ProbeSpec.block; None: known once it is loaded
 
     def build(self, device: torch.device) -> Model:
         """Loads the network onto the device."""
@@ -242,7 +244,7 @@ class OptimizerSpec(Spec):
     """AdamW and how a step's transitions are dealt out to it."""
 
     learning_rate: float = Field(3e-4, gt=0, description="constant over the run (Flow-GRPO, LoRA: 3e-4)")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the gradient's two moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of the gradient's two moments")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled, per step and learning rate (Flow-GRPO: 1e-4)")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
@@ -263,7 +265,7 @@ class ProbeSpec(Spec):
         "joint",
         description="whose entropy: joint = every row over all keys; image-text, image-image = image rows, the softmax "
         "renormalised over text or image keys; self, cross = a UNet's two kinds of layer (our choice: joint); with "
-        "guidance, the mean of both evaluations",
+        "guidance, the mean of both evaluations. Padding words count where the network attends to them, as SD3 does",
     )
     rows: Positive | None = Field(None, description="query rows measured in each call, evenly spaced; null: all")
     seed: int = Field(0, description="start noise of the probe trajectories, one fixed noise for each prompt")
@@ -293,8 +295,8 @@ class Experiment(Spec):
         "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out"
     )
     training_steps: Positive = Field(40, description="rounds of rollouts and learning")
-    seed: int = Field(0, ge=0, description="of every random decision; set by `seeds` of the file")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto: a GPU if there is one")
+    seed: int = Field(0, ge=0, lt=2**63, description="of every random decision; set by `seeds` of the file")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the network")
     model: SerializeAsAny[ModelSpec]
     prompts: PromptsSpec = PromptsSpec()
@@ -348,6 +350,10 @@ class Experiment(Spec):
                     place = ("rewards", index) if field == "rewards" else ("evaluation", "rewards", index)
                     yield Problem(place, f"two rewards are called {spec.label!r}; give one a 'name' of its own")
                 labels.append(spec.label)
+        blocks = self.model.attention_blocks
+        if self.needs_entropy and blocks is not None and self.probe.block not in blocks:
+            message = f"model {self.model.kind!r} has no {self.probe.block!r} attention; it has {', '.join(blocks)}"
+            yield Problem(("probe", "block"), message)
         yield from (Problem(("allocator",), message) for message in self.allocator.problems(self))
         yield from (Problem(("selector",), message) for message in self.selector.problems(self))
         yield from (Problem(("sampler",), message) for message in self.sampler.problems(self))

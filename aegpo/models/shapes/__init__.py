@@ -23,6 +23,7 @@ class ShapesSpec(ModelSpec):
 
     kind: Literal["shapes"] = "shapes"
     has_captions: ClassVar[bool] = True
+    attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image")
     guidance: float = Field(
         1.0,
         ge=1,

@@ -43,6 +43,7 @@ class ShapesModel:
         self._image_tokens = (self.latent_shape[1] // transformer.config.patch_size) ** 2
         self._base = BasePolicy(self._policy)
         self._network = self._policy
+        self._nothing = self.encode([""])
 
     @property
     def policy(self) -> nn.Module:
@@ -69,7 +70,7 @@ class ShapesModel:
         velocity = self._forward(latents, sigma, cond)
         if self.spec.guidance == 1.0:
             return velocity
-        nothing = self.encode([""]).select(torch.zeros(len(latents), dtype=torch.long, device=self.device))
+        nothing = self._nothing.select(torch.zeros(len(latents), dtype=torch.long, device=self.device))
         unconditional = self._forward(latents, sigma, nothing)
         return unconditional + self.spec.guidance * (velocity - unconditional)
 

@@ -7,11 +7,11 @@ import pytest
 from worlds import GaussianSpec, small_experiment
 
 from aegpo.allocators import EntropyAllocator, RandomAllocator
-from aegpo.costs import Range, cost, made_up_signals, plan_step
+from aegpo.costs import LATE, Range, cost, made_up_signals, plan_step
 from aegpo.errors import AegpoError, ContractError
 from aegpo.interfaces import Signals
 from aegpo.objectives import ClippedObjective
-from aegpo.selectors import EntropyPeakSelector, UniformSelector
+from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
 from aegpo.specs import AllocatorSpec, OptimizerSpec, PromptsSpec, RolloutsSpec
 from aegpo.trees import BranchingTree, IndependentTree
 
@@ -37,7 +37,7 @@ def test_splits_at_fixed_steps_cost_what_the_tree_has_nodes():
         tree=BranchingTree(),
         selector=EntropyPeakSelector(top_k=4),
     )
-    (falling, rising, *_) = made_up_signals(experiment)
+    (falling, rising, *_) = (signals for signals in made_up_signals(experiment) if signals.step >= LATE)
     assert plan_step(experiment, falling).forwards == 4 * (1 + 2 + 4 + 8 + 6 * 16)
     assert plan_step(experiment, rising).forwards == 4 * (6 + 2 + 4 + 8 + 16)  # splits at steps 5 to 8
     spent = cost(experiment)
@@ -66,12 +66,30 @@ def test_the_probe_costs_the_policy_in_every_step_and_the_base_once_a_prompt():
     assert few.probe_base == 2 * 4 * 10  # 8 prompts are drawn, each once
 
 
-def test_the_made_up_signals_are_after_every_warm_up_and_have_unequal_deltas():
+def test_the_made_up_signals_are_in_and_after_every_warm_up_and_have_unequal_deltas():
     experiment = small_experiment(MODEL, rollouts=ROLLOUTS, allocator=EntropyAllocator(warmup=1000))
+    seen = set()
     for signals in made_up_signals(experiment):
         assert len(set(signals.delta)) == 4
         counts = experiment.allocator.allocate(signals, 48, np.random.default_rng(0))
-        assert sorted(counts) == [8, 8, 16, 16]
+        assert sorted(counts) == ([8, 8, 16, 16] if signals.step >= LATE else [12, 12, 12, 12])
+        seen.add(signals.step >= LATE)
+    assert seen == {True, False}
+
+
+def test_a_warm_up_step_is_part_of_the_range():
+    """With 3 splits, 12 leaves need two trees where 8 and 16 need one and two: warm-up costs what no later step does."""
+    parts = {"tree": BranchingTree(), "selector": EntropyPeakSelector(top_k=3), "rollouts": ROLLOUTS}
+    split = cost(small_experiment(MODEL, allocator=EntropyAllocator(), **parts))
+    uniform = cost(small_experiment(MODEL, **parts))
+    assert split.forwards.high == uniform.forwards.high  # two trees for each prompt, and splits at the first steps
+
+
+def test_an_arm_that_draws_at_random_is_planned_many_times():
+    parts = {"tree": BranchingTree(), "selector": RandomSelector(), "rollouts": ROLLOUTS}
+    experiment = small_experiment(MODEL, allocator=RandomAllocator(), **parts)
+    assert len(list(made_up_signals(experiment))) > 20
+    assert cost(experiment).forwards.low < cost(experiment).forwards.high
 
 
 def test_signals_have_no_entropy_where_no_part_reads_it():

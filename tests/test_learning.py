@@ -13,7 +13,7 @@ from test_trees import questions, trees
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients
 
 from aegpo.advantages import GroupAdvantage
-from aegpo.errors import AegpoError
+from aegpo.errors import AegpoError, ContractError
 from aegpo.interfaces import Edges, Update
 from aegpo.learning import add_adapters, edge_weights
 from aegpo.objectives import ClippedObjective
@@ -373,16 +373,55 @@ def test_a_restored_learner_takes_the_next_step_bit_for_bit(build, policy):
         assert torch.equal(tensor, original.state_dict()[name]), name
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(build):
+def test_a_loss_that_is_not_finite_is_the_objectives_fault_and_changes_nothing(build):
     how = execution(build("gaussian"), 4)
     rollouts, credit, cond = sampled(how)
     trained = learner(how)
     credit[3] = torch.nan
+    with pytest.raises(ContractError, match="objective 'ClippedObjective' returned 1 non-finite values"):
+        trained.update(rollouts, credit, cond, np.random.default_rng(0))
+    assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
+    assert trained.updates == 0
+
+
+def test_a_policy_that_is_no_longer_finite_is_called_diverged(build):
+    how = execution(build("gaussian"), 4)
+    rollouts, credit, cond = sampled(how)
+    trained = learner(how)
+    with torch.no_grad():
+        how.model.policy.mean.fill_(torch.nan)
     with pytest.raises(AegpoError) as error:
         trained.update(rollouts, credit, cond, np.random.default_rng(0))
     assert str(error.value) == (
-        "training diverged: the loss is not finite; lower 'optimizer.learning_rate' or raise 'sampler.noise_level', "
-        "and start over with --fresh"
+        "training diverged: the policy's log-probabilities or gradients are not finite; lower "
+        "'optimizer.learning_rate', or raise 'sampler.noise_level', and start over with --fresh"
     )
-    assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
     assert trained.updates == 0
+
+
+def test_a_gradient_that_is_not_finite_is_called_diverged_before_it_touches_the_weights(build):
+    how = execution(build("gaussian"), 4)
+    rollouts, credit, cond = sampled(how)
+    trained = learner(how)
+    how.model.policy.mean.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(AegpoError, match="training diverged"):
+        trained.update(rollouts, credit, cond, np.random.default_rng(0))
+    assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
+
+
+def test_tree_edges_weigh_what_the_same_steps_of_independent_rollouts_would():
+    """16 and 8 leaves by splits at steps 0..3: each step has the same total weight, and so has each prompt."""
+    steps = np.zeros((2, 6), dtype=bool)
+    steps[:, :4] = True
+    plan = BranchingTree().plan(np.array([16, 8]), steps, np.random.default_rng(0))
+    levels = [np.flatnonzero(trained) for trained in plan.trained]
+    index = torch.cat([torch.full((len(rows),), level) for level, rows in enumerate(levels)])
+    prompt = torch.cat([torch.from_numpy(plan.prompt[level + 1][rows]) for level, rows in enumerate(levels)])
+    leaves = torch.cat([torch.from_numpy(plan.leaves[level + 1][rows]) for level, rows in enumerate(levels)])
+    nothing = torch.zeros(len(index), 1, 1, 1)
+    edges = Edges(index, prompt, prompt, leaves, nothing, nothing, nothing.flatten())
+    share = edge_weights(edges, "prompt")
+    assert torch.allclose(torch.bincount(prompt, weights=share), torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert torch.allclose(torch.bincount(index, weights=share), torch.full((4,), 0.25, dtype=torch.float64))
+    by_rollout = torch.bincount(prompt, weights=edge_weights(edges, "rollout"))
+    assert torch.allclose(by_rollout, torch.tensor([16 / 24, 8 / 24], dtype=torch.float64))

@@ -30,7 +30,7 @@ from aegpo.interfaces import (
     Stateful,
     StepReport,
 )
-from aegpo.learning import Learner, add_adapters
+from aegpo.learning import DIVERGED, Learner, add_adapters
 from aegpo.prompts import PromptStream, read_prompts
 from aegpo.rollouts import Execution, roll_out, sample_deterministic
 from aegpo.specs import Experiment, RewardSpec
@@ -112,6 +112,8 @@ class Engine:
             contracts.check_plan(spec.tree.kind, plan, counts, selected)
         with watch("rollout"):
             rollouts = roll_out(self.how, plan, cond, generator)
+            if self.learner.updates and not bool(rollouts.images.isfinite().all()):
+                raise AegpoError(DIVERGED)  # the adapter was fine when the run began
             contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
         with watch("reward"):
             texts = [prompts[row].text for row in plan.group]

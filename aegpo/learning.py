@@ -21,8 +21,8 @@ from aegpo.rollouts import Execution
 from aegpo.specs import OptimizerSpec, PolicySpec
 
 DIVERGED = (
-    "training diverged: the policy's log-probabilities or gradients are not finite; lower 'optimizer.learning_rate', "
-    "or raise 'sampler.noise_level', and start over with --fresh"
+    "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or raise "
+    "'sampler.noise_level', and start over with --fresh"
 )
 
 

@@ -78,7 +78,7 @@ def test_the_made_up_signals_are_in_and_after_every_warm_up_and_have_unequal_del
 
 
 def test_a_warm_up_step_is_part_of_the_range():
-    """With 3 splits, 12 leaves need two trees where 8 and 16 need one and two: warm-up costs what no later step does."""
+    """With 3 splits 12 leaves need two trees, 8 and 16 need one and two: warm-up costs what no later step does."""
     parts = {"tree": BranchingTree(), "selector": EntropyPeakSelector(top_k=3), "rollouts": ROLLOUTS}
     split = cost(small_experiment(MODEL, allocator=EntropyAllocator(), **parts))
     uniform = cost(small_experiment(MODEL, **parts))

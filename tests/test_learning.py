@@ -393,8 +393,8 @@ def test_a_policy_that_is_no_longer_finite_is_called_diverged(build):
     with pytest.raises(AegpoError) as error:
         trained.update(rollouts, credit, cond, np.random.default_rng(0))
     assert str(error.value) == (
-        "training diverged: the policy's log-probabilities or gradients are not finite; lower "
-        "'optimizer.learning_rate', or raise 'sampler.noise_level', and start over with --fresh"
+        "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or "
+        "raise 'sampler.noise_level', and start over with --fresh"
     )
     assert trained.updates == 0
 

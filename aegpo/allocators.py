@@ -47,6 +47,7 @@ class _SplitAllocator(AllocatorSpec):
         prompts, budget = experiment.rollouts.prompts_per_step, experiment.rollouts.rollouts_per_step
         if self.high < self.low:
             yield f"'high' ({self.high}) is below 'low' ({self.low})"
+            return
         if prompts % 2:
             near = f"{prompts - 1} and {prompts + 1}" if prompts > 1 else "2"
             yield f"a median split needs an even number of prompts per step, not {prompts}; nearest: {near}"

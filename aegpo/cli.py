@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aegpo import __version__
-from aegpo.errors import AegpoError
+from aegpo.errors import AegpoError, ContractError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,8 +41,12 @@ def main() -> None:
     try:
         app()
     except AegpoError as error:
+        if isinstance(error, ContractError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)  # a part's own failure: its author needs the place
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _print_version(wanted: bool) -> None:

@@ -156,6 +156,11 @@ def _check_array(who: str, what: str, array: object, shape: tuple[int, ...], dty
 
 
 def _check_tensor(who: str, what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+    import torch
+
+    given: object = tensor  # foreign code may return anything
+    if not isinstance(given, torch.Tensor):
+        raise ContractError(f"{who} returned {what} as {type(given).__name__}; a tensor was asked")
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tuple(tensor.shape) != shape or dtype not in dtypes:
         wanted = dtypes[0] if len(dtypes) == 1 else "floating"

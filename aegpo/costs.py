@@ -13,7 +13,7 @@ import numpy as np
 
 from aegpo import contracts
 from aegpo.interfaces import FloatArray, RolloutPlan, Signals
-from aegpo.prompts import PromptStream, read_prompts
+from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.specs import Experiment
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
@@ -85,7 +85,7 @@ def _num_prompts(experiment: Experiment) -> int:
     """Training prompts; both lists are read, so that a file that is missing or too short is found here."""
     texts = read_prompts(experiment, "train")
     PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
-    read_prompts(experiment, "evaluation")
+    refuse_shared(texts, read_prompts(experiment, "evaluation"))
     return len(texts)
 
 

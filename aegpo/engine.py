@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aegpo import checkpoints, contracts
 from aegpo.entropy import EntropyProbe
-from aegpo.errors import AegpoError
+from aegpo.errors import AegpoError, ContractError
 from aegpo.interfaces import (
     Conditioning,
     Evaluation,
@@ -31,7 +31,7 @@ from aegpo.interfaces import (
     StepReport,
 )
 from aegpo.learning import DIVERGED, Learner, add_adapters
-from aegpo.prompts import PromptStream, read_prompts
+from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.rollouts import Execution, roll_out, sample_deterministic
 from aegpo.specs import Experiment, RewardSpec
 
@@ -68,6 +68,7 @@ class Engine:
         texts = read_prompts(experiment, "train")
         self.prompts = PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
         self.held_out = read_prompts(experiment, "evaluation")
+        refuse_shared(texts, self.held_out)
         self._check_parts(texts[0])
         self._base_scores: dict[str, FloatArray] | None = None
         for name, part in self._parts().items():
@@ -308,8 +309,20 @@ def _score(rewards: Sequence[tuple[str, Reward]], images: Tensor, texts: Sequenc
     """(N,) float32 for each reward, checked."""
     scores = {}
     for label, reward in rewards:
-        scores[label] = reward.score(images, texts).to(images.device)
-        contracts.check_scores(label, scores[label], texts)
+        version = images._version
+        try:
+            with torch.no_grad():
+                given = reward.score(images, texts)
+        except AegpoError:
+            raise
+        except Exception as error:
+            raise ContractError(f"reward {label!r} failed with {type(error).__name__}: {error}") from error
+        contracts.check_scores(label, given, texts)
+        if images._version != version:
+            raise ContractError(
+                f"reward {label!r} changed the images in place, which others still need; copy them first"
+            )
+        scores[label] = given.detach().to(images.device)
     return scores
 
 

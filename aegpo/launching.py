@@ -97,13 +97,18 @@ def _launch(request: LaunchRequest, console: Console, errors: Console) -> int:
     manager = plugin_manager(request.plugins)
     file = load_experiment_file(request.path, load_registries(manager), request.overrides)
     runs = select_runs(file, request)
+    try:
+        write_order(request.out / file.name, tuple(file.arms), file.seeds)
+    except OSError as error:
+        raise AegpoError(
+            f"--out {request.out}: cannot be written to: {error.strerror}; choose another folder"
+        ) from error
     for run in runs:
         if request.fresh:
             with locked(run.folder):
                 start_over(run.folder)
         else:
             check_manifest(run)
-    write_order(request.out / file.name, tuple(file.arms), file.seeds)
     if len(runs) > 1:
         code = _run_apart(request, runs, console, errors)
     elif runs[0].finished:
@@ -111,7 +116,7 @@ def _launch(request: LaunchRequest, console: Console, errors: Console) -> int:
         code = 0
     else:
         code = run_here(runs[0], manager, console)
-    if code == 0 and request.report:
+    if code != INTERRUPTED and request.report:
         from aegpo.report import write_report
 
         write_report(request.out / file.name, console)

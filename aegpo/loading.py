@@ -22,6 +22,7 @@ FILE_KEYS = ("extends", "arms", "seeds")  # of a file, beside the fields of Expe
 OF_THE_FILE = (*FILE_KEYS, "name", "seed")  # what no arm may change
 ONLY_ARM = "main"  # of a file without arms
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RESERVED = ("order.json", "report", "report.html")  # of a folder of runs
 DEFAULT_SEEDS = (0,)
 
 
@@ -205,6 +206,8 @@ def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> d
         if not ARM_NAME.fullmatch(name):
             message = "an arm's name becomes a folder: letters, digits, '.', '_' and '-', the first a letter or digit"
             mistakes.append(Mistake(arm.key, path, message))
+        if name in RESERVED:
+            mistakes.append(Mistake(arm.key, path, f"the report keeps {name!r} beside the arms; choose another name"))
         if not isinstance(arm.value, Mapping):
             mistakes.append(Mistake(arm.mark, path, "must be a mapping of what the arm changes; {} if nothing"))
             continue

@@ -28,6 +28,21 @@ def read_prompts(experiment: Experiment, split: Literal["train", "evaluation"]) 
     return experiment.model.captions(split, count, spec.seed)
 
 
+def refuse_shared(train: Sequence[str], held_out: Sequence[str]) -> None:
+    """Held-out prompts must not occur in training.
+
+    Raises:
+        AegpoError: if any does; the message names one.
+    """
+    known = set(train)
+    shared = [text for text in held_out if text in known]
+    if shared:
+        raise AegpoError(
+            f"prompts: {len(shared)} of {len(held_out)} evaluation prompts are trained on too, such as {shared[0]!r}; "
+            "scores on them would not be held-out, so give 'prompts.evaluation' a file of its own"
+        )
+
+
 def _lines(path: Path) -> tuple[str, ...]:
     try:
         lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

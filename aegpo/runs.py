@@ -111,6 +111,11 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
     check_manifest(run)
     path = run.folder / "manifest.json"
     if not path.exists():
+        if run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
+            raise CheckpointError(
+                f"{run.folder} has checkpoints but no manifest.json, so nobody knows what experiment they are of; put "
+                "it back, or start over with --fresh"
+            )
         manifest = {
             "format": FORMAT,
             "arm": run.arm,

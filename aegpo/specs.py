@@ -219,8 +219,8 @@ class RolloutsSpec(Spec):
     """How many trajectories a training step samples, and of which length."""
 
     prompts_per_step: Positive = Field(8, description="P: prompts in a training step")
-    rollouts_per_step: int = Field(96, ge=2, description="N: rollouts of a step over all its prompts")
-    denoising_steps: int = Field(10, ge=2, description="T: denoising steps of a trajectory, in training")
+    rollouts_per_step: int = Field(96, ge=2, le=65536, description="N: rollouts of a step over all its prompts")
+    denoising_steps: int = Field(10, ge=2, le=1000, description="T: denoising steps of a trajectory, in training")
     micro_batch: Positive = Field(64, description="latents a velocity call takes at most while sampling")
     storage: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="dtype trajectories are kept in; log-probabilities are computed on the stored value"

@@ -30,6 +30,7 @@ from aegpo.specs import (
     OptimizerSpec,
     PolicySpec,
     PromptsSpec,
+    RewardSpec,
     RolloutsSpec,
     experiment_type,
 )
@@ -600,3 +601,32 @@ def test_a_learning_rate_that_ruins_the_policy_is_blamed_on_training(tiny_spec):
     engine, _ = build(ruined)
     with pytest.raises(AegpoError, match="training diverged"):
         _ = [engine.step(number) for number in range(1, 5)]
+
+
+class Misbehaving(RewardSpec):
+    """Does what a reward must not do."""
+
+    kind: Literal["misbehaving"] = "misbehaving"
+    how: str
+
+    def score(self, images, prompts):
+        if self.how == "raises":
+            raise ValueError("no such file")
+        if self.how == "writes":
+            images.zero_()
+        return [0.0] * len(prompts) if self.how == "lists" else images.mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "reward 'misbehaving' failed with ValueError: no such file"),
+        ("writes", "reward 'misbehaving' changed the images in place, which others still need; copy them first"),
+        ("lists", "reward 'misbehaving' returned scores as list; a tensor was asked"),
+    ],
+)
+def test_a_reward_that_misbehaves_is_blamed_by_name(how, message):
+    engine, _ = build(small_experiment(GaussianSpec(), rewards=(Misbehaving(how=how),)))
+    with pytest.raises(ContractError) as error:
+        engine.step(1)
+    assert str(error.value) == message

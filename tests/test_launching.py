@@ -351,3 +351,9 @@ def test_every_run_is_checked_before_the_first_one_starts(folder, tmp_path, monk
     with pytest.raises(AegpoError, match=r"(?s)grpo seed 4 was begun .*optimizer\.epsilon: 1e-08 -> 0\.5"):
         launch(LaunchRequest(Path("tiny.yaml"), overrides=("optimizer.epsilon=0.5",), out=Path("out")))
     assert finished(folder) == before
+
+
+def test_an_out_folder_that_cannot_be_written_to_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(AegpoError, match=r"--out .*file: cannot be written to: .*; choose another folder"):
+        launch(LaunchRequest(ABLATION, out=tmp_path / "file"))

@@ -308,3 +308,8 @@ def test_constraints_of_a_plugins_spec_are_reported_alike(folder, part, message)
     registries.allocators.add(Choosy)
     text = BASE.replace("allocator: uniform\n", "") + f"\nallocator: {part}"
     assert complaint(text, registries) == message
+
+
+def test_an_arm_may_not_have_a_name_the_report_keeps(folder, registries):
+    text = BASE + "arms:\n  report: {}\n"
+    assert "arms.report: the report keeps 'report' beside the arms; choose another name" in complaint(text, registries)

@@ -11,7 +11,7 @@ from worlds import GaussianSpec, small_experiment
 
 from aegpo.errors import AegpoError
 from aegpo.models.shapes import ShapesSpec
-from aegpo.prompts import PromptStream, read_prompts
+from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.specs import PromptsSpec
 
 LETTERS = tuple("abcdefghij")
@@ -81,3 +81,9 @@ def test_without_a_file_the_models_own_captions_are_drawn_and_never_shared_betwe
     assert (len(train), len(held_out)) == (200, 64)
     assert not set(train) & set(held_out)
     assert read_prompts(experiment.model_copy(update={"seed": 9}), "train") == train  # the same for every arm and seed
+
+
+def test_evaluation_prompts_that_are_trained_on_are_refused():
+    refuse_shared(["a cat", "a dog"], ["a bird"])
+    with pytest.raises(AegpoError, match="1 of 2 evaluation prompts are trained on too, such as 'a dog'"):
+        refuse_shared(["a cat", "a dog"], ["a bird", "a dog"])

@@ -202,3 +202,9 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path):
     runs.write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_checkpoints_without_a_manifest_are_not_gone_on_with(run):
+    (run.checkpoints / "step-000002").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"has checkpoints but no manifest\.json"):
+        begin(run)

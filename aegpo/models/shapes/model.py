@@ -30,12 +30,13 @@ class ShapesModel:
     latent_shape = (3, 24, 24)
 
     def __init__(self, spec: ShapesSpec, folder: Path, device: torch.device) -> None:
-        if not (folder / "transformer" / "config.json").is_file():
+        needed = ("transformer/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json")
+        if not all((folder / name).is_file() for name in needed):
             raise AegpoError(f"no weights of model 'shapes' in {folder}; tools/train_shapes.py writes such a folder")
         self.spec = spec
         self.device = device
         transformers_logging.disable_progress_bar()  # two files of 5 MB need none
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         text_encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)
         transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)

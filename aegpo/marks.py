@@ -122,7 +122,7 @@ def merge(base: Marked, patch: Marked, *, indexed: bool = False) -> Marked:
     merged = dict(base.value)
     for key, child in patch.value.items():
         merged[key] = merge(merged[key], child, indexed=indexed) if key in merged else child
-    return replace(base, value=merged)
+    return replace(base, value=merged, key=patch.key, mark=patch.mark)
 
 
 def _positions(items: tuple[Marked, ...]) -> set[str]:

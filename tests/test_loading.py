@@ -313,3 +313,13 @@ def test_constraints_of_a_plugins_spec_are_reported_alike(folder, part, message)
 def test_an_arm_may_not_have_a_name_the_report_keeps(folder, registries):
     text = BASE + "arms:\n  report: {}\n"
     assert "arms.report: the report keeps 'report' beside the arms; choose another name" in complaint(text, registries)
+
+
+def test_a_combination_that_an_arm_makes_impossible_is_reported_where_the_arm_changes_the_part(folder, registries):
+    base = BASE.replace("sampler: flow-sde", "sampler: {kind: flow-sde, noise_level: 0.7}")
+    text = base + "arms:\n  plain: {}\n  still: {sampler: {noise_level: 0}}\n"
+    said = complaint(text, registries)
+    line = text.splitlines().index("  still: {sampler: {noise_level: 0}}") + 1
+    assert f"x.yaml:{line}:" in said
+    assert "'noise_level' 0 makes every step deterministic" in said
+    assert "(in arm 'still')" in said

@@ -16,7 +16,6 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from aegpo import checkpoints, contracts
-from aegpo.entropy import EntropyProbe
 from aegpo.errors import AegpoError, ContractError
 from aegpo.interfaces import (
     Conditioning,
@@ -31,6 +30,7 @@ from aegpo.interfaces import (
     StepReport,
 )
 from aegpo.learning import DIVERGED, Learner, add_adapters
+from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.rollouts import Execution, roll_out, sample_deterministic
 from aegpo.specs import Experiment, RewardSpec

@@ -1,19 +1,9 @@
-"""Attention entropy: the exact measure, and the probe that turns it into the signals of a training step."""
+"""Attention entropy: the exact measure, with no score matrix in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-
-import numpy as np
 import torch
 from torch import Tensor
-
-from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Model, Prompt
-from aegpo.rollouts import Velocity
-from aegpo.samplers import euler
-from aegpo.specs import ProbeSpec
 
 SCORES = 2**26  # entries of the score matrix that the portable form holds at once
 
@@ -48,90 +38,3 @@ def _dense_entropy(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """The same on any device, with the score matrix of the given rows in memory."""
     log_weights = (scale * query @ key.transpose(-2, -1)).log_softmax(dim=-1)
     return -(log_weights.exp() * log_weights).sum(-1)
-
-
-def call_entropy(call: AttentionCall, probe: ProbeSpec) -> Tensor | None:
-    """Mean entropy (B,) of one attention call over the probe's rows and all heads; None if the block is not in it."""
-    joint = call.text.stop > call.text.start and call.query.shape[2] == call.key.shape[2]
-    cross = call.query.shape[2] != call.key.shape[2]
-    present = {
-        "joint": joint,
-        "image-text": joint,
-        "image-image": joint,
-        "self": not joint and not cross,
-        "cross": cross,
-    }
-    if not present[probe.block]:
-        return None
-    query, key = call.query, call.key
-    if probe.block in ("image-text", "image-image"):
-        query = query[:, :, call.image]
-        key = key[:, :, call.text if probe.block == "image-text" else call.image]
-    if probe.rows is not None and probe.rows < query.shape[2]:
-        rows = torch.linspace(0, query.shape[2] - 1, probe.rows, device=query.device).round().long()
-        query = query[:, :, rows]
-    return attention_entropy(query, key, call.scale).mean(dim=(1, 2))
-
-
-class EntropyProbe:
-    """Measures Entropy(t) of prompts along one deterministic trajectory each.
-
-    A prompt's start noise is fixed for the whole run, so that changes of entropy are changes of the policy. The base
-    policy never changes: its entropies are measured once for each prompt and kept, in checkpoints too.
-    """
-
-    def __init__(self, model: Model, spec: ProbeSpec, sigmas: Tensor, velocity: Velocity | None = None) -> None:
-        self._model, self._spec, self._sigmas = model, spec, sigmas
-        self._velocity = velocity or model.velocity  # the run's, in its precision
-        self._base: dict[int, FloatArray] = {}
-
-    def measure(self, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[FloatArray, FloatArray, int]:
-        """Policy and base entropies, (P, T) nats each, and the velocity evaluations this took."""
-        entropy = self._trajectories(prompts, cond, base=False)
-        missing = [row for row, prompt in enumerate(prompts) if prompt.index not in self._base]
-        if missing:
-            rows = torch.tensor(missing, device=cond.text.device)
-            fresh = self._trajectories([prompts[row] for row in missing], cond.select(rows), base=True)
-            self._base.update({prompts[row].index: curve for row, curve in zip(missing, fresh, strict=True)})
-        base = np.stack([self._base[prompt.index] for prompt in prompts])
-        return entropy, base, (len(prompts) + len(missing)) * (len(self._sigmas) - 1)
-
-    @torch.no_grad()
-    def _trajectories(self, prompts: Sequence[Prompt], cond: Conditioning, base: bool) -> FloatArray:  # (P, T)
-        latents = torch.stack([self._start(prompt) for prompt in prompts]).to(cond.text.device)
-        curves: list[Tensor] = []
-        for sigma, sigma_next in zip(self._sigmas[:-1], self._sigmas[1:], strict=True):
-            found: list[Tensor] = []
-
-            def tap(call: AttentionCall, found: list[Tensor] = found) -> None:
-                value = call_entropy(call, self._spec)
-                if value is not None:
-                    found.append(value)
-
-            before = sigma.expand(len(prompts))
-            with self._model.base() if base else nullcontext(), self._model.tap_attention(tap):
-                velocity = self._velocity(latents, before, cond)
-            if not found:
-                raise AegpoError(
-                    f"probe: the network has no {self._spec.block!r} softmax attention to measure; choose another "
-                    "'block' (joint, image-text, image-image for transformers such as SD3; self, cross for UNets)"
-                )
-            curves.append(torch.stack(found).mean(dim=0))
-            latents = euler(latents, velocity, before, sigma_next.expand(len(prompts)))
-        return torch.stack(curves, dim=1).double().cpu().numpy()
-
-    def _start(self, prompt: Prompt) -> Tensor:  # (C, H, W)
-        generator = torch.Generator().manual_seed(self._spec.seed * 1_000_003 + prompt.index)
-        return torch.randn(self._model.latent_shape, generator=generator)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Base entropies by prompt."""
-        if not self._base:
-            return {}
-        index = torch.tensor(list(self._base))
-        return {"index": index, "entropy": torch.from_numpy(np.stack(list(self._base.values())))}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` returned."""
-        index = state["index"].tolist() if state else []
-        self._base = {prompt: state["entropy"][row].numpy() for row, prompt in enumerate(index)}

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec
 
-from aegpo.entropy import EntropyProbe, _dense_entropy, attention_entropy, call_entropy
+from aegpo.entropy import _dense_entropy, attention_entropy
 from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Prompt
+from aegpo.probe import EntropyProbe, call_entropy
 from aegpo.samplers import euler
 from aegpo.specs import ProbeSpec
 

@@ -32,7 +32,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 import aegpo.engine
-import aegpo.entropy
+import aegpo.probe
 from aegpo.engine import Engine, Stopwatch
 from aegpo.interfaces import Conditioning, RolloutPlan, StepReport
 from aegpo.loading import load_experiment_file
@@ -149,7 +149,7 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
         (model, "decode", "decode"),
         (Accelerator, "backward", "backward"),
         (AcceleratedOptimizer, "step", "optimizer"),
-        (aegpo.entropy, "call_entropy", "entropy"),
+        (aegpo.probe, "call_entropy", "entropy"),
     }
     calls |= {(type(reward), "score", "reward") for _, reward in engine.rewards}
     with ExitStack() as stack:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +17,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from aegpo import checkpoints, contracts
-from aegpo.errors import AegpoError, ContractError
+from aegpo import checkpoints, contracts, unreported
+from aegpo.errors import AegpoError, RewardError
 from aegpo.interfaces import (
     Conditioning,
     Evaluation,
-    FloatArray,
     Prompt,
-    Reward,
     Rollouts,
     RunInfo,
     Signals,
@@ -33,7 +33,8 @@ from aegpo.learning import DIVERGED, Learner, add_adapters
 from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.rollouts import Execution, roll_out, sample_deterministic
-from aegpo.specs import Experiment, RewardSpec
+from aegpo.scoring import HeldOut, build_scorers, score
+from aegpo.specs import Experiment
 
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -51,8 +52,8 @@ class Engine:
         add_adapters(self.model.policy, experiment.policy)
         with self.model.base():
             pass  # the base policy is what the model is now
-        self.rewards = _build_rewards(experiment.rewards, self.device)
-        self.guards = _build_rewards(experiment.evaluation.rewards, self.device)
+        self.rewards = build_scorers(experiment.rewards, self.device)
+        self.guards = build_scorers(experiment.evaluation.rewards, self.device)
         self.allocator = experiment.allocator.build()
         self.selector = experiment.selector.build()
         self.tree = experiment.tree.build()
@@ -70,7 +71,8 @@ class Engine:
         self.held_out = read_prompts(experiment, "evaluation")
         refuse_shared(texts, self.held_out)
         self._check_parts(texts[0])
-        self._base_scores: dict[str, FloatArray] | None = None
+        self._evaluated: HeldOut | None = None  # with the base policy's scores
+        self._unreported: StepReport | None = None  # of a restored state: learned, but not evaluated
         for name, part in self._parts().items():
             if any(attribute.startswith("aegpo_on_") for attribute in dir(type(part))):
                 hooks.register(part, name=f"part/{name}")
@@ -118,7 +120,7 @@ class Engine:
             contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
         with watch("reward"):
             texts = [prompts[row].text for row in plan.group]
-            scores = _score(self.rewards, rollouts.images, texts)
+            scores = score(self.rewards, rollouts.images, texts)
             rewards = torch.stack(list(scores.values()), dim=1)
             credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
             contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
@@ -151,11 +153,12 @@ class Engine:
         """Scores the held-out prompts for the policy (its averaged weights, if any) and, once, for the base."""
         with self.learner.averaged_weights():
             images = self.images(self.held_out)
-        if self._base_scores is None:
+        if self._evaluated is None:
             with self.model.base():
-                self._base_scores = self._all_scores(self.images(self.held_out))
-        kept = images[: self.experiment.evaluation.images].cpu()
-        return Evaluation(self.held_out, self._all_scores(images), self._base_scores, kept)
+                base_images = self.images(self.held_out)
+            self._evaluated = HeldOut(self.rewards + self.guards, self.held_out, base_images)
+        scores, base_scores = self._evaluated.evaluate(images)
+        return Evaluation(self.held_out, scores, base_scores, images[: self.experiment.evaluation.images].cpu())
 
     def images(self, texts: Sequence[str]) -> Tensor:
         """(B, 3, h, w) in [0, 1]: each prompt from fixed noise with the deterministic sampler."""
@@ -165,14 +168,14 @@ class Engine:
         noise = torch.randn((len(texts), *self.model.latent_shape), generator=generator).to(self.device)
         return sample_deterministic(how, noise, self.model.encode(texts))
 
-    def _all_scores(self, images: Tensor) -> dict[str, FloatArray]:
-        scores = _score(self.rewards + self.guards, images, self.held_out)
-        return {label: values.double().cpu().numpy() for label, values in scores.items()}
-
     # --- a whole run ---------------------------------------------------------------------------------------------
 
     def run(self, info: RunInfo, should_stop: Callable[[], bool]) -> Literal["finished", "interrupted"]:
-        """Trains from `info.first_step` to the end, or until asked to stop; the state is on disk when it returns."""
+        """Trains from `info.first_step` to the end, or until asked to stop; the state is on disk when it returns.
+
+        Raises:
+            RewardError: if a reward fails; all that was learned before is on disk then, and the message says so.
+        """
         self.hooks.hook.aegpo_on_run_start(run=info)
         saved = info.first_step
         if info.first_step == 0:
@@ -183,15 +186,27 @@ class Engine:
                     self._save(info, number - 1)
                 self.hooks.hook.aegpo_on_run_end(run=info, outcome="interrupted")
                 return "interrupted"
-            report = self.step(number)
-            if self._due(number, self.experiment.evaluation.every):
-                report = self._with_evaluation(report)
+            report = self._reported(info, number, saved)
             self.hooks.hook.aegpo_on_step_end(run=info, report=report)
             if self._due(number, self.experiment.checkpoint.every):
                 self._save(info, number)
                 saved = number
         self.hooks.hook.aegpo_on_run_end(run=info, outcome="finished")
         return "finished"
+
+    def _reported(self, info: RunInfo, number: int, saved: int) -> StepReport:
+        """A step with its evaluation, if one is due; if a reward fails, nothing that was learned is lost."""
+        before, report, self._unreported = self._memory(), self._unreported, None
+        try:
+            report = report or self.step(number)
+            return self._with_evaluation(report) if self._due(number, self.experiment.evaluation.every) else report
+        except RewardError as error:
+            if report is None and saved < number - 1:
+                self._save(info, number - 1, before)
+            elif report is not None and number > 1:
+                self._save(info, number - 1, unreported_step=report)
+            kept = f"step {number - 1} and all before it are saved" if number > 1 else "nothing was learned yet"
+            raise RewardError(f"{error}\n{kept}; the same command goes on from there") from error.__cause__
 
     def _due(self, number: int, every: int) -> bool:
         return number % every == 0 or number == self.experiment.training_steps
@@ -210,18 +225,27 @@ class Engine:
 
     # --- state ---------------------------------------------------------------------------------------------------
 
-    def _save(self, info: RunInfo, number: int) -> None:
-        checkpoint = checkpoints.Checkpoint(number, *self._state())
+    def _save(
+        self, info: RunInfo, number: int, memory: Memory | None = None, unreported_step: StepReport | None = None
+    ) -> None:
+        tensors, state = self._state(memory or self._memory())
+        state["unreported"] = None if unreported_step is None else unreported.to_json(unreported_step)
+        checkpoint = checkpoints.Checkpoint(number, tensors, state)
         path = checkpoints.save(info.folder / "checkpoints", checkpoint, self.experiment.checkpoint.keep)
         self.hooks.hook.aegpo_on_checkpoint(run=info, step=number, path=path)
 
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = self.learner.state_dict() | {"rng/torch": torch.get_rng_state()}
+    def _memory(self) -> Memory:
+        """All that a step may change before it has learned anything: what parts remember, and the generator."""
+        parts = {name: copy.deepcopy(part.state_dict()) for name, part in self._stateful().items()}
+        return Memory(parts, torch.get_rng_state())
+
+    def _state(self, memory: Memory) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = self.learner.state_dict() | {"rng/torch": memory.generator}
         scaler = self.accelerator.scaler  # of float16 gradients
         state: dict[str, Any] = {"updates": self.learner.updates, "parts": {}}
         state["scaler"] = None if scaler is None else scaler.state_dict()
-        for name, part in self._stateful().items():
-            for key, value in part.state_dict().items():
+        for name, remembered in memory.parts.items():
+            for key, value in remembered.items():
                 if isinstance(value, Tensor):
                     tensors[f"part/{name}/{key}"] = value
                 else:
@@ -238,9 +262,11 @@ class Engine:
             prefix = f"part/{name}/"
             tensors = {key.removeprefix(prefix): v for key, v in checkpoint.tensors.items() if key.startswith(prefix)}
             part.load_state_dict(tensors | checkpoint.state["parts"].get(name, {}))
+        report = checkpoint.state.get("unreported")  # not in checkpoints of version 0.1.0
+        self._unreported = None if report is None else unreported.from_json(report)
 
     def _parts(self) -> dict[str, object]:
-        named: dict[str, object] = {f"reward-{label}": part for label, part in self.rewards + self.guards}
+        named: dict[str, object] = {f"reward-{each.label}": each.reward for each in self.rewards + self.guards}
         named |= {"allocator": self.allocator, "selector": self.selector, "tree": self.tree}
         named |= {"sampler": self.how.sampler, "advantage": self.advantage, "objective": self.objective}
         return named
@@ -264,6 +290,14 @@ class Engine:
 
     def _reward_weights(self) -> Tensor:  # (R,)
         return torch.tensor([spec.weight for spec in self.experiment.rewards], device=self.device)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a step may change before it has learned anything."""
+
+    parts: Mapping[str, Mapping[str, Any]]  # of every part with a state
+    generator: Tensor  # torch's global one
 
 
 class Stopwatch:
@@ -299,31 +333,6 @@ def _accelerator(experiment: Experiment, device: torch.device) -> Accelerator:
     if accelerator.num_processes > 1:
         raise AegpoError(f"{accelerator.num_processes} processes were launched, but a run uses one; see --jobs")
     return accelerator
-
-
-def _build_rewards(specs: Sequence[RewardSpec], device: torch.device) -> list[tuple[str, Reward]]:
-    return [(spec.label, spec.build(device)) for spec in specs]
-
-
-def _score(rewards: Sequence[tuple[str, Reward]], images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-    """(N,) float32 for each reward, checked."""
-    scores = {}
-    for label, reward in rewards:
-        version = images._version
-        try:
-            with torch.no_grad():
-                given = reward.score(images, texts)
-        except AegpoError:
-            raise
-        except Exception as error:
-            raise ContractError(f"reward {label!r} failed with {type(error).__name__}: {error}") from error
-        contracts.check_scores(label, given, texts)
-        if images._version != version:
-            raise ContractError(
-                f"reward {label!r} changed the images in place, which others still need; copy them first"
-            )
-        scores[label] = given.detach().to(images.device)
-    return scores
 
 
 def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> dict[str, float]:

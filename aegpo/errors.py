@@ -19,5 +19,9 @@ class ContractError(AegpoError):
     """A part returned something its interface forbids; the message names the part."""
 
 
+class RewardError(ContractError):
+    """A reward that failed or misbehaved; nothing was learned from the step, so the run can go on before it."""
+
+
 class CheckpointError(AegpoError):
     """A checkpoint or run folder that cannot be used, and what to do about it."""

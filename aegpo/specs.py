@@ -61,6 +61,7 @@ class RewardSpec(Spec):
     """A scorer of images against prompts."""
 
     kind: str
+    group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
     name: str | None = Field(None, description="label in metrics and reports; default: the kind")
     weight: float = Field(1.0, description="factor of this reward in the weighted sum")
 
@@ -68,6 +69,11 @@ class RewardSpec(Spec):
     def label(self) -> str:
         """The name metrics and reports use."""
         return self.name or self.kind
+
+    @property
+    def lane(self) -> str:
+        """What scoring keeps busy: rewards of different lanes score at the same time. "": the run's own device."""
+        return ""
 
     def build(self, device: torch.device) -> Reward:
         """The scorer; a spec with nothing to load is its own part."""

@@ -151,7 +151,7 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
         (AcceleratedOptimizer, "step", "optimizer"),
         (aegpo.probe, "call_entropy", "entropy"),
     }
-    calls |= {(type(reward), "score", "reward") for _, reward in engine.rewards}
+    calls |= {(type(each.reward), "score", "reward") for each in engine.rewards}
     with ExitStack() as stack:
         stack.enter_context(patch.object(aegpo.engine, "Stopwatch", StageWatch))
         for owner, name, kind in calls:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall
 
 Layout = Callable[[str, int, int], tuple[slice, slice]]  # (layer, queries, keys) -> image tokens, text tokens
@@ -26,9 +25,6 @@ def watch_attention(network: nn.Module, tap: Callable[[AttentionCall], None], la
     Works for every network whose attention modules have a `processor` and end in
     `torch.nn.functional.scaled_dot_product_attention`, as diffusers' native backends do; adapters and gradient
     checkpointing do not matter. `layout` says which tokens are image and which are text.
-
-    Raises:
-        AegpoError: inside, if a layer masks its attention.
     """
     layers: list[str] = []
     handles = []
@@ -55,18 +51,21 @@ class _AttentionMode(TorchFunctionMode):
         given = kwargs or {}
         output = func(*args, **given)
         if func is F.scaled_dot_product_attention and self._layers:
-            call = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | given
-            if call.get("attn_mask") is not None or call.get("is_causal"):
-                raise AegpoError(
-                    f"layer {self._layers[-1]!r} masks its attention, which the entropy probe does not measure yet; "
-                    "choose parts that read no entropy"
-                )
-            query, key, layer = call["query"], call["key"], self._layers[-1]
-            image, text = self._layout(layer, query.shape[-2], key.shape[-2])
-            scale = call.get("scale") or 1 / math.sqrt(query.shape[-1])
             with torch.no_grad():
-                self._tap(AttentionCall(layer, query.detach(), key.detach(), scale, image, text))
+                self._tap(self._call(dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | given))
         return output
+
+    def _call(self, given: dict[str, Any]) -> AttentionCall:
+        layer, query, key, mask = self._layers[-1], given["query"], given["key"], given.get("attn_mask")
+        queries, keys = query.shape[-2], key.shape[-2]
+        if given.get("is_causal"):
+            mask = torch.ones((queries, keys), dtype=torch.bool, device=query.device).tril()
+        image, text = self._layout(layer, queries, keys)
+        kind: Literal["joint", "self", "cross"] = "cross" if queries != keys else "self"
+        if kind == "self" and text.stop > text.start:
+            kind = "joint"
+        scale = given.get("scale") or 1 / math.sqrt(query.shape[-1])
+        return AttentionCall(layer, kind, query.detach(), key.detach(), scale, image, text, mask)
 
 
 def _entering(layers: list[str], name: str) -> Callable[[nn.Module, Any], None]:

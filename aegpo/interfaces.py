@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,14 +234,18 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One softmax attention of the network, after QK-norm and rotary embedding."""
+    """One softmax attention of the network, after QK-norm and rotary embedding: softmax(scale q k^T + mask)."""
 
-    layer: str
+    layer: str  # the module's name in the network
+    kind: Literal[
+        "joint", "self", "cross"
+    ]  # image and text in one softmax; one of them; rows of one, keys of the other
     query: Tensor  # (B, heads, queries, d)
     key: Tensor  # (B, heads, keys, d)
     scale: float
-    image: slice  # the image tokens among queries and keys
-    text: slice  # the text tokens among keys (empty in self-attention without text)
+    image: slice  # the image tokens among queries and, unless kind is "cross", among keys
+    text: slice  # the text tokens among keys and, unless kind is "cross", among queries; empty if there are none
+    mask: Tensor | None = None  # bool (True: attend) or additive, broadcastable to (B, heads, queries, keys)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

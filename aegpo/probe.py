@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.entropy import attention_entropy
+from aegpo.entropy import attention_entropy, blocks_of, measure_call
 from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Model, Prompt
 from aegpo.rollouts import Velocity
@@ -19,25 +19,19 @@ from aegpo.specs import ProbeSpec
 
 def call_entropy(call: AttentionCall, probe: ProbeSpec) -> Tensor | None:
     """Mean entropy (B,) of one attention call over the probe's rows and all heads; None if the block is not in it."""
-    joint = call.text.stop > call.text.start and call.query.shape[2] == call.key.shape[2]
-    cross = call.query.shape[2] != call.key.shape[2]
-    present = {
-        "joint": joint,
-        "image-text": joint,
-        "image-image": joint,
-        "self": not joint and not cross,
-        "cross": cross,
-    }
-    if not present[probe.block]:
+    if probe.rows is None:
+        found = measure_call(call, [probe.block], masses=False)
+        return found[probe.block].entropy.mean(dim=1) if found else None
+    if probe.block not in blocks_of(call):
         return None
-    query, key = call.query, call.key
-    if probe.block in ("image-text", "image-image"):
-        query = query[:, :, call.image]
-        key = key[:, :, call.text if probe.block == "image-text" else call.image]
-    if probe.rows is not None and probe.rows < query.shape[2]:
-        rows = torch.linspace(0, query.shape[2] - 1, probe.rows, device=query.device).round().long()
-        query = query[:, :, rows]
-    return attention_entropy(query, key, call.scale).mean(dim=(1, 2))
+    whole, part = slice(None), {"image-text": call.text, "image-image": call.image}
+    rows, keys = (call.image if probe.block in part else whole), part.get(probe.block, whole)
+    query, key = call.query[:, :, rows], call.key[:, :, keys]
+    mask = None
+    if call.mask is not None:
+        mask = call.mask.expand(*call.query.shape[:3], call.key.shape[2])[:, :, rows, keys]
+    chosen = torch.linspace(0, query.shape[2] - 1, min(probe.rows, query.shape[2]), device=query.device).round().long()
+    return attention_entropy(query, key, scale=call.scale, mask=mask, rows=chosen).mean(dim=(1, 2))
 
 
 class EntropyProbe:

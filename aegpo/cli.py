@@ -102,6 +102,8 @@ def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -
     from aegpo.plugins import load_registries, plugin_manager
 
     loaded = load_experiment_file(file, load_registries(plugin_manager(plugin)), overrides)
+    for warning in loaded.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     console = _console()
     if len(loaded.arms) > 1:
         console.print(describe.differences(loaded))

@@ -8,7 +8,7 @@ are only read through their own methods, so this module imports none either.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ def check_plan(name: str, plan: RolloutPlan, counts: IntArray, steps: BoolArray)
     who = f"tree {name!r}"
     num_steps = steps.shape[1]
     _check_levels(who, plan, num_steps)
+    _check_start(who, plan)
     for level in range(num_steps):
         _check_edges(who, plan, level, len(counts))
     leaves = np.bincount(plan.group, minlength=len(counts))
@@ -56,6 +57,23 @@ def check_plan(name: str, plan: RolloutPlan, counts: IntArray, steps: BoolArray)
         raise ContractError(
             f"{who} planned {leaves[first]} rollouts for prompt {first}, which was given {counts[first]}"
         )
+
+
+def check_trainable(name: str, process: Literal["reverse", "forward"], plan: RolloutPlan) -> None:
+    """What an objective can learn from: in the reverse process noisy steps, in the forward process whole rollouts."""
+    who = f"objective {name!r}"
+    for level in range(plan.num_steps):
+        trained = plan.trained[level]
+        if process == "reverse" and (trained & ~plan.noisy[level]).any():
+            raise ContractError(
+                f"{who} needs log-probabilities, but denoising step {level} is trained and has no noise; choose a tree "
+                "that adds noise at the chosen steps, or an objective of the forward process"
+            )
+        if process == "forward" and (plan.leaves[level + 1][trained] > 1).any():
+            raise ContractError(
+                f"{who} learns from whole rollouts, but several share a trained step at level {level}, which then has "
+                "no single clean image; use tree 'independent' with 'start: own'"
+            )
 
 
 def check_sigmas(name: str, sigmas: Tensor, steps: int) -> None:
@@ -140,7 +158,9 @@ def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int
     for metric, values in metrics.items():
         _check_tensor(who, f"metric {metric!r}", values, (size,), _FLOATING)
     if not loss.requires_grad:
-        raise ContractError(f"{who} returned a loss without a gradient; it must depend on 'log_prob' or 'mean'")
+        raise ContractError(
+            f"{who} returned a loss without a gradient; it must depend on 'log_prob', 'mean' or 'velocity'"
+        )
     _check_finite(who, "returned", loss)
 
 
@@ -191,6 +211,15 @@ def _check_levels(who: str, plan: RolloutPlan, num_steps: int) -> None:
         _check_array(who, f"'trained' of step {step}", plan.trained[step], shape, "bool")
 
 
+def _check_start(who: str, plan: RolloutPlan) -> None:
+    roots = len(plan.prompt[0])
+    if plan.start is None:
+        return
+    _check_array(who, "'start'", plan.start, (roots,), "int64")
+    if plan.start.min() < 0 or plan.start.max() >= roots:
+        raise ContractError(f"{who} planned start noise {plan.start.tolist()}; {roots} roots have 0 to {roots - 1}")
+
+
 def _check_edges(who: str, plan: RolloutPlan, level: int, num_prompts: int) -> None:
     """Everything between level and level + 1."""
     above, below, parent = plan.prompt[level], plan.prompt[level + 1], plan.parent[level]
@@ -207,5 +236,3 @@ def _check_edges(who: str, plan: RolloutPlan, level: int, num_prompts: int) -> N
         raise ContractError(f"{who} planned a node {where} that leads to no rollout; every node needs a child")
     if (children[parent[~plan.noisy[level]]] > 1).any():
         raise ContractError(f"{who} planned siblings {where} without noise; they would be the same image")
-    if (plan.trained[level] & ~plan.noisy[level]).any():
-        raise ContractError(f"{who} trains a step without noise {where}; it has no log-probability")

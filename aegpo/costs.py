@@ -9,17 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from aegpo import contracts
-from aegpo.interfaces import FloatArray, RolloutPlan, Signals
+from aegpo.planning import made_up_signals, plan_step
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.specs import Experiment
 
-FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
-_RANDOM_CURVES = 3
-_DRAWS = 24  # plans of an arm that reads no entropy: only chance can differ between them
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Cost:
     leaves: Range  # rollouts
     forwards: Range  # of executing the plan
     trained_edges: Range
-    work: Range  # forwards + 3 for every pass over a trained edge (4 where the objective reads the base policy too)
+    work: Range  # forwards + 3 for every pass over a trained edge, and 1 more for each frozen policy evaluated there
     per_rollout: float  # forwards of a rollout, the middle of the range
     probe: int  # of the policy, in every step; 0 where no part reads entropy
     probe_base: int  # of the base policy, once in a run for every prompt that occurs
@@ -66,8 +60,9 @@ def cost(experiment: Experiment) -> Cost:
     plans = [plan_step(experiment, signals) for signals in made_up_signals(experiment)]
     forwards = _range(plan.forwards for plan in plans)
     leaves = _range(plan.num_rollouts for plan in plans)
-    passes = experiment.optimizer.inner_epochs
-    update = passes * (BACKWARD + experiment.objective.needs_base)
+    objective = experiment.objective
+    update = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
+    update += objective.needs_old and objective.process == "forward"  # in the reverse process the rollout had it
     probe = experiment.rollouts.prompts_per_step * experiment.rollouts.denoising_steps * experiment.needs_entropy
     seen = min(_num_prompts(experiment), experiment.rollouts.prompts_per_step * experiment.training_steps)
     return Cost(
@@ -87,38 +82,6 @@ def _num_prompts(experiment: Experiment) -> int:
     PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
     refuse_shared(texts, read_prompts(experiment, "evaluation"))
     return len(texts)
-
-
-def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:
-    """The plan of a training step under given signals, checked like the engine's own."""
-    rng = np.random.default_rng(signals.step)
-    counts = experiment.allocator.build().allocate(signals, experiment.rollouts.rollouts_per_step, rng)
-    contracts.check_counts(experiment.allocator.kind, counts, signals, experiment.rollouts.rollouts_per_step)
-    steps = experiment.selector.build().select(signals, rng)
-    contracts.check_selection(experiment.selector.kind, steps, signals)
-    plan = experiment.tree.build().plan(counts, steps, rng)
-    contracts.check_plan(experiment.tree.kind, plan, counts, steps)
-    return plan
-
-
-def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
-    """Signals of a warm-up step and of later ones: entropies that fall, that rise and that wander, with unequal deltas.
-
-    Falling and rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. Where
-    no part reads entropies there are none, as in the engine, and only the draws differ.
-    """
-    prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
-    if not experiment.needs_entropy:
-        yield from (Signals(FIRST + index, prompts, experiment.sigmas) for index in range(_DRAWS))
-        return
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(1.0, 0.0, steps)
-    curves = [ramp, ramp[::-1], *(rng.random(steps) for _ in range(_RANDOM_CURVES))]
-    for index, curve in enumerate(curves):
-        entropy: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
-        base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
-        for step in (FIRST, LATE + index):
-            yield Signals(step, prompts, experiment.sigmas, entropy, base)
 
 
 def _range(values: Iterator[int]) -> Range:

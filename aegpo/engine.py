@@ -30,6 +30,7 @@ from aegpo.interfaces import (
     StepReport,
 )
 from aegpo.learning import DIVERGED, Learner, add_adapters
+from aegpo.planning import Planner
 from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.rollouts import Execution, roll_out, sample_deterministic
@@ -54,9 +55,7 @@ class Engine:
             pass  # the base policy is what the model is now
         self.rewards = build_scorers(experiment.rewards, self.device)
         self.guards = build_scorers(experiment.evaluation.rewards, self.device)
-        self.allocator = experiment.allocator.build()
-        self.selector = experiment.selector.build()
-        self.tree = experiment.tree.build()
+        self.planner = Planner.build(experiment)
         self.advantage = experiment.advantage.build()
         self.objective = experiment.objective.build()
         self.how = self._execution(experiment.rollouts.denoising_steps)
@@ -107,14 +106,10 @@ class Engine:
             cond = self.model.encode([prompt.text for prompt in prompts])
             signals, probe_forwards = self._signals(number, prompts, cond)
         with watch("plan"):
-            counts = self.allocator.allocate(signals, spec.rollouts.rollouts_per_step, rng)
-            contracts.check_counts(spec.allocator.kind, counts, signals, spec.rollouts.rollouts_per_step)
-            selected = self.selector.select(signals, rng)
-            contracts.check_selection(spec.selector.kind, selected, signals)
-            plan = self.tree.plan(counts, selected, rng)
-            contracts.check_plan(spec.tree.kind, plan, counts, selected)
-        with watch("rollout"):
-            rollouts = roll_out(self.how, plan, cond, generator)
+            planned = self.planner.plan(signals, rng)  # allocator: counts; selector: steps; tree: the forest
+            plan = planned.plan
+        with watch("rollout"), self.learner.sampling_weights():
+            rollouts = roll_out(self.how, plan, cond, generator, prompts)
             if self.learner.updates and not bool(rollouts.images.isfinite().all()):
                 raise AegpoError(DIVERGED)  # the adapter was fine when the run began
             contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
@@ -126,10 +121,13 @@ class Engine:
             contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
         with watch("update"):
             learned = self.learner.update(rollouts, credit, cond, rng)
+            self.learner.end_step(number)
         metrics = _describe(scores, self._reward_weights(), rollouts) | learned
         metrics |= {"forwards": plan.forwards, "probe_forwards": probe_forwards, "trained_edges": plan.trained_edges}
         delta = signals.delta if signals.entropy is not None else None
-        return StepReport(number, metrics, prompts, counts, selected, signals.entropy, delta, None, watch.seconds)
+        return StepReport(
+            number, metrics, prompts, planned.counts, planned.selected, signals.entropy, delta, None, watch.seconds
+        )
 
     def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int]:
         sigmas = self.experiment.sigmas
@@ -267,7 +265,8 @@ class Engine:
 
     def _parts(self) -> dict[str, object]:
         named: dict[str, object] = {f"reward-{each.label}": each.reward for each in self.rewards + self.guards}
-        named |= {"allocator": self.allocator, "selector": self.selector, "tree": self.tree}
+        plans = self.planner
+        named |= {"allocator": plans.allocator, "selector": plans.selector, "tree": plans.tree}
         named |= {"sampler": self.how.sampler, "advantage": self.advantage, "objective": self.objective}
         return named
 
@@ -282,7 +281,15 @@ class Engine:
         sigmas = self.model.sigmas(steps).to(self.device)
         contracts.check_sigmas(spec.model.kind, sigmas, steps)
         storage = STORAGE[spec.rollouts.storage]
-        return Execution(self.model, self._velocity, spec.sampler.build(), sigmas, spec.rollouts.micro_batch, storage)
+        return Execution(
+            self.model,
+            self._velocity,
+            spec.sampler.build(),
+            sigmas,
+            spec.rollouts.micro_batch,
+            storage,
+            keep_velocity=spec.objective.needs_old and spec.objective.process == "reverse",
+        )
 
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         with self.accelerator.autocast():

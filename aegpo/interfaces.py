@@ -83,6 +83,7 @@ class RolloutPlan:
     parent: tuple[IntArray, ...]  # T arrays (N_{i+1},): the node of level i each child came from
     noisy: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step adds noise
     trained: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step is learned from
+    start: IntArray | None = None  # (N_0,) which start noise each root has; None: one of its own
 
     @property
     def num_steps(self) -> int:
@@ -154,7 +155,11 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Edges:
-    """The trained transitions of one execution, level by level."""
+    """What a training step learns from, level by level: a network evaluation each.
+
+    In the reverse process these are the trained transitions of the plan. In the forward process they are clean latents
+    of rollouts that were noised again to the level's sigma; `next_latents` are then the clean latents.
+    """
 
     level: Tensor  # (E,) int64, the denoising step
     prompt: Tensor  # (E,) int64, row of the step's Conditioning
@@ -163,6 +168,7 @@ class Edges:
     latents: Tensor  # (E, C, H, W) storage dtype, before the step
     next_latents: Tensor  # (E, C, H, W) storage dtype, after it
     log_prob: Tensor  # (E,) float32, mean over dimensions, under the policy that sampled
+    velocity: Tensor | None = None  # (E, C, H, W) float32, of the policy that sampled; None unless `needs_old`
 
     def __len__(self) -> int:
         return len(self.level)
@@ -177,20 +183,41 @@ class Rollouts:
     images: Tensor  # (N, 3, h, w) in [0, 1]
     log_prob: tuple[Tensor, ...]  # T tensors (N_{i+1},) float32; 0 where the step is deterministic
     edges: Edges
+    prompts: tuple[Prompt, ...] = ()  # P, the rows of the plan's `prompt`; empty where a plan was executed without any
 
 
 @dataclass(frozen=True)
 class Update:
-    """One micro-batch of trained transitions as the objective sees it."""
+    """One micro-batch of trained transitions as an objective of the reverse process sees it."""
 
     log_prob: Tensor  # (B,) float32, current policy, with gradient
     old_log_prob: Tensor  # (B,) float32, the policy that sampled
     advantage: Tensor  # (B,) float32
     mean: Tensor  # (B, C, H, W) float32, current policy's transition mean, with gradient
     base_mean: Tensor | None  # (B, C, H, W) float32; None unless the objective declares `needs_base`
-    std: Tensor  # (B,) float32, of the transition
+    old_mean: Tensor | None  # (B, C, H, W) float32, of the policy that sampled; None unless it declares `needs_old`
+    std: Tensor  # (B,) float32, the total standard deviation of the transition
+    delta: Tensor  # (B,) float32, sigma - sigma_next > 0
     level: Tensor  # (B,) int64
     mean_std: float  # mean transition std over all denoising steps but the last
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """One micro-batch of clean latents, noised again, as an objective of the forward process sees it.
+
+    latents = (1 - sigma) clean + sigma noise, with noise of its own for every row; so the flow's own target for the
+    velocity, noise - clean, is (latents - clean) / sigma.
+    """
+
+    advantage: Tensor  # (B,) float32, of the rollout
+    level: Tensor  # (B,) int64
+    sigma: Tensor  # (B,) float32, > 0
+    latents: Tensor  # (B, C, H, W) float32
+    clean: Tensor  # (B, C, H, W) float32
+    velocity: Tensor  # (B, C, H, W) float32, current policy, with gradient
+    old_velocity: Tensor | None  # (B, C, H, W) float32, the policy that sampled; None unless `needs_old`
+    base_velocity: Tensor | None  # (B, C, H, W) float32; None unless `needs_base`
 
 
 @dataclass(frozen=True)
@@ -338,16 +365,47 @@ class Advantage(Protocol):
         """(N, R) scores and (R,) weights -> (E,) float32, in the order of `rollouts.edges`."""
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """The loss of trained transitions."""
+class _Learns(Protocol):
+    """What both kinds of objective declare."""
 
     @property
     def needs_base(self) -> bool:
-        """True if `loss` reads `Update.base_mean`."""
+        """True if `loss` reads the base policy."""
+
+    @property
+    def needs_old(self) -> bool:
+        """True if `loss` reads the velocity or the mean of the policy that sampled, not only its log-probabilities."""
+
+    @property
+    def keeps_old(self) -> bool:
+        """True if rollouts are sampled by a policy that lags behind the trained one (see `old_decay`)."""
+
+    def old_decay(self, step: int) -> float:
+        """In [0, 1]: what the sampling policy keeps of itself after a training step; the rest is the trained one's."""
+
+
+@runtime_checkable
+class Objective(_Learns, Protocol):
+    """The loss of trained transitions."""
+
+    @property
+    def process(self) -> Literal["reverse"]:
+        """It learns from denoising steps, by their log-probabilities."""
 
     def loss(self, update: Update) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each transition (B,), before any averaging, and named metrics (B,); the engine weighs and sums."""
+
+
+@runtime_checkable
+class ForwardObjective(_Learns, Protocol):
+    """The loss of clean latents that are noised again; any sampler will do, the deterministic one too."""
+
+    @property
+    def process(self) -> Literal["forward"]:
+        """It learns from the forward process; trained edges are pairs of a rollout and a noise level."""
+
+    def loss(self, update: Renoised) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each row (B,), before any averaging, and named metrics (B,); the engine weighs and sums."""
 
 
 @runtime_checkable

@@ -97,6 +97,9 @@ def _launch(request: LaunchRequest, console: Console, errors: Console) -> int:
     manager = plugin_manager(request.plugins)
     file = load_experiment_file(request.path, load_registries(manager), request.overrides)
     runs = select_runs(file, request)
+    if _PARENT not in os.environ:  # whose log has them already
+        for warning in file.warnings:
+            _say(errors, f"warning: {warning}")
     try:
         write_order(request.out / file.name, tuple(file.arms), file.seeds)
     except OSError as error:

@@ -1,12 +1,12 @@
-"""Learns from executed plans: replays trained transitions, weighs their losses, steps the optimizer."""
+"""Learns from executed plans: weighs the losses of trained edges and steps the optimizer."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from aegpo import contracts
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Conditioning, Edges, Objective, Rollouts, Update
+from aegpo.interfaces import Conditioning, Edges, ForwardObjective, Objective, Rollouts
+from aegpo.policies import WeightCopy, assign
+from aegpo.replay import Batch, noise_again, renoised, transitions, velocities
 from aegpo.rollouts import Execution
 from aegpo.specs import OptimizerSpec, PolicySpec
 
@@ -52,26 +54,33 @@ def add_adapters(policy: nn.Module, spec: PolicySpec) -> None:
         weight.requires_grad_("lora_" in name)
 
 
-def edge_weights(edges: Edges, reduction: str) -> Tensor:
-    """The share of each trained edge in a training step's loss; (E,) float64, sums to 1.
+def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Tensor:
+    """The share of each trained edge in a training step's loss; (E,) float64, sums to 1; 0 where not `kept`.
 
     An edge counts as often as rollouts pass through it, so that the steps of a tree weigh what they would weigh if its
     rollouts were independent: near the root there are few edges, but every rollout passes them. `rollout`: that, over
     the sum of all edges. `prompt`: over the sum of the edges of the same prompt, and 1 / P for the P prompts that have
-    trained edges, so that a prompt with 16 rollouts weighs what one with 8 does.
+    trained edges, so that a prompt with 16 rollouts weighs what one with 8 does. `edge`: every edge counts once,
+    whatever passes through it (BranchGRPO).
     """
-    passes = edges.leaves.double()
-    if reduction == "rollout":
+    passes = (torch.ones_like(edges.leaves) if reduction == "edge" else edges.leaves).double()
+    passes = passes if kept is None else passes * kept
+    if reduction in ("rollout", "edge"):
         return passes / passes.sum()
     total = torch.bincount(edges.prompt, weights=passes)
     return passes / (total[edges.prompt] * (total > 0).sum())
 
 
 class Learner:
-    """Optimizer, averaged weights and the loop over a training step's transitions."""
+    """Optimizer, copies of the weights and the loop over a training step's edges."""
 
     def __init__(
-        self, how: Execution, objective: Objective, spec: OptimizerSpec, policy: PolicySpec, accelerator: Accelerator
+        self,
+        how: Execution,
+        objective: Objective | ForwardObjective,
+        spec: OptimizerSpec,
+        policy: PolicySpec,
+        accelerator: Accelerator,
     ) -> None:
         self._how, self._objective, self._spec, self._accelerator = how, objective, spec, accelerator
         self.weights = {name: w for name, w in how.model.policy.named_parameters() if w.requires_grad}
@@ -85,37 +94,46 @@ class Learner:
         )
         self._optimizer = accelerator.prepare_optimizer(optimizer)
         self._ema_decay = policy.ema
-        self.averaged = {name: w.detach().clone() for name, w in self.weights.items()} if self._ema_decay else {}
+        self.average = WeightCopy(self.weights) if policy.ema else None
+        self._old = WeightCopy(self.weights) if objective.keeps_old else None
         self.updates = 0
-        self._mean_std = self._schedule_std()
-
-    def _schedule_std(self) -> float:
-        """Mean transition std over all denoising steps but the last: what `step_weight: std` is relative to."""
-        sigmas = self._how.sigmas[:-1]
-        nothing = sigmas.new_zeros(len(sigmas) - 1, 1, 1, 1)
-        return float(self._how.sampler.transition(nothing, nothing, sigmas[:-1], sigmas[1:]).std.mean())
 
     def update(
         self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator
     ) -> dict[str, float]:
-        """Every inner epoch over a step's transitions; returns metrics averaged as the loss is."""
-        edges = rollouts.edges
-        share = edge_weights(edges, self._spec.reduction).float()
+        """Every inner epoch over a step's edges; returns metrics averaged as the loss is."""
+        edges = self._edges(rollouts, cond, rng)
+        kept = credit != 0 if self._spec.drop_zero_credit else torch.ones_like(credit, dtype=torch.bool)
+        if not bool(kept.any()):
+            return {"updated_edges": 0.0}
+        share = edge_weights(edges, self._spec.reduction, kept).float()
         sums: dict[str, float] = defaultdict(float)
         norms: list[float] = []
         for epoch in range(self._spec.inner_epochs):
             parts = self._partition(rollouts.plan.num_rollouts, rng)
             for number, members in enumerate(parts):
-                rows = torch.isin(edges.rollout, members.to(edges.rollout.device)).nonzero().flatten()
+                chosen = torch.isin(edges.rollout, members.to(edges.rollout.device)) & kept
+                rows = chosen.nonzero().flatten()
                 if len(rows) == 0:
-                    continue  # none of these rollouts owns a trained transition
+                    continue  # none of these rollouts owns an edge to learn from
                 deviation = self._accumulate(edges, credit, share * len(parts), cond, rows, sums)
-                if epoch == number == 0:
+                if epoch == number == 0 and self._objective.process == "reverse":
                     sums["ratio_error"] = deviation
                 norms.append(self._advance())
         passes = self._spec.inner_epochs * len(parts)
-        averages = {name: total / passes for name, total in sums.items() if name != "ratio_error"}
-        return averages | {"ratio_error": sums["ratio_error"], "grad_norm": float(np.mean(norms))}
+        averages = {name: total / (1 if name == "ratio_error" else passes) for name, total in sums.items()}
+        return averages | {"grad_norm": float(np.mean(norms)), "updated_edges": float(kept.sum())}
+
+    def _edges(self, rollouts: Rollouts, cond: Conditioning, rng: np.random.Generator) -> Edges:
+        """What is learned from: the trained transitions, or their rollouts noised again."""
+        if self._objective.process == "reverse":
+            return rollouts.edges
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        edges = noise_again(self._how, rollouts, generator)
+        if not self._objective.needs_old:
+            return edges
+        with self.sampling_weights():
+            return replace(edges, velocity=velocities(self._how, edges, cond))
 
     def _partition(self, rollouts: int, rng: np.random.Generator) -> list[Tensor]:
         """Deals the rollouts out to optimizer steps."""
@@ -128,38 +146,24 @@ class Learner:
         """Gradients of sum(share * loss) over the given edges; returns the largest |ratio - 1|."""
         deviation = 0.0
         for part in torch.split(rows, self._spec.micro_batch):
-            update = self._replay(edges, credit, cond, part)
-            if not bool(update.log_prob.isfinite().all()):
-                raise AegpoError(DIVERGED)
-            losses, metrics = self._objective.loss(update)
+            losses, metrics, off = self._losses(Batch(edges, credit, cond, part))
             contracts.check_loss(type(self._objective).__name__, losses, metrics, len(part))
             self._accelerator.backward((share[part] * losses).sum())
             for name, values in {"loss": losses.detach(), **metrics}.items():
                 sums[name] += float((share[part] * values).sum())
-            deviation = max(deviation, float((update.log_prob - update.old_log_prob).detach().expm1().abs().max()))
+            deviation = max(deviation, off)
         return deviation
 
-    def _replay(self, edges: Edges, credit: Tensor, cond: Conditioning, part: Tensor) -> Update:
-        """Evaluates stored transitions under the current policy, with gradient."""
-        how, level = self._how, edges.level[part]
-        latents, chosen = edges.latents[part].float(), cond.select(edges.prompt[part])
-        sigma, sigma_next = how.sigmas[level], how.sigmas[level + 1]
-        gaussian = how.sampler.transition(latents, how.velocity(latents, sigma, chosen), sigma, sigma_next)
-        base_mean = None
-        if self._objective.needs_base:
-            with torch.no_grad(), how.model.base():
-                velocity = how.velocity(latents, sigma, chosen)
-            base_mean = how.sampler.transition(latents, velocity, sigma, sigma_next).mean
-        return Update(
-            log_prob=how.sampler.log_prob(gaussian, edges.next_latents[part].float()),
-            old_log_prob=edges.log_prob[part],
-            advantage=credit[part],
-            mean=gaussian.mean,
-            base_mean=base_mean,
-            std=gaussian.std,
-            level=level,
-            mean_std=self._mean_std,
-        )
+    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
+        """Losses and metrics (B,), and the largest |ratio - 1| of the batch (0 in the forward process)."""
+        if self._objective.process == "forward":
+            seen = renoised(self._how, self._objective, batch)
+            _refuse_divergence(seen.velocity)
+            return *self._objective.loss(seen), 0.0
+        update = transitions(self._how, self._objective, batch)
+        _refuse_divergence(update.log_prob)
+        off = float((update.log_prob - update.old_log_prob).detach().expm1().abs().max())
+        return *self._objective.loss(update), off
 
     def _advance(self) -> float:
         """One optimizer step; returns the gradient norm before clipping."""
@@ -170,34 +174,32 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        if self._ema_decay is not None:
-            decay = min(self._ema_decay, (1 + self.updates) / (10 + self.updates))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.averaged.values()), list(self.weights.values()), 1 - decay)
+        if self.average is not None and self._ema_decay is not None:
+            self.average.approach(min(self._ema_decay, (1 + self.updates) / (10 + self.updates)))
         return float(norm)
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Inside, the policy has its averaged weights, if the run keeps any."""
-        if not self.averaged:
-            yield
-            return
-        current = {name: w.detach().clone() for name, w in self.weights.items()}
-        self._assign(self.averaged)
-        try:
-            yield
-        finally:
-            self._assign(current)
+    def end_step(self, step: int) -> None:
+        """After the updates of training step `step`: a sampling policy that lags behind comes nearer."""
+        if self._old is not None:
+            self._old.approach(self._objective.old_decay(step))
 
-    @torch.no_grad()
-    def _assign(self, values: dict[str, Tensor]) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(values[name])
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Inside, the policy has its averaged weights, if the run keeps any."""
+        return nullcontext() if self.average is None else self.average.active()
+
+    def sampling_weights(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the weights that sample rollouts: its own, unless the objective keeps older ones."""
+        return nullcontext() if self._old is None else self._old.active()
+
+    def _copies(self) -> dict[str, WeightCopy]:
+        copies = {"ema/": self.average, "old/": self._old}
+        return {prefix: weights for prefix, weights in copies.items() if weights is not None}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Trained weights, their averages and AdamW's moments, by name with a prefix."""
+        """Trained weights, their copies and AdamW's moments, by name with a prefix."""
         state = {f"policy/{name}": w.detach() for name, w in self.weights.items()}
-        state |= {f"ema/{name}": value for name, value in self.averaged.items()}
+        for prefix, weights in self._copies().items():
+            state |= weights.state_dict(prefix)
         moments = self._optimizer.optimizer.state_dict()["state"]
         for index, name in enumerate(self.weights):
             state |= {
@@ -207,9 +209,9 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
         """Takes back what `state_dict` returned."""
-        self._assign({name: state[f"policy/{name}"] for name in self.weights})
-        for name in self.averaged:
-            self.averaged[name].copy_(state[f"ema/{name}"])
+        assign(self.weights, {name: state[f"policy/{name}"] for name in self.weights})
+        for prefix, weights in self._copies().items():
+            weights.load_state_dict(state, prefix)
         moments: dict[int, dict[str, Tensor]] = {}
         for index, name in enumerate(self.weights):
             prefix = f"optimizer/{name}/"
@@ -219,3 +221,8 @@ class Learner:
         whole = copy.copy(self._optimizer.optimizer.state_dict())
         self._optimizer.optimizer.load_state_dict({"state": moments, "param_groups": whole["param_groups"]})
         self.updates = updates
+
+
+def _refuse_divergence(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise AegpoError(DIVERGED)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aegpo import planning
 from aegpo.errors import SpecError
 from aegpo.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
 from aegpo.registry import suggestion
@@ -34,6 +35,7 @@ class ExperimentFile:
     name: str
     seeds: tuple[int, ...]
     arms: Mapping[str, Experiment]  # in the order of the file, each under the first seed
+    warnings: tuple[str, ...] = ()  # what is possible but probably not meant, with its place in the file
 
     def experiment(self, arm: str, seed: int) -> Experiment:
         """One arm under one seed."""
@@ -63,14 +65,16 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
     spec = experiment_type(registries)
     experiments: dict[str, Experiment] = {}
     complaints: dict[Mistake, list[str]] = {}
+    cautions: dict[Mistake, list[str]] = {}
     for arm, tree in arms.items():
         experiment, findings = _experiment(spec, tree, seeds[0])
         for finding in findings:
-            complaints.setdefault(_mistake(tree, finding), []).append(arm)
+            (cautions if finding.warning else complaints).setdefault(_mistake(tree, finding), []).append(arm)
         if experiment is not None:
             experiments[arm] = experiment
     refuse([*mistakes, *(_naming_arms(mistake, names, len(arms)) for mistake, names in complaints.items())])
-    return ExperimentFile(path, next(iter(experiments.values())).name, seeds, experiments)
+    warnings = [str(_naming_arms(mistake, names, len(arms))) for mistake, names in cautions.items()]
+    return ExperimentFile(path, next(iter(experiments.values())).name, seeds, experiments, tuple(warnings))
 
 
 def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experiment:
@@ -229,9 +233,12 @@ def _experiment(spec: type[Experiment], tree: Marked, seed: int) -> tuple[Experi
     wrong = [Finding((key,), f"unknown key; {suggestion(key, known)}", at_key=True) for key in unknown]
     experiment, findings = validate(spec, {**tree.without(*unknown).plain, "seed": seed})
     if experiment is not None:
-        findings = [Finding(problem.location, problem.message) for problem in experiment.problems()]
+        found = list(experiment.problems())
+        if not any(not problem.warning for problem in found):
+            found += planning.problems(experiment)
+        findings = [Finding(problem.location, problem.message, warning=problem.warning) for problem in found]
     findings = [*wrong, *findings]
-    return (None if findings else experiment), findings
+    return (experiment if all(finding.warning for finding in findings) else None), findings
 
 
 def _mistake(tree: Marked, finding: Finding) -> Mistake:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.interfaces import Conditioning, Edges, IntArray, Model, RolloutPlan, Rollouts, Sampler
+from aegpo.interfaces import Conditioning, Edges, IntArray, Model, Prompt, RolloutPlan, Rollouts, Sampler
 from aegpo.samplers import euler
 
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -25,6 +25,7 @@ class Execution:
     sigmas: Tensor  # (T+1,)
     micro_batch: int
     storage: torch.dtype
+    keep_velocity: bool = False  # of trained edges, for objectives that need the policy that sampled
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class _Level:
 
 
 @torch.no_grad()
-def roll_out(how: Execution, plan: RolloutPlan, cond: Conditioning, generator: torch.Generator) -> Rollouts:
+def roll_out(
+    how: Execution,
+    plan: RolloutPlan,
+    cond: Conditioning,
+    generator: torch.Generator,
+    prompts: Sequence[Prompt] = (),
+) -> Rollouts:
     """Samples every trajectory of a plan, level by level.
 
     Shared prefixes are one node and are computed once. Each new state is cast to the storage dtype first and its
@@ -44,18 +51,19 @@ def roll_out(how: Execution, plan: RolloutPlan, cond: Conditioning, generator: t
     number. All noise comes from the CPU `generator`, in the plan's order.
     """
     device = how.sigmas.device
-    latents = _noise(len(plan.prompt[0]), how, generator).to(how.storage)
+    latents = _start(how, plan, generator).to(how.storage)
     log_probs: list[Tensor] = []
     edges: list[Edges] = []
     for level in range(plan.num_steps):
         velocity = batched_velocity(how, latents, level, cond, _index(plan.prompt[level], device))
         parent = _index(plan.parent[level], device)
         children = _children(how, latents[parent], velocity[parent], level, plan.noisy[level], generator)
-        edges.append(_trained_edges(plan, level, latents[parent], children))
+        kept = velocity[parent] if how.keep_velocity else None
+        edges.append(_trained_edges(plan, level, latents[parent], children, kept))
         log_probs.append(children.log_prob)
         latents = children.latents
     images = torch.cat([how.model.decode(part.float()) for part in torch.split(latents, how.micro_batch)])
-    return Rollouts(plan, latents, images, tuple(log_probs), _joined(edges))
+    return Rollouts(plan, latents, images, tuple(log_probs), _joined(edges), tuple(prompts))
 
 
 @torch.no_grad()
@@ -93,7 +101,7 @@ def _children(
     return _Level(following, log_prob)
 
 
-def _trained_edges(plan: RolloutPlan, level: int, latents: Tensor, children: _Level) -> Edges:
+def _trained_edges(plan: RolloutPlan, level: int, latents: Tensor, children: _Level, velocity: Tensor | None) -> Edges:
     rows = np.flatnonzero(plan.trained[level])
     device = latents.device
     index = torch.from_numpy(rows).to(device)
@@ -105,10 +113,12 @@ def _trained_edges(plan: RolloutPlan, level: int, latents: Tensor, children: _Le
         latents=latents[index],
         next_latents=children.latents[index],
         log_prob=children.log_prob[index],
+        velocity=None if velocity is None else velocity[index],
     )
 
 
 def _joined(parts: list[Edges]) -> Edges:
+    velocities = [part.velocity for part in parts if part.velocity is not None]
     return Edges(
         level=torch.cat([part.level for part in parts]),
         prompt=torch.cat([part.prompt for part in parts]),
@@ -117,7 +127,15 @@ def _joined(parts: list[Edges]) -> Edges:
         latents=torch.cat([part.latents for part in parts]),
         next_latents=torch.cat([part.next_latents for part in parts]),
         log_prob=torch.cat([part.log_prob for part in parts]),
+        velocity=torch.cat(velocities) if velocities else None,
     )
+
+
+def _start(how: Execution, plan: RolloutPlan, generator: torch.Generator) -> Tensor:  # (N_0, C, H, W)
+    """Start noise of every root; roots may share it."""
+    if plan.start is None:
+        return _noise(len(plan.prompt[0]), how, generator)
+    return _noise(int(plan.start.max()) + 1, how, generator)[_index(plan.start, how.sigmas.device)]
 
 
 def _noise(count: int, how: Execution, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model
 
-from aegpo.interfaces import Advantage, Allocator, FloatArray, Model, Objective, Reward, Sampler, TimestepSelector, Tree
+from aegpo.interfaces import (
+    Advantage,
+    Allocator,
+    FloatArray,
+    ForwardObjective,
+    Model,
+    Objective,
+    Reward,
+    Sampler,
+    TimestepSelector,
+    Tree,
+)
 from aegpo.registry import Registry, Spec
 
 if TYPE_CHECKING:
@@ -32,6 +43,19 @@ class Problem:
 
     location: Location
     message: str
+    warning: bool = False  # possible, but probably not what was meant
+
+
+class PartSpec(Spec):
+    """What the specs of the algorithm's parts share: what they find wrong with the experiment around them."""
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """What makes this part impossible in the experiment, in words."""
+        yield from ()
+
+    def cautions(self, experiment: Experiment) -> Iterator[str]:
+        """What is possible but probably not meant, in words: shown as a warning."""
+        yield from ()
 
 
 # --- the nine kinds of part --------------------------------------------------------------------------------------
@@ -80,7 +104,7 @@ class RewardSpec(Spec):
         return cast(Reward, self)
 
 
-class AllocatorSpec(Spec):
+class AllocatorSpec(PartSpec):
     """A rule that splits a step's rollouts over its prompts."""
 
     kind: str
@@ -90,12 +114,8 @@ class AllocatorSpec(Spec):
         """The allocator; a spec with nothing to load is its own part."""
         return cast(Allocator, self)
 
-    def problems(self, experiment: Experiment) -> Iterator[str]:
-        """What makes this allocator impossible in the experiment, in words."""
-        yield from ()
 
-
-class SelectorSpec(Spec):
+class SelectorSpec(PartSpec):
     """A rule that chooses the denoising steps that explore and learn."""
 
     kind: str
@@ -105,12 +125,8 @@ class SelectorSpec(Spec):
         """The selector; a spec with nothing to load is its own part."""
         return cast(TimestepSelector, self)
 
-    def problems(self, experiment: Experiment) -> Iterator[str]:
-        """What makes this selector impossible in the experiment, in words."""
-        yield from ()
 
-
-class TreeSpec(Spec):
+class TreeSpec(PartSpec):
     """A shape of the forest that a step's rollouts form."""
 
     kind: str
@@ -120,7 +136,7 @@ class TreeSpec(Spec):
         return cast(Tree, self)
 
 
-class SamplerSpec(Spec):
+class SamplerSpec(PartSpec):
     """A stochastic denoising step."""
 
     kind: str
@@ -129,12 +145,8 @@ class SamplerSpec(Spec):
         """The sampler; a spec with nothing to load is its own part."""
         return cast(Sampler, self)
 
-    def problems(self, experiment: Experiment) -> Iterator[str]:
-        """What makes this sampler impossible in the experiment, in words."""
-        yield from ()
 
-
-class AdvantageSpec(Spec):
+class AdvantageSpec(PartSpec):
     """A rule that turns rewards of rollouts into credit of trained edges."""
 
     kind: str
@@ -144,19 +156,26 @@ class AdvantageSpec(Spec):
         return cast(Advantage, self)
 
 
-class ObjectiveSpec(Spec):
-    """A loss of trained transitions."""
+class ObjectiveSpec(PartSpec):
+    """A loss of trained transitions, or of clean latents noised again."""
 
     kind: str
+    process: ClassVar[Literal["reverse", "forward"]] = "reverse"
+    needs_old: ClassVar[bool] = False  # the loss reads the velocity or mean of the policy that sampled
+    keeps_old: ClassVar[bool] = False  # rollouts are sampled by a policy that lags behind
 
     @property
     def needs_base(self) -> bool:
-        """True if the loss reads the base policy's transition mean."""
+        """True if the loss reads the base policy."""
         return False
 
-    def build(self) -> Objective:
+    def old_decay(self, step: int) -> float:
+        """In [0, 1]: what the sampling policy keeps of itself after a training step; read only if `keeps_old`."""
+        return 0.0
+
+    def build(self) -> Objective | ForwardObjective:
         """The objective; a spec with nothing to load is its own part."""
-        return cast(Objective, self)
+        return cast(Objective | ForwardObjective, self)
 
 
 class TrackerSpec(Spec):
@@ -259,8 +278,15 @@ class OptimizerSpec(Spec):
     )
     inner_epochs: Positive = Field(1, description="passes over a training step's transitions")
     micro_batch: Positive = Field(64, description="transitions a forward-backward takes at most; never changes results")
-    reduction: Literal["prompt", "rollout"] = Field(
-        "prompt", description="every prompt, or every rollout, has the same weight in the loss (our choice: prompt)"
+    reduction: Literal["prompt", "rollout", "edge"] = Field(
+        "prompt",
+        description="every prompt, every rollout or every trained edge has the same weight in the loss (our choice: "
+        "prompt; BranchGRPO: edge, so that shared steps near a tree's root weigh less than late ones)",
+    )
+    drop_zero_credit: bool = Field(
+        False,
+        description="edges without any credit are left out of the update and of its average (Flow-GRPO's SD3 code); "
+        "they have no policy gradient, so this saves time and raises the weight of the others",
     )
 
 
@@ -326,6 +352,17 @@ class Experiment(Spec):
         """True if a chosen part reads attention entropy, so that the probe runs."""
         return self.allocator.needs_entropy or self.selector.needs_entropy
 
+    def algorithm(self) -> Mapping[str, PartSpec]:
+        """The parts that make up the method, by field."""
+        return {
+            "allocator": self.allocator,
+            "selector": self.selector,
+            "tree": self.tree,
+            "sampler": self.sampler,
+            "advantage": self.advantage,
+            "objective": self.objective,
+        }
+
     @cached_property
     def sigmas(self) -> FloatArray:  # (T+1,)
         """The noise levels of training."""
@@ -360,9 +397,9 @@ class Experiment(Spec):
         if self.needs_entropy and blocks is not None and self.probe.block not in blocks:
             message = f"model {self.model.kind!r} has no {self.probe.block!r} attention; it has {', '.join(blocks)}"
             yield Problem(("probe", "block"), message)
-        yield from (Problem(("allocator",), message) for message in self.allocator.problems(self))
-        yield from (Problem(("selector",), message) for message in self.selector.problems(self))
-        yield from (Problem(("sampler",), message) for message in self.sampler.problems(self))
+        for field, part in self.algorithm().items():
+            yield from (Problem((field,), message) for message in part.problems(self))
+            yield from (Problem((field,), message, warning=True) for message in part.cautions(self))
 
 
 def _nearest_divisors(total: int, wrong: int) -> str:

@@ -102,7 +102,12 @@ def forest(roots: IntArray, steps: BoolArray, noisy: BoolArray, children: Childr
         levels["noisy"].append(noisy[child_prompt, level])
         levels["trained"].append(steps[child_prompt, level] & (wanted > 1)[child_prompt])
         widths = wanted
-    return RolloutPlan(**{name: tuple(arrays) for name, arrays in levels.items()})
+    return RolloutPlan(
+        prompt=tuple(levels["prompt"]),
+        parent=tuple(levels["parent"]),
+        noisy=tuple(levels["noisy"]),
+        trained=tuple(levels["trained"]),
+    )
 
 
 def _spread(parents: int, children: int) -> IntArray:  # (children,)

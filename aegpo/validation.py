@@ -26,6 +26,7 @@ class Finding:
     location: Location
     message: str
     at_key: bool = False  # the key is wrong, not its value
+    warning: bool = False  # possible, but probably not meant
 
 
 def validate(spec: type[S], data: Mapping[str, Any]) -> tuple[S | None, list[Finding]]:

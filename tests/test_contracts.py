@@ -95,8 +95,18 @@ CASES = [
         "tree 't' planned siblings at denoising step 0 without noise; they would be the same image",
     ),
     (
-        lambda: contracts.check_plan("t", changed("trained", 2, 0, True), COUNTS, STEPS),
-        "tree 't' trains a step without noise at denoising step 2; it has no log-probability",
+        lambda: contracts.check_plan("t", replace(plan(), start=np.array([0, 0, 9, 1])), COUNTS, STEPS),
+        "tree 't' planned start noise [0, 0, 9, 1]; 4 roots have 0 to 3",
+    ),
+    (
+        lambda: contracts.check_trainable("o", "reverse", changed("trained", 2, 0, True)),
+        "objective 'o' needs log-probabilities, but denoising step 2 is trained and has no noise; choose a tree that "
+        "adds noise at the chosen steps, or an objective of the forward process",
+    ),
+    (
+        lambda: contracts.check_trainable("o", "forward", plan()),
+        "objective 'o' learns from whole rollouts, but several share a trained step at level 0, which then has no "
+        "single clean image; use tree 'independent' with 'start: own'",
     ),
     (
         lambda: contracts.check_plan("t", replace(plan(), noisy=(*plan().noisy[:2], np.ones(3, bool))), COUNTS, STEPS),
@@ -164,7 +174,7 @@ CASES = [
     ),
     (
         lambda: contracts.check_loss("o", torch.zeros(2), {}, 2),
-        "objective 'o' returned a loss without a gradient; it must depend on 'log_prob' or 'mean'",
+        "objective 'o' returned a loss without a gradient; it must depend on 'log_prob', 'mean' or 'velocity'",
     ),
     (
         lambda: contracts.check_loss("o", torch.zeros(2, requires_grad=True), {"kl": torch.zeros(())}, 2),

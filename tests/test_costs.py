@@ -7,10 +7,11 @@ import pytest
 from worlds import GaussianSpec, small_experiment
 
 from aegpo.allocators import EntropyAllocator, RandomAllocator
-from aegpo.costs import LATE, Range, cost, made_up_signals, plan_step
+from aegpo.costs import Range, cost
 from aegpo.errors import AegpoError, ContractError
 from aegpo.interfaces import Signals
 from aegpo.objectives import ClippedObjective
+from aegpo.planning import LATE, made_up_signals, plan_step
 from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
 from aegpo.specs import AllocatorSpec, OptimizerSpec, PromptsSpec, RolloutsSpec
 from aegpo.trees import BranchingTree, IndependentTree

@@ -210,7 +210,7 @@ def test_a_step_reports_what_it_did_and_what_it_cost():
     assert metrics["ratio_error"] == 0.0
     assert set(metrics) == {
         *("reward", "reward_std", "reward/brightness", "loss", "ratio", "clipped", "approx_kl", "ratio_error"),
-        *("grad_norm", "forwards", "probe_forwards", "trained_edges"),
+        *("grad_norm", "updated_edges", "forwards", "probe_forwards", "trained_edges"),
     }
 
 
@@ -343,7 +343,7 @@ def test_the_averaged_weights_are_evaluated_and_the_current_ones_trained():
     for number in (1, 2, 3):
         engine.step(number)
     current = engine.model.policy.mean.detach().clone()
-    averaged = engine.learner.averaged["mean"].clone()
+    averaged = engine.learner.average.values["mean"].clone()
     assert not torch.equal(current, averaged)
     evaluated = engine.evaluate()
     assert torch.equal(engine.model.policy.mean, current)
@@ -527,8 +527,8 @@ def test_a_part_with_state_is_stored_in_checkpoints_and_restored(alternating, tm
     assert saved.state["parts"] == {"allocator": {"calls": 3}}
     assert saved.tensors["part/allocator/totals"].sum() == 3 * 8
     resumed, after, _ = run(alternating, tmp_path / "broken")
-    assert resumed.allocator.calls == 5
-    assert torch.equal(resumed.allocator.totals, straight.allocator.totals)
+    assert resumed.planner.allocator.calls == 5
+    assert torch.equal(resumed.planner.allocator.totals, straight.planner.allocator.totals)
     counts = [report.counts.tolist() for report in before.reports + after.reports]
     assert counts == [[], [5, 3], [3, 5], [5, 3], [3, 5], [5, 3]]
     assert_same_weights(straight, resumed)
@@ -538,7 +538,7 @@ def test_a_part_with_state_is_stored_in_checkpoints_and_restored(alternating, tm
 
 def test_a_part_may_observe_the_run_it_is_part_of(alternating, tmp_path):
     engine, _, _ = run(alternating, tmp_path)
-    assert engine.allocator.told == [0, 1, 2, 3, 4, 5]
+    assert engine.planner.allocator.told == [0, 1, 2, 3, 4, 5]
 
 
 class GreedyAllocator(UniformAllocator):

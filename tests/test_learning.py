@@ -213,7 +213,7 @@ def test_gradients_are_clipped_to_the_norm_and_their_own_norm_is_reported(build,
 
 def test_the_objective_sees_each_steps_std_and_the_schedules_mean(build):
     class Capturing:
-        needs_base = False
+        process, needs_base, needs_old, keeps_old = "reverse", False, False, False
 
         def __init__(self):
             self.seen: list[Update] = []
@@ -241,12 +241,12 @@ def test_averaged_weights_follow_the_decay_and_its_warm_up(build):
         trained.update(*sampled(how, seed=number), np.random.default_rng(0))
         decay = min(0.5, (1 + number) / (10 + number))
         expected = decay * expected + (1 - decay) * mean.detach()
-        torch.testing.assert_close(trained.averaged["mean"], expected)
+        torch.testing.assert_close(trained.average.values["mean"], expected)
     current = mean.detach().clone()
 
     def fail_inside():
         with trained.averaged_weights():
-            assert torch.equal(mean, trained.averaged["mean"])
+            assert torch.equal(mean, trained.average.values["mean"])
             assert not torch.equal(mean, current)
             raise KeyError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,10 +26,18 @@ def update(log_ratio, advantage, mean=None, base_mean=None, std=1.0, mean_std=1.
         advantage=advantage,
         mean=mean,
         base_mean=base_mean,
+        old_mean=None,
+        delta=torch.full((len(log_ratio),), 0.1),
         std=torch.as_tensor(std).expand(len(log_ratio)),
         level=torch.zeros(len(log_ratio), dtype=torch.int64),
         mean_std=mean_std,
     )
+
+
+def update_of(log_prob, advantage, mean, std) -> Update:
+    """On-policy transitions with these log-probabilities, which carry the gradient."""
+    given = update(torch.zeros_like(std), advantage, mean, std=std)
+    return replace(given, log_prob=log_prob, old_log_prob=log_prob.detach())
 
 
 @pytest.mark.parametrize(
@@ -68,8 +77,7 @@ def test_at_ratio_one_the_gradient_is_minus_advantage_times_the_score():
 
     (score,) = torch.autograd.grad((-advantage * log_prob()).sum(), mean)
     found = log_prob()
-    level = torch.zeros(5, dtype=torch.int64)
-    losses, metrics = ClippedObjective().loss(Update(found, found.detach(), advantage, mean, None, std, level, 1.0))
+    losses, metrics = ClippedObjective().loss(update_of(found, advantage, mean, std))
     (gradient,) = torch.autograd.grad(losses.sum(), mean)
     torch.testing.assert_close(gradient, score)
     assert torch.equal(metrics["ratio"], torch.ones(5))

@@ -1,0 +1,96 @@
+"""From signals to the plan of a training step, checked; and plans under made-up signals, which cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from aegpo import contracts
+from aegpo.errors import ContractError
+from aegpo.interfaces import Allocator, BoolArray, FloatArray, IntArray, RolloutPlan, Signals, TimestepSelector, Tree
+from aegpo.specs import Experiment, Problem
+
+FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
+_RANDOM_CURVES = 3
+_DRAWS = 24  # plans of an arm that reads no entropy: only chance can differ between them
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The decisions of a training step."""
+
+    counts: IntArray  # (P,) rollouts per prompt
+    selected: BoolArray  # (P, T)
+    plan: RolloutPlan
+
+
+@dataclass(frozen=True)
+class Planner:
+    """The parts that decide what a training step samples and learns from."""
+
+    experiment: Experiment
+    allocator: Allocator
+    selector: TimestepSelector
+    tree: Tree
+
+    @classmethod
+    def build(cls, experiment: Experiment) -> Planner:
+        """Builds the three parts."""
+        return cls(experiment, experiment.allocator.build(), experiment.selector.build(), experiment.tree.build())
+
+    def plan(self, signals: Signals, rng: np.random.Generator) -> Planned:
+        """How many rollouts each prompt gets, at which steps it learns, and the forest that follows.
+
+        Raises:
+            ContractError: if a part returns what its interface forbids.
+        """
+        spec, budget = self.experiment, self.experiment.rollouts.rollouts_per_step
+        counts = self.allocator.allocate(signals, budget, rng)
+        contracts.check_counts(spec.allocator.kind, counts, signals, budget)
+        selected = self.selector.select(signals, rng)
+        contracts.check_selection(spec.selector.kind, selected, signals)
+        plan = self.tree.plan(counts, selected, rng)
+        contracts.check_plan(spec.tree.kind, plan, counts, selected)
+        contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
+        return Planned(counts, selected, plan)
+
+
+def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:
+    """The plan of a training step under given signals, checked like the engine's own."""
+    return Planner.build(experiment).plan(signals, np.random.default_rng(signals.step)).plan
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """What only a plan shows, for an experiment without other problems: an objective that cannot learn from it."""
+    signals = next(made_up_signals(experiment))
+    try:
+        plan = plan_step(experiment, signals)
+    except ContractError as error:
+        yield Problem(("objective",), str(error))
+        return
+    if plan.trained_edges == 0:
+        yield Problem(
+            ("tree",), "no step of the plan is trained: every chosen step has one node only, so nothing differs"
+        )
+
+
+def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
+    """Signals of a warm-up step and of later ones: entropies that fall, that rise and that wander, with unequal deltas.
+
+    Falling and rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. Where
+    no part reads entropies there are none, as in the engine, and only the draws differ.
+    """
+    prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
+    if not experiment.needs_entropy:
+        yield from (Signals(FIRST + index, prompts, experiment.sigmas) for index in range(_DRAWS))
+        return
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(1.0, 0.0, steps)
+    curves = [ramp, ramp[::-1], *(rng.random(steps) for _ in range(_RANDOM_CURVES))]
+    for index, curve in enumerate(curves):
+        entropy: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
+        base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
+        for step in (FIRST, LATE + index):
+            yield Signals(step, prompts, experiment.sigmas, entropy, base)

@@ -1,0 +1,113 @@
+"""Conformance of the parts that decide: allocators, selectors and trees; numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aegpo import contracts
+from aegpo.advantages import GroupAdvantage
+from aegpo.allocators import UniformAllocator
+from aegpo.errors import ContractError
+from aegpo.interfaces import Signals
+from aegpo.models.shapes import ShapesSpec
+from aegpo.objectives import ClippedObjective
+from aegpo.rewards.palette import PaletteReward
+from aegpo.samplers import FlowSde
+from aegpo.selectors import UniformSelector
+from aegpo.specs import (
+    AllocatorSpec,
+    Experiment,
+    RolloutsSpec,
+    SelectorSpec,
+    TreeSpec,
+)
+from aegpo.testing.common import SIZES, check_equal, check_memory, check_spec, decision_rng, tree_inputs
+from aegpo.trees import IndependentTree
+
+if TYPE_CHECKING:
+    pass
+
+_BUDGETS = (2, 3, 8, 12, 16)  # rollouts of a prompt on average
+
+
+def check_allocator(spec: AllocatorSpec) -> None:
+    """Counts of at least 2 that add up to the budget, for every size that `problems` lets pass, and deterministic."""
+    check_spec(spec)
+    first, second, tried = spec.build(), spec.build(), 0
+    for (prompts, steps), each, extra in product(SIZES, _BUDGETS, (0, 1)):
+        budget = prompts * each + extra
+        rollouts = RolloutsSpec(prompts_per_step=prompts, rollouts_per_step=budget, denoising_steps=steps)
+        if any(spec.problems(_experiment(rollouts, allocator=spec))):
+            continue
+        tried += 1
+        for signals in _signals(prompts, steps, spec.needs_entropy):
+            counts = first.allocate(signals, budget, decision_rng())
+            contracts.check_counts(spec.kind, counts, signals, budget)
+            check_equal(f"allocator {spec.kind!r}", counts, second.allocate(signals, budget, decision_rng()))
+    if not tried:
+        raise ContractError(f"allocator {spec.kind!r} has problems with each of {len(SIZES) * 10} usual sizes")
+    check_memory(
+        f"allocator {spec.kind!r}", first, spec.build(), lambda part: part.allocate(signals, budget, decision_rng())
+    )
+
+
+def check_selector(spec: SelectorSpec) -> None:
+    """At least one denoising step a prompt, for every size that `problems` lets pass, and deterministic."""
+    check_spec(spec)
+    first, second, tried = spec.build(), spec.build(), 0
+    for prompts, steps in SIZES:
+        rollouts = RolloutsSpec(prompts_per_step=prompts, rollouts_per_step=8 * prompts, denoising_steps=steps)
+        if any(spec.problems(_experiment(rollouts, selector=spec))):
+            continue
+        tried += 1
+        for signals in _signals(prompts, steps, spec.needs_entropy):
+            selected = first.select(signals, decision_rng())
+            contracts.check_selection(spec.kind, selected, signals)
+            check_equal(f"selector {spec.kind!r}", selected, second.select(signals, decision_rng()))
+    if not tried:
+        raise ContractError(f"selector {spec.kind!r} has problems with each of {len(SIZES)} usual sizes")
+    check_memory(f"selector {spec.kind!r}", first, spec.build(), lambda part: part.select(signals, decision_rng()))
+
+
+def check_tree(spec: TreeSpec) -> None:
+    """Proper forests with exactly the asked leaves, for equal and unequal counts and any steps, and deterministic."""
+    check_spec(spec)
+    first, second = spec.build(), spec.build()
+    for counts, steps in tree_inputs():
+        plan = first.plan(counts, steps, decision_rng())
+        contracts.check_plan(spec.kind, plan, counts, steps)
+        again = second.plan(counts, steps, decision_rng())
+        for field in ("prompt", "parent", "noisy", "trained"):
+            for one, other in zip(vars(plan)[field], vars(again)[field], strict=True):
+                check_equal(f"tree {spec.kind!r}", one, other)
+
+
+def _signals(prompts: int, steps: int, entropy: bool) -> Iterator[Signals]:
+    """First, early and late training steps under flat, tied, rising, falling and random entropies."""
+    rng, sigmas = decision_rng(), np.linspace(1.0, 0.0, steps + 1)
+    ramp = np.linspace(0.0, 1.0, steps)
+    curves = [np.zeros((prompts, steps)), np.tile(ramp, (prompts, 1)), np.tile(-ramp, (prompts, 1))]
+    curves += [rng.random((prompts, steps)), rng.integers(0, 2, (prompts, steps)).astype(np.float64)]
+    for step, curve, shift in product((1, 2, 10**6), curves, (np.zeros(prompts), rng.random(prompts))):
+        known = (3 + curve, 3 + curve + shift[:, None]) if entropy else (None, None)
+        yield Signals(step, prompts, sigmas, *known)
+
+
+def _experiment(
+    rollouts: RolloutsSpec, allocator: AllocatorSpec | None = None, selector: SelectorSpec | None = None
+) -> Experiment:
+    return Experiment(
+        rollouts=rollouts,
+        model=ShapesSpec(),
+        rewards=(PaletteReward(),),
+        allocator=allocator or UniformAllocator(),
+        selector=selector or UniformSelector(),
+        tree=IndependentTree(),
+        sampler=FlowSde(),
+        advantage=GroupAdvantage(),
+        objective=ClippedObjective(),
+    )

@@ -1,0 +1,162 @@
+"""Conformance of the parts that sample and learn: samplers, advantages and objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aegpo import contracts
+from aegpo.errors import ContractError
+from aegpo.interfaces import IntArray, RolloutPlan, Tree
+from aegpo.specs import (
+    AdvantageSpec,
+    ObjectiveSpec,
+    SamplerSpec,
+)
+from aegpo.testing.common import ROUNDING, check_equal, check_memory, check_spec, decision_rng, tree_inputs
+from aegpo.trees import BranchingTree, IndependentTree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from aegpo.interfaces import ForwardObjective, Objective, Renoised, Update
+
+
+def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
+    """Transitions with finite means and stds for every step of a schedule, and densities highest at the mean."""
+    import torch
+
+    check_spec(spec)
+    sampler, generator = spec.build(), torch.Generator().manual_seed(0)
+    sigmas = torch.linspace(1.0, 0.0, steps + 1)
+    latents, velocity, noise = (torch.randn((4, 2, 3, 3), generator=generator) for _ in range(3))
+    for step in range(steps):
+        sigma, sigma_next = sigmas[step].expand(4), sigmas[step + 1].expand(4)
+        gaussian = sampler.transition(latents, velocity, sigma, sigma_next)
+        contracts.check_transition(spec.kind, gaussian, latents)
+        alone = sampler.transition(latents[:1], velocity[:1], sigma[:1], sigma_next[:1])
+        if not torch.allclose(alone.mean[0], gaussian.mean[0], rtol=ROUNDING, atol=ROUNDING):
+            raise ContractError(f"sampler {spec.kind!r} moves a latent differently alone and in a batch")
+        if bool((gaussian.std == 0).any()):
+            continue
+        drawn = gaussian.mean + gaussian.std.view(-1, 1, 1, 1) * noise
+        log_prob, highest = sampler.log_prob(gaussian, drawn), sampler.log_prob(gaussian, gaussian.mean)
+        contracts.check_log_prob(spec.kind, log_prob, latents)
+        if bool((log_prob > highest).any()):
+            raise ContractError(f"sampler {spec.kind!r} finds a drawn latent likelier than the mean at step {step}")
+
+
+def check_advantage(spec: AdvantageSpec) -> None:
+    """Finite float32 credit for each trained edge, also where all rewards are equal, and deterministic."""
+    import torch
+
+    check_spec(spec)
+    first, second = spec.build(), spec.build()
+    generator = torch.Generator().manual_seed(0)
+    trees: tuple[Tree, ...] = (IndependentTree(), BranchingTree())
+    inputs = list(tree_inputs())[::5]
+    for tree, (counts, steps), rewards in product(trees, inputs, (1, 2)):
+        rollouts = _rollouts(tree.plan(counts, steps, decision_rng()), generator)
+        shape = (rollouts.plan.num_rollouts, rewards)
+        for scores in (torch.rand(shape, generator=generator), torch.zeros(shape), torch.full(shape, -1e3)):
+            credit = first.estimate(scores, torch.ones(rewards), rollouts)
+            contracts.check_credit(spec.kind, credit, rollouts.plan.trained_edges)
+            check_equal(f"advantage {spec.kind!r}", credit, second.estimate(scores, torch.ones(rewards), rollouts))
+    again = (scores, torch.ones(rewards), rollouts)
+    check_memory(f"advantage {spec.kind!r}", first, spec.build(), lambda part: part.estimate(*again))
+
+
+def _rollouts(plan: RolloutPlan, generator: Any) -> Any:
+    """Made-up rollouts of a plan: what an execution would return, with random numbers for latents."""
+    import torch
+
+    from aegpo.interfaces import Edges, Rollouts
+
+    def joined(arrays: Iterator[IntArray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(list(arrays)))
+
+    trained = list(enumerate(plan.trained))
+    size = plan.trained_edges
+    noise = torch.randn((2, size, 1, 2, 2), generator=generator)
+    log_prob = tuple(torch.randn(len(nodes), generator=generator) for nodes in plan.prompt[1:])
+    edges = Edges(
+        level=joined(np.full(int(mask.sum()), level) for level, mask in trained),
+        prompt=joined(plan.prompt[level + 1][mask] for level, mask in trained),
+        rollout=joined(plan.first_leaf[level + 1][mask] for level, mask in trained),
+        leaves=joined(plan.leaves[level + 1][mask] for level, mask in trained),
+        latents=noise[0],
+        next_latents=noise[1],
+        log_prob=torch.cat([log_prob[level][torch.from_numpy(mask)] for level, mask in trained]),
+    )
+    images = torch.rand((plan.num_rollouts, 3, 4, 4), generator=generator)
+    return Rollouts(plan, images[:, :1, :2, :2], images, log_prob, edges)
+
+
+def check_objective(spec: ObjectiveSpec) -> None:
+    """A finite loss with a finite gradient for each row, before and after the policy has moved."""
+    import torch
+
+    check_spec(spec)
+    objective, generator = spec.build(), torch.Generator().manual_seed(0)
+    for size, moved in product((1, 6), (0.0, 1e-3, 0.5)):
+        if objective.process == "forward":
+            seen = _renoised(objective, size, moved, generator)
+            inputs: tuple[Tensor, ...] = (seen.velocity,)
+            loss, metrics = objective.loss(seen)
+        else:
+            update = _update(objective, size, moved, generator)
+            inputs = (update.log_prob, update.mean)
+            loss, metrics = objective.loss(update)
+        contracts.check_loss(spec.kind, loss, metrics, size)
+        gradients = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None):
+            raise ContractError(f"objective {spec.kind!r} has a gradient that is not finite")
+
+
+def _update(objective: Objective, size: int, moved: float, generator: torch.Generator) -> Update:
+    """Made-up transitions of a policy that has moved away from the one that sampled."""
+    import torch
+
+    from aegpo.interfaces import Update
+
+    old, advantage, drift = (torch.randn(size, generator=generator) for _ in range(3))
+    mean = torch.randn((size, 2, 3, 3), generator=generator).requires_grad_()
+    std = torch.rand(size, generator=generator) + 0.1
+    return Update(
+        log_prob=(old + moved * drift).requires_grad_(),
+        old_log_prob=old,
+        advantage=advantage,
+        mean=mean,
+        base_mean=mean.detach() + moved if objective.needs_base else None,
+        old_mean=mean.detach() - moved if objective.needs_old else None,
+        std=std,
+        delta=torch.full((size,), 0.1),
+        level=torch.arange(size),
+        mean_std=float(std.mean()),
+    )
+
+
+def _renoised(objective: ForwardObjective, size: int, moved: float, generator: torch.Generator) -> Renoised:
+    """Made-up clean latents, noised again, under a policy that has moved away from the one that sampled."""
+    import torch
+
+    from aegpo.interfaces import Renoised
+
+    clean, noise, off = torch.randn((3, size, 2, 3, 3), generator=generator)
+    sigma = torch.linspace(1.0, 0.1, size)
+    wide = sigma.view(-1, 1, 1, 1)
+    velocity = (noise - clean + off).requires_grad_()
+    return Renoised(
+        advantage=torch.randn(size, generator=generator),
+        level=torch.arange(size),
+        sigma=sigma,
+        latents=(1 - wide) * clean + wide * noise,
+        clean=clean,
+        velocity=velocity,
+        old_velocity=velocity.detach() - moved if objective.needs_old else None,
+        base_velocity=velocity.detach() + moved if objective.needs_base else None,
+    )

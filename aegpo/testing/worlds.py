@@ -1,0 +1,139 @@
+"""Conformance of what surrounds the algorithm: models, rewards and trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aegpo import contracts
+from aegpo.errors import ContractError
+from aegpo.interfaces import RunInfo
+from aegpo.models.shapes import ShapesSpec
+from aegpo.specs import (
+    ModelSpec,
+    RewardSpec,
+    TrackerSpec,
+)
+from aegpo.testing.common import ROUNDING, check_spec
+
+if TYPE_CHECKING:
+    from aegpo.interfaces import StepReport
+
+
+def check_reward(spec: RewardSpec, prompts: Sequence[str] = (), size: tuple[int, int] = (24, 24)) -> None:
+    """Finite float32 scores, one an image, the same in every call and whatever else is in the batch.
+
+    Args:
+        spec: the reward.
+        prompts: texts it can score, at least 3; default: captions of the embedded world.
+        size: height and width of the images.
+    """
+    import torch
+
+    check_spec(spec)
+    texts = list(prompts) or list(ShapesSpec().captions("evaluation", 6, 0))
+    reward = spec.build(torch.device("cpu"))
+    images = torch.rand((len(texts), 3, *size), generator=torch.Generator().manual_seed(0))
+    images[0], images[1] = 0.0, 1.0
+    before = images.clone()
+    scores = reward.score(images, texts)
+    contracts.check_scores(spec.kind, scores, texts)
+    if not torch.equal(images, before):
+        raise ContractError(f"reward {spec.kind!r} changes the images it is given; work on a copy")
+    if not torch.equal(scores, reward.score(images, texts)):
+        raise ContractError(f"reward {spec.kind!r} scores the same images differently in two calls")
+    for index, text in enumerate(texts):
+        alone = reward.score(images[index : index + 1], [text])
+        contracts.check_scores(spec.kind, alone, [text])
+        if not torch.allclose(alone[0], scores[index], rtol=ROUNDING, atol=ROUNDING):
+            raise ContractError(f"reward {spec.kind!r} scores {text!r} differently alone and among other images")
+
+
+def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two blue squares")) -> None:
+    """Shapes and ranges of everything a model returns, an untouched base policy, and taps that change nothing."""
+    import torch
+
+    check_spec(spec)
+    who, model = f"model {spec.kind!r}", spec.build(torch.device("cpu"))
+    for steps in (2, 5, 10):
+        contracts.check_sigmas(spec.kind, model.sigmas(steps), steps)
+        if not torch.allclose(model.sigmas(steps), torch.from_numpy(spec.sigmas(steps)).float()):
+            raise ContractError(f"{who} has other sigmas than its spec for {steps} steps")
+    cond = model.encode(prompts)
+    contracts.check_conditioning(spec.kind, cond, prompts)
+    shape = (len(prompts), *model.latent_shape)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.full((len(prompts),), 0.7)
+    with torch.no_grad():
+        velocity = model.velocity(latents, sigma, cond)
+        contracts.check_velocity(spec.kind, velocity, latents)
+        contracts.check_images(spec.kind, model.decode(latents), len(prompts))
+        alone = model.velocity(latents[:1], sigma[:1], cond.select(torch.tensor([0])))
+        if not torch.allclose(alone, velocity[:1], rtol=1e-3, atol=1e-3):
+            raise ContractError(f"{who} has another velocity for a latent alone than in a batch")
+        with model.base():
+            base = model.velocity(latents, sigma, cond)
+        with model.tap_attention(lambda call: None):
+            tapped = model.velocity(latents, sigma, cond)
+    for what, other in (("the untrained base policy", base), ("a tapped network", tapped)):
+        if not torch.allclose(other, velocity, rtol=ROUNDING, atol=ROUNDING):
+            raise ContractError(f"{who} has another velocity inside {what}")
+    if not any(weight.numel() for weight in model.policy.parameters()):
+        raise ContractError(f"{who} has a policy without weights, so there is nothing to train")
+    _check_captions(who, spec)
+
+
+def _check_captions(who: str, spec: ModelSpec) -> None:
+    train, evaluation = (spec.captions(split, 8, 0) for split in ("train", "evaluation"))
+    if train != spec.captions("train", 8, 0):
+        raise ContractError(f"{who} draws other captions for the same seed")
+    if train is not None and evaluation is not None and set(train) & set(evaluation):
+        raise ContractError(f"{who} has captions in both splits: {sorted(set(train) & set(evaluation))[0]!r}")
+
+
+def check_tracker(spec: TrackerSpec, folder: Path) -> None:
+    """An observer with hooks that exist, which survives a run with an evaluation, a checkpoint and a resumption."""
+    import pluggy
+
+    from aegpo import hookspecs
+
+    check_spec(spec)
+    for first in (0, 1):  # a run, and the same run resumed from the checkpoint of step 1
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        observer = spec.build(folder)
+        manager.register(observer, spec.kind)
+        callers = manager.get_hookcallers(observer) or []
+        wrong = [caller.name for caller in callers if not caller.has_spec()]
+        if wrong or not callers:
+            problem = f"implements {wrong[0]!r}, which is no hook" if wrong else "implements no observer hook"
+            raise ContractError(f"tracker {spec.kind!r} {problem}; mark methods aegpo_on_... with @aegpo.hookimpl")
+        run = RunInfo(arm="main", seed=0, folder=folder, first_step=first, training_steps=2)
+        manager.hook.aegpo_on_run_start(run=run)
+        for step in range(first and first + 1, 3):
+            manager.hook.aegpo_on_step_end(run=run, report=_report(step))
+        manager.hook.aegpo_on_checkpoint(run=run, step=2, path=folder / "checkpoint")
+        manager.hook.aegpo_on_run_end(run=run, outcome="finished")
+
+
+def _report(step: int) -> StepReport:
+    import torch
+
+    from aegpo.interfaces import Evaluation, Prompt, StepReport
+
+    scores = {"palette": np.array([0.25, 0.5])}
+    images = torch.rand((2, 3, 24, 24), generator=torch.Generator().manual_seed(step))
+    evaluation = Evaluation(("one red circle", "two blue squares"), scores, scores, images) if step != 1 else None
+    if step == 0:
+        nothing = np.zeros(0, dtype=np.int64)
+        return StepReport(0, {}, (), nothing, np.zeros((0, 4), dtype=np.bool_), None, None, evaluation, {})
+    metrics = {"reward": 0.5, "reward/palette": 0.5, "forwards": 40.0, "trained_edges": 20.0}
+    selected = np.array([[True, False, True, False], [False, True, True, False]])
+    prompts = (Prompt(0, "one red circle"), Prompt(3, "a green square"))
+    entropy, delta = np.linspace(3.0, 4.0, 8).reshape(2, 4), np.array([0.1, 0.0])
+    return StepReport(
+        step, metrics, prompts, np.array([2, 4]), selected, entropy, delta, evaluation, {"rollout": 0.2, "update": 0.1}
+    )

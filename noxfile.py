@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "smoke", "docs", "plugins"]
+nox.options.sessions = ["lint", "types", "tests", "smoke", "docs", "plugins", "hpsv2"]
 nox.options.reuse_existing_virtualenvs = True
 
 PINNED = {"PIP_CONSTRAINT": str(Path(__file__).parent / "constraints.txt")}
@@ -61,6 +61,14 @@ def plugins(session: nox.Session) -> None:
         session.install("--no-deps", "-e", str(project.parent), env=PINNED)
     session.run("aegpo", "plugins")
     session.run("pytest", "plugins", env=ONE_THREAD)
+
+
+@nox.session
+def hpsv2(session: nox.Session) -> None:
+    """Reward `hpsv2` against the hpsv2 package itself, on the same weights."""
+    session.install("-e", ".[dev]", env=PINNED)
+    session.install("--no-deps", "-r", "requirements/hpsv2.txt", env=PINNED)
+    session.run("pytest", "tests/rewards/test_hpsv2_package.py", env=ONE_THREAD)
 
 
 @nox.session

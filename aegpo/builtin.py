@@ -8,7 +8,11 @@ from aegpo.hookspecs import hookimpl
 from aegpo.models.shapes import ShapesSpec
 from aegpo.objectives import ClippedObjective
 from aegpo.registry import Registry
+from aegpo.rewards.aesthetic import AestheticReward
+from aegpo.rewards.clip import ClipReward
+from aegpo.rewards.hpsv2 import Hpsv2Reward
 from aegpo.rewards.palette import PaletteReward
+from aegpo.rewards.pickscore import PickScoreReward
 from aegpo.rewards.scene import SceneReward
 from aegpo.samplers import FlowSde
 from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
@@ -35,9 +39,13 @@ def aegpo_register_models(registry: Registry[ModelSpec]) -> None:
 
 @hookimpl
 def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
-    """Rewards of the embedded world."""
+    """Rewards of the embedded world, and learned ones for real images."""
     registry.add(PaletteReward)
     registry.add(SceneReward)
+    registry.add(Hpsv2Reward)
+    registry.add(PickScoreReward)
+    registry.add(ClipReward)
+    registry.add(AestheticReward)
 
 
 @hookimpl

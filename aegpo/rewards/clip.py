@@ -1,0 +1,44 @@
+"""Reward `clip`: how near an image is to its prompt for a CLIP network (Hessel et al. 2021, arXiv 2104.08718)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from aegpo.rewards.clip_family import OPENAI_LARGE, Clip, check_vocabulary, cropped, load_clip, load_words
+from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class ClipReward(LearnedRewardSpec):
+    """CLIP score: 100 x the cosine of image and prompt, about 15 to 40, higher is better.
+
+    The paper clamps at 0 and multiplies by 2.5, torchmetrics by 100 and clamps; here nothing is clamped, so that a
+    group of bad images still has an order. `factor: 1` gives the bare cosine.
+    """
+
+    kind: Literal["clip"] = "clip"
+    path: str = Field(OPENAI_LARGE, description="CLIP network with its tokenizer: a folder or a repository of the hub")
+    factor: float = Field(100.0, gt=0, description="multiplies the cosine (torchmetrics: 100; the paper: 2.5)")
+
+    def build(self, device: torch.device) -> LearnedReward:
+        """Loads network and tokenizer.
+
+        Raises:
+            AegpoError: if they cannot be had or do not fit.
+        """
+        who = f"reward {self.label!r}"
+        network = load_clip(who, self.path)
+        words = load_words(who, self.path, network.config.text_config.max_position_embeddings, field="path")
+        check_vocabulary(who, words, network)
+        clip = Clip(network, words, cropped)
+
+        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
+            return self.factor * clip.cosine(images, prompts)
+
+        return LearnedReward(self, network, score, device)

@@ -1,0 +1,46 @@
+"""Reward `pickscore`: which image people pick for a prompt (Kirstain et al. 2023, arXiv 2305.01569)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from aegpo.rewards.clip_family import LAION_HUGE, Clip, check_vocabulary, cropped, load_clip, load_words
+from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class PickScoreReward(LearnedRewardSpec):
+    """PickScore: logit scale x cosine of image and prompt, about 16 to 26, higher is better.
+
+    The scale is the model card's. Flow-GRPO trains on it divided by 26: `divisor: 26`. A difference of 1 means that
+    people pick the better image e times as often as the other (a softmax over the scores).
+    """
+
+    kind: Literal["pickscore"] = "pickscore"
+    path: str = Field("yuvalkirstain/PickScore_v1", description="the network: a folder or a repository of the hub")
+    tokenizer: str = Field(LAION_HUGE, description="CLIP's tokenizer: a folder or a repository of the hub")
+    divisor: float = Field(1.0, gt=0, description="divides the score (Flow-GRPO: 26)")
+
+    def build(self, device: torch.device) -> LearnedReward:
+        """Loads network and tokenizer.
+
+        Raises:
+            AegpoError: if they cannot be had or do not fit.
+        """
+        who = f"reward {self.label!r}"
+        network = load_clip(who, self.path)
+        words = load_words(who, self.tokenizer, network.config.text_config.max_position_embeddings)
+        check_vocabulary(who, words, network)
+        clip = Clip(network, words, cropped)
+
+        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
+            scale: Tensor = network.logit_scale.float().exp()
+            return scale / self.divisor * clip.cosine(images, prompts)
+
+        return LearnedReward(self, network, score, device)

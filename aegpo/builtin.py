@@ -5,6 +5,10 @@ from __future__ import annotations
 from aegpo.advantages import DepthAdvantage, GroupAdvantage
 from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.hookspecs import hookimpl
+from aegpo.models.flux import FluxSpec
+from aegpo.models.sd import SdSpec
+from aegpo.models.sd3 import Sd3Spec
+from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
 from aegpo.objectives import ClippedObjective
 from aegpo.registry import Registry
@@ -33,8 +37,12 @@ from aegpo.trees import BranchingTree, IndependentTree
 
 @hookimpl
 def aegpo_register_models(registry: Registry[ModelSpec]) -> None:
-    """The embedded world."""
+    """The embedded world, and the published families."""
     registry.add(ShapesSpec)
+    registry.add(SdSpec)
+    registry.add(SdxlSpec)
+    registry.add(Sd3Spec)
+    registry.add(FluxSpec)
 
 
 @hookimpl

@@ -76,11 +76,14 @@ def check_trainable(name: str, process: Literal["reverse", "forward"], plan: Rol
             )
 
 
-def check_sigmas(name: str, sigmas: Tensor, steps: int) -> None:
-    """A model's (T+1,) noise levels: finite and strictly falling from 1 to 0."""
+def check_sigmas(name: str, sigmas: Tensor, steps: int, partial: bool = False) -> None:
+    """A model's (T+1,) noise levels: strictly falling from 1 to 0, or, if `partial`, within 1 and 0."""
     who = f"model {name!r}"
     _check_tensor(who, "sigmas", sigmas, (steps + 1,), ("float32",))
-    if float(sigmas[0]) != 1.0 or float(sigmas[-1]) != 0.0:
+    first, last = float(sigmas[0]), float(sigmas[-1])
+    if partial and not (first <= 1.0 and last >= 0.0):
+        raise ContractError(f"{who} returned sigmas from {first:g} to {last:g}; they lie within 1 and 0")
+    if not partial and (first != 1.0 or last != 0.0):
         raise ContractError(f"{who} returned sigmas from {sigmas[0]:g} to {sigmas[-1]:g}; they run from 1 to 0")
     rising = (sigmas[1:] >= sigmas[:-1]).nonzero()
     if len(rising):

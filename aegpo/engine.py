@@ -22,6 +22,7 @@ from aegpo.errors import AegpoError, RewardError
 from aegpo.interfaces import (
     Conditioning,
     Evaluation,
+    Preparable,
     Prompt,
     Rollouts,
     RunInfo,
@@ -50,7 +51,7 @@ class Engine:
         self.accelerator = _accelerator(experiment, self.device)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         self.model = experiment.model.build(self.device)
-        add_adapters(self.model.policy, experiment.policy)
+        add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
         with self.model.base():
             pass  # the base policy is what the model is now
         self.rewards = build_scorers(experiment.rewards, self.device)
@@ -69,6 +70,8 @@ class Engine:
         self.prompts = PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
         self.held_out = read_prompts(experiment, "evaluation")
         refuse_shared(texts, self.held_out)
+        if isinstance(self.model, Preparable):
+            self.model.prepare([*texts, *self.held_out])
         self._check_parts(texts[0])
         self._evaluated: HeldOut | None = None  # with the base policy's scores
         self._unreported: StepReport | None = None  # of a restored state: learned, but not evaluated
@@ -279,7 +282,7 @@ class Engine:
     def _execution(self, steps: int) -> Execution:
         spec = self.experiment
         sigmas = self.model.sigmas(steps).to(self.device)
-        contracts.check_sigmas(spec.model.kind, sigmas, steps)
+        contracts.check_sigmas(spec.model.kind, sigmas, steps, spec.model.partial_schedule)
         storage = STORAGE[spec.rollouts.storage]
         return Execution(
             self.model,

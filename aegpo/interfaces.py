@@ -291,7 +291,10 @@ class Model(Protocol):
         """Conditioning of P prompts."""
 
     def sigmas(self, steps: int) -> Tensor:
-        """(steps+1,) float32 noise levels from 1 to 0, strictly falling."""
+        """(steps+1,) float32 noise levels from 1 to 0, strictly falling.
+
+        A spec with a `partial_schedule` may begin below 1 and end above 0, as DDIM of SD 1.x does.
+        """
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W): d x / d sigma at the given noise levels."""
@@ -304,6 +307,33 @@ class Model(Protocol):
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
         """Inside, `tap` sees every attention call; the network's output does not change."""
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A model that works on prompts ahead, so that no text encoder is needed in between."""
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Takes note of every prompt that `encode` will be asked for."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A model that paints images of more than one size."""
+
+    def at(self, height: int, width: int) -> Model:
+        """The same network, weights and all, for images of another size in pixels."""
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A model whose policy can be written for others to use."""
+
+    def save_adapters(self, folder: Path) -> None:
+        """Writes the policy's LoRA so that diffusers' `pipe.load_lora_weights(folder)` gives this policy."""
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Writes a whole pipeline with the policy in it, adapters merged."""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from aegpo.interfaces import Conditioning, Edges, ForwardObjective, Objective, R
 from aegpo.policies import WeightCopy, assign
 from aegpo.replay import Batch, noise_again, renoised, transitions, velocities
 from aegpo.rollouts import Execution
-from aegpo.specs import OptimizerSpec, PolicySpec
+from aegpo.specs import ATTENTION_TARGETS, OptimizerSpec, PolicySpec
 
 DIVERGED = (
     "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or raise "
@@ -28,18 +29,20 @@ DIVERGED = (
 )
 
 
-def add_adapters(policy: nn.Module, spec: PolicySpec) -> None:
-    """Puts LoRA adapters into the policy, in place; nothing happens for full fine-tuning.
+def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = ATTENTION_TARGETS) -> None:
+    """Puts LoRA adapters into the policy, in place; for full fine-tuning it makes every weight trainable.
+
+    What is trained is float32, whatever the dtype of what is frozen. `defaults` are the model's `adapter_targets`,
+    which count where the spec names none.
 
     Raises:
         AegpoError: if no module matches the targets.
     """
     if spec.train == "full":
-        policy.requires_grad_(True)
+        policy.float().requires_grad_(True)
         return
-    config = LoraConfig(
-        r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets), init_lora_weights="gaussian"
-    )
+    targets = list(spec.targets or defaults)
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, init_lora_weights="gaussian")
     try:
         inject_adapter_in_model(config, policy)
     except ValueError as error:
@@ -47,11 +50,13 @@ def add_adapters(policy: nn.Module, spec: PolicySpec) -> None:
             {name.rsplit(".", 1)[-1] for name, part in policy.named_modules() if isinstance(part, nn.Linear)}
         )
         raise AegpoError(
-            f"policy: no module of {type(policy).__name__} matches 'targets' {', '.join(spec.targets)}; "
+            f"policy: no module of {type(policy).__name__} matches 'targets' {', '.join(targets)}; "
             f"its linear layers end in {', '.join(names)}"
         ) from error
     for name, weight in policy.named_parameters():
         weight.requires_grad_("lora_" in name)
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Tensor:

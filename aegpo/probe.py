@@ -12,7 +12,7 @@ from torch import Tensor
 from aegpo.entropy import attention_entropy, blocks_of, measure_call
 from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Model, Prompt
-from aegpo.rollouts import Velocity
+from aegpo.rollouts import Velocity, start_latents
 from aegpo.samplers import euler
 from aegpo.specs import ProbeSpec
 
@@ -59,7 +59,8 @@ class EntropyProbe:
 
     @torch.no_grad()
     def _trajectories(self, prompts: Sequence[Prompt], cond: Conditioning, base: bool) -> FloatArray:  # (P, T)
-        latents = torch.stack([self._start(prompt) for prompt in prompts]).to(cond.text.device)
+        noise = torch.stack([self._start(prompt) for prompt in prompts]).to(cond.text.device)
+        latents = start_latents(noise, self._sigmas)
         curves: list[Tensor] = []
         for sigma, sigma_next in zip(self._sigmas[:-1], self._sigmas[1:], strict=True):
             found: list[Tensor] = []

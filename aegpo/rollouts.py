@@ -51,7 +51,7 @@ def roll_out(
     number. All noise comes from the CPU `generator`, in the plan's order.
     """
     device = how.sigmas.device
-    latents = _start(how, plan, generator).to(how.storage)
+    latents = start_latents(_start(how, plan, generator), how.sigmas).to(how.storage)
     log_probs: list[Tensor] = []
     edges: list[Edges] = []
     for level in range(plan.num_steps):
@@ -62,6 +62,7 @@ def roll_out(
         edges.append(_trained_edges(plan, level, latents[parent], children, kept))
         log_probs.append(children.log_prob)
         latents = children.latents
+    latents = final_latents(latents, how.sigmas).to(how.storage)
     images = torch.cat([how.model.decode(part.float()) for part in torch.split(latents, how.micro_batch)])
     return Rollouts(plan, latents, images, tuple(log_probs), _joined(edges), tuple(prompts))
 
@@ -69,11 +70,31 @@ def roll_out(
 @torch.no_grad()
 def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning) -> Tensor:
     """Euler from start noise (B, C, H, W) to images (B, 3, h, w) in [0, 1]; row i of `cond` belongs to row i."""
-    latents, every = noise, torch.arange(len(noise), device=noise.device)
+    latents, every = start_latents(noise, how.sigmas), torch.arange(len(noise), device=noise.device)
     for level, (sigma, sigma_next) in enumerate(zip(how.sigmas[:-1], how.sigmas[1:], strict=True)):
         velocity = batched_velocity(how, latents, level, cond, every)
         latents = euler(latents, velocity, sigma.expand(len(latents)), sigma_next.expand(len(latents)))
+    latents = final_latents(latents, how.sigmas)
     return torch.cat([how.model.decode(part) for part in torch.split(latents, how.micro_batch)])
+
+
+def start_latents(noise: Tensor, sigmas: Tensor) -> Tensor:
+    """What pure noise (B, C, H, W) stands for at the first level, as in the published pipelines.
+
+    Those of variance-preserving models (DDIM of SD 1.x and SDXL) begin below sigma 1 and take noise for the state
+    x = a x0 + s noise there, which has its variance; in flow coordinates that is x / (a + s), with
+    1 / (a + s) = sqrt(sigma^2 + (1 - sigma)^2). At sigma 1 it is the noise itself.
+    """
+    return noise * _spread(sigmas[0])
+
+
+def final_latents(latents: Tensor, sigmas: Tensor) -> Tensor:
+    """What stands for the image when the last level is reached: the state x there. At sigma 0 nothing changes."""
+    return latents.float() / _spread(sigmas[-1])
+
+
+def _spread(sigma: Tensor) -> Tensor:
+    return (sigma.square() + (1 - sigma).square()).sqrt()
 
 
 def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor) -> Tensor:

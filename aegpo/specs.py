@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Location = tuple[str | int, ...]
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+# diffusers' names of the projections of attention, of the image and of the words (Flow-GRPO's list)
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class ModelSpec(Spec):
     kind: str
     has_captions: ClassVar[bool] = False
     attention_blocks: ClassVar[tuple[str, ...] | None] = None  # of ProbeSpec.block; None: known once it is loaded
+    adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
+    partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
 
     def build(self, device: torch.device) -> Model:
         """Loads the network onto the device."""
@@ -258,9 +262,8 @@ class PolicySpec(Spec):
     train: Literal["full", "lora"] = Field("full", description="full fine-tuning, or LoRA through peft")
     rank: Positive = Field(32, description="LoRA rank")
     alpha: Positive = Field(64, description="LoRA alpha; the adapter's scale is alpha / rank")
-    targets: tuple[str, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-        description="module name suffixes that get an adapter",
+    targets: tuple[str, ...] | None = Field(
+        None, description="module name suffixes that get an adapter; null: the model's own list, as published"
     )
     ema: float | None = Field(None, gt=0, lt=1, description="decay per optimizer step of averaged weights; null: none")
 

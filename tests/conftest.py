@@ -34,3 +34,20 @@ def tiny_spec(tiny_weights) -> ShapesSpec:
 @pytest.fixture
 def tiny_model(tiny_spec):
     return tiny_spec.build(torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch) -> None:
+    """Prompt embeddings of tests stay out of the user's cache."""
+    monkeypatch.setenv("AEGPO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def pipeline_folders(tmp_path_factory) -> dict[str, Path]:
+    """A small saved pipeline of each kind, by kind; see tests/pipelines.py."""
+    import pipelines
+
+    root = tmp_path_factory.mktemp("pipelines")
+    writers = {"sd": pipelines.write_sd, "sdxl": pipelines.write_sdxl}
+    writers |= {"sd3": pipelines.write_sd3, "flux": pipelines.write_flux}
+    return {kind: write(root / kind) for kind, write in writers.items()}

@@ -1,0 +1,67 @@
+"""Model kind `flux`: FLUX.1-dev and FLUX.1-schnell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from aegpo.interfaces import FloatArray, Model
+from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
+from aegpo.models.pipeline.spec import PipelineSpec
+
+if TYPE_CHECKING:
+    import torch
+
+PATCH = 2  # latents of 2 x 2 are packed into a token
+DEV = FlowSchedule(shift=3.0, use_dynamic_shifting=True)  # scheduler_config.json of FLUX.1-dev
+
+
+class FluxSpec(PipelineSpec):
+    """FLUX.1-dev and FLUX.1-schnell: a flow model with joint attention; dev has its guidance in an embedding.
+
+    Not run with published weights or on a GPU yet: tested on small pipelines with random weights.
+    """
+
+    kind: Literal["flux"] = "flux"
+    pipeline_class: ClassVar[str] = "FluxPipeline"
+    network: ClassVar[str] = "transformer"
+    unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
+    attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image")
+    # Flow-GRPO's list (scripts/train_flux.py, Nov 2025): attention and feed-forward of the two-stream blocks
+    adapter_targets: ClassVar[tuple[str, ...]] = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    )
+    path: str = Field("black-forest-labs/FLUX.1-dev", description="folder that `save_pretrained` wrote, or a hub id")
+    guidance: float = Field(
+        3.5, ge=0, description="what dev's guidance embedding is told (the pipeline's default: 3.5); schnell has none"
+    )
+    true_guidance: float = Field(
+        1.0, ge=1, description="classifier-free guidance with a second evaluation; 1: none, as published"
+    )
+    max_sequence_length: int = Field(
+        512, ge=1, le=512, description="tokens T5 reads (the pipeline's default: 512; schnell: 256)"
+    )
+
+    def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:  # (steps+1,)
+        """The pipeline's schedule, shifted by the resolution where the scheduler says so."""
+        config = self.config_at_hand("scheduler", "scheduler_config.json")
+        schedule = flow_schedule(self.kind, config, DEV)
+        return schedule.from_one_to_part(steps, self.tokens(height, width, PATCH))
+
+    def build(self, device: torch.device) -> Model:
+        """Loads the transformer and the VAE; text encoders are loaded when a prompt is not in the cache."""
+        from aegpo.models.flux.model import build
+
+        return build(self, device)

@@ -1,0 +1,86 @@
+"""FLUX.1 in the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from aegpo.interfaces import Conditioning
+from aegpo.models.flux import PATCH
+from aegpo.models.pipeline.model import PipelineModel
+
+if TYPE_CHECKING:
+    from aegpo.models.flux import FluxSpec
+
+
+class FluxFamily:
+    """Predicts the velocity of packed latents; text tokens before image tokens."""
+
+    multiple = PATCH
+    most: int | None = None  # positions are rotary
+
+    def __init__(self, spec: FluxSpec, network: Any) -> None:
+        self._spec = spec
+        self._told: bool = network.config.guidance_embeds
+        self.text_length: int | None = spec.max_sequence_length
+        self.scale = spec.true_guidance
+
+    def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
+        """T5's tokens and CLIP's pooled embedding; the absence of a prompt is the negative or the empty one."""
+        text, pooled, _ = pipeline.encode_prompt(
+            prompt=[self._spec.negative_prompt or ""] if texts == [None] else texts,
+            device=device,
+            max_sequence_length=self._spec.max_sequence_length,
+        )
+        return Conditioning(text, pooled)
+
+    def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
+        """The transformer's velocity, unpacked."""
+        size, (height, width) = len(latents), latents.shape[-2:]
+        output = network(
+            hidden_states=pack(latents),
+            timestep=sigma,
+            guidance=torch.full((size,), self._spec.guidance, device=latents.device) if self._told else None,
+            pooled_projections=cond.pooled,
+            encoder_hidden_states=cond.text,
+            txt_ids=torch.zeros(cond.text.shape[1], 3, device=latents.device),
+            img_ids=positions(height // PATCH, width // PATCH, latents.device),
+            return_dict=False,
+        )
+        return (unpack(output[0], height, width),)
+
+    def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+        """The prediction is the velocity."""
+        return prediction
+
+    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
+        """Text first, in both kinds of block."""
+        return slice(words, keys), slice(0, words)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W / 4, 4 C): a token is 2 x 2 latents, channel by channel."""
+    size, channels, height, width = latents.shape
+    blocks = latents.view(size, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(size, -1, channels * PATCH * PATCH)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack`."""
+    size, _, width_of_token = tokens.shape
+    blocks = tokens.view(size, height // PATCH, width // PATCH, -1, PATCH, PATCH)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(size, width_of_token // PATCH**2, height, width)
+
+
+def positions(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(rows * columns, 3): nothing, row and column of each image token."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).view(-1, 3).float().to(device)
+
+
+def build(spec: FluxSpec, device: torch.device) -> PipelineModel:
+    """The model of a spec."""
+    return PipelineModel(spec, FluxTransformer2DModel, lambda network: FluxFamily(spec, network), device)

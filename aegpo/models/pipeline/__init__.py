@@ -1,0 +1,1 @@
+"""What the adapters of diffusers pipelines share: finding and loading them, prompts, schedules, guidance, images."""

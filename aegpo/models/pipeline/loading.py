@@ -1,0 +1,122 @@
+"""Loads the components of a pipeline, and says what is wrong with one that does not load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from torch import nn
+
+from aegpo.errors import AegpoError
+from aegpo.models.pipeline.source import INDEX, check_class, local_folder
+from aegpo.models.pipeline.spec import PipelineSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pipeline_folder(spec: PipelineSpec) -> Path:
+    """The folder of the spec's pipeline, downloaded if it is on the hub, and of the right class.
+
+    Raises:
+        AegpoError: if it is not there, cannot be had, or is another pipeline.
+    """
+    folder = local_folder(spec.kind, spec.path) or _snapshot(spec)
+    check_class(spec.kind, spec.path, folder, spec.pipeline_class)
+    return folder
+
+
+def _snapshot(spec: PipelineSpec) -> Path:
+    """The hub's snapshot: model_index.json first, whose absence says best what is wrong, then what it lists."""
+    who, revision = f"model {spec.kind!r}: hub id {spec.path!r}", spec.revision
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        index = hf_hub_download(spec.path, INDEX, revision=revision, local_files_only=offline)
+        check_class(spec.kind, spec.path, Path(index).parent, spec.pipeline_class)
+        return Path(
+            diffusers.DiffusionPipeline.download(
+                spec.path, revision=revision, variant=spec.variant, local_files_only=offline
+            )
+        )
+    except GatedRepoError as error:
+        raise AegpoError(f"{who} is gated; accept its licence on the hub, then log in with 'hf auth login'") from error
+    except RevisionNotFoundError as error:
+        raise AegpoError(f"{who} has no revision {revision!r}; name one of its branches, tags or commits") from error
+    except RepositoryNotFoundError as error:
+        raise AegpoError(f"{who} does not exist, or is private; there is no folder of that name either") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        way = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise AegpoError(
+            f"{who} is not in the cache, and {way}; go online once, or give the folder of a saved pipeline as 'path' "
+            "(there is no folder of that name)"
+        ) from error
+    except EntryNotFoundError as error:
+        raise AegpoError(f"{who} has no {INDEX}; a {spec.pipeline_class} was expected") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise AegpoError(f"{who} cannot be downloaded: {_brief(error)}") from error
+
+
+def load_component(spec: PipelineSpec, folder: Path, component: str, cls: Any, dtype: str) -> nn.Module:
+    """One network of the pipeline, every weight of it from the checkpoint.
+
+    Raises:
+        AegpoError: if files are missing, or keys or shapes are not those of the config.
+    """
+    where = f"model {spec.kind!r}: {component!r} of {spec.path!r}"
+    try:
+        loaded, info = cls.from_pretrained(
+            folder,
+            subfolder=component,
+            variant=spec.variant,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise AegpoError(f"{where} cannot be loaded: {_brief(error)}") from error
+    for what, right in (
+        ("missing_keys", "lacks weights the config asks for"),
+        ("unexpected_keys", "has weights the config has no place for"),
+        ("mismatched_keys", "has weights of other shapes than the config's"),
+    ):
+        keys = [str(key[0] if isinstance(key, tuple) else key) for key in info.get(what, ())]
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            names = ", ".join(sorted(keys)[:3])
+            raise AegpoError(f"{where} {right}: {names}{more}; save the pipeline again, or take another 'revision'")
+    network: nn.Module = loaded.requires_grad_(False).eval()
+    return network
+
+
+def load_pipeline(spec: PipelineSpec, folder: Path, given: dict[str, nn.Module | None]) -> Any:
+    """The diffusers pipeline with `given` in place of components that are there already or are not needed.
+
+    Raises:
+        AegpoError: if a component cannot be loaded.
+    """
+    cls = vars(diffusers).get(spec.pipeline_class) or getattr(diffusers, spec.pipeline_class)
+    try:
+        pipeline = cls.from_pretrained(
+            folder, variant=spec.variant, dtype=DTYPES[spec.dtype], local_files_only=True, **given
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise AegpoError(f"model {spec.kind!r}: {spec.path!r} cannot be loaded: {_brief(error)}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of a library's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -1,0 +1,153 @@
+"""The model of every pipeline kind: seven members over what the kinds share, and one `Family` for what they do not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from aegpo.attention import watch_attention
+from aegpo.errors import AegpoError
+from aegpo.interfaces import AttentionCall, Conditioning
+from aegpo.models.pipeline import saving
+from aegpo.models.pipeline.images import Decoder
+from aegpo.models.pipeline.loading import load_component, pipeline_folder
+from aegpo.models.pipeline.network import Network, guided
+from aegpo.models.pipeline.prompts import PromptEncoder
+from aegpo.models.pipeline.spec import PipelineSpec
+
+
+class Family(Protocol):
+    """What one kind of pipeline does its own way."""
+
+    multiple: int  # latents along a side come in multiples of this
+    most: int | None  # latents along a side, at most
+    text_length: int | None  # tokens prompts are cut to, where that is a choice
+    scale: float  # of classifier-free guidance; 1: none
+
+    def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
+        """Conditioning of texts by the pipeline's own `encode_prompt`; [None] is the absence of a prompt."""
+
+    def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
+        """What the network returns for (B, C, H, W) latents at (B,) noise levels, the prediction first."""
+
+    def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+        """(B, C, H, W): d x / d sigma from the network's prediction."""
+
+    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
+        """Image tokens and text tokens of an attention call, given the text tokens of the conditioning."""
+
+
+class PipelineModel:
+    """A diffusers pipeline's network as a part of the engine."""
+
+    def __init__(
+        self, spec: PipelineSpec, network_class: Any, family: Callable[[Any], Family], device: torch.device
+    ) -> None:
+        """Loads everything but the text encoders; `family(network)` is made once the network is known."""
+        self.spec = spec
+        self._device, self._folder = device, pipeline_folder(spec)
+        network = load_component(spec, self._folder, spec.network, network_class, spec.dtype)
+        self._family = family(network)
+        self._network = Network(network, spec, device)
+        self._decoder = Decoder(spec, self._folder, device)
+        length = self._family.text_length
+        self._prompts = PromptEncoder(spec, self._folder, length, network, self._family.embed, device)
+        self._nothing = self._prompts([None]) if self._family.scale != 1.0 else None
+        self._words = 0  # text tokens of the last evaluation
+        self._resize(spec.height, spec.width)
+
+    def _resize(self, height: int, width: int) -> None:
+        pixels, most = self._decoder.scale * self._family.multiple, self._family.most
+        for name, given in (("height", height), ("width", width)):
+            if given % pixels:
+                below = given // pixels * pixels
+                valid = " and ".join(str(value) for value in (below, below + pixels) if value)
+                raise AegpoError(
+                    f"model {self.spec.kind!r}: {name!r} {given} is no multiple of {pixels}; nearest that are: {valid}"
+                )
+            if most is not None and given > most * self._decoder.scale:
+                raise AegpoError(
+                    f"model {self.spec.kind!r}: {name!r} {given} is more than the {most * self._decoder.scale} pixels "
+                    "the network has positions for"
+                )
+        self.height, self.width = height, width
+        scale = self._decoder.scale
+        self.latent_shape = (self._decoder.channels, height // scale, width // scale)
+
+    @property
+    def policy(self) -> nn.Module:
+        """The network that is trained."""
+        return self._network.policy
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of P prompts, from the cache where it is there; else the text encoders are loaded for it."""
+        return self._prompts(prompts)
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Fills the cache, so that `encode` loads no text encoder for these prompts."""
+        self._prompts.prepare(prompts)
+
+    def sigmas(self, steps: int) -> Tensor:  # (steps+1,)
+        """The scheduler's own noise levels at this resolution."""
+        levels = self.spec.noise_levels(steps, self.height, self.width)
+        return torch.from_numpy(levels).float().to(self._device)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W) float32, guided."""
+        self._words = cond.text.shape[1]
+        prediction = guided(
+            self._predict,
+            latents.float(),
+            sigma.float(),
+            cond,
+            self._nothing,
+            self._family.scale,
+            self.spec.guidance_gradient,
+            self._network.watched,
+        )
+        return self._family.velocity(prediction, latents, sigma)
+
+    def _predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return self._network.evaluate(lambda network: self._family.predict(network, latents, sigma, cond))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+        return self._decoder(latents)
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, `velocity` is the frozen base policy's."""
+        return self._network.base()
+
+    @contextmanager
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> Iterator[None]:
+        """Shows `tap` every softmax attention; with guidance, that of both evaluations, one after the other."""
+
+        def layout(layer: str, queries: int, keys: int) -> tuple[slice, slice]:
+            return self._family.layout(layer, queries, keys, self._words)
+
+        with self._network.watching(lambda network: watch_attention(network, tap, layout)):
+            yield
+
+    def at(self, height: int, width: int) -> PipelineModel:
+        """The same network, weights and all, for images of another size.
+
+        Raises:
+            AegpoError: if the network cannot paint that size.
+        """
+        other = copy.copy(self)
+        other._resize(height, width)
+        return other
+
+    def save_adapters(self, folder: Path) -> None:
+        """Writes the policy's LoRA so that `pipe.load_lora_weights(folder)` gives this policy."""
+        saving.save_adapters(self.spec, self.policy, folder)
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Writes the whole pipeline with the policy in it, adapters merged, so that `from_pretrained(folder)` is it."""
+        saving.save_pipeline(self.spec, self._folder, self.policy, folder)

@@ -1,0 +1,112 @@
+"""The network of a pipeline: trained, frozen, compiled or watched, always called in the same precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aegpo.interfaces import Conditioning
+from aegpo.models.base_policy import BasePolicy
+from aegpo.models.pipeline.loading import DTYPES
+from aegpo.models.pipeline.spec import PipelineSpec
+
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
+
+
+class Network:
+    """Calls the policy, or its frozen base inside `base`, under autocast to the spec's dtype.
+
+    Inputs are float32, so noise levels are exact whatever the dtype of the weights is. Inside `watching`, evaluations
+    are made by the eager module and one after another, so that a tap sees one row for each latent.
+    """
+
+    def __init__(self, policy: nn.Module, spec: PipelineSpec, device: torch.device) -> None:
+        self.policy = policy.to(device)
+        if spec.gradient_checkpointing:
+            policy.enable_gradient_checkpointing()  # type: ignore[operator]
+        self._dtype, self._device = DTYPES[spec.dtype], device
+        waits_on = torch.device("cpu") if spec.offload_base else device
+        self._base = BasePolicy(policy, waits_on, self._dtype)
+        self._eager: nn.Module = policy
+        self._called: Any = torch.compile(policy) if spec.compile else policy
+        self.watched = False
+
+    def evaluate(self, call: Callable[[Any], Any]) -> Tensor:
+        """The first output of `call(network)`, float32."""
+        precision: AbstractContextManager[Any] = nullcontext()
+        if self._dtype != torch.float32:
+            precision = torch.autocast(self._device.type, dtype=self._dtype)
+        with precision:
+            output: Tensor = call(self._called)[0]
+        return output.float()
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside, `evaluate` calls the frozen base policy."""
+        with self._base.active() as network:
+            before = self._eager, self._called
+            self._eager = self._called = network
+            try:
+                yield
+            finally:
+                self._eager, self._called = before
+
+    @contextmanager
+    def watching(self, watch: Callable[[nn.Module], AbstractContextManager[None]]) -> Iterator[None]:
+        """Inside, `watch(network)` is active and every evaluation passes it."""
+        before = self._called, self.watched
+        self._called, self.watched = self._eager, True
+        try:
+            with watch(self._eager):
+                yield
+        finally:
+            self._called, self.watched = before
+
+
+def guided(
+    predict: Predict,
+    latents: Tensor,
+    sigma: Tensor,
+    cond: Conditioning,
+    nothing: Conditioning | None,
+    scale: float,
+    gradient: Literal["both", "conditional"],
+    apart: bool,
+) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): nothing + scale (cond - nothing), of what the network predicts.
+
+    Args:
+        predict: the network's prediction for (B, C, H, W), (B,) and conditioning.
+        latents: (B, C, H, W).
+        sigma: (B,).
+        cond: of the latents.
+        nothing: one row, what guidance steers away from; None without guidance.
+        scale: 1 is no guidance.
+        gradient: `conditional` detaches the evaluation of `nothing`.
+        apart: evaluate one after the other, as `conditional` does too; else in one batch.
+    """
+    if nothing is None or scale == 1.0:
+        return predict(latents, sigma, cond)
+    rows = nothing.select(torch.zeros(len(latents), dtype=torch.long, device=latents.device))
+    if gradient == "conditional" or apart:
+        wanted = predict(latents, sigma, cond)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "both"):
+            unwanted = predict(latents, sigma, rows)
+    else:
+        both = predict(torch.cat([latents] * 2), torch.cat([sigma] * 2), joined(rows, cond))
+        unwanted, wanted = both.chunk(2)
+    return unwanted + scale * (wanted - unwanted)
+
+
+def joined(first: Conditioning, second: Conditioning) -> Conditioning:
+    """The rows of both, in order."""
+    pooled = mask = None
+    if first.pooled is not None and second.pooled is not None:
+        pooled = torch.cat([first.pooled, second.pooled])
+    if first.mask is not None and second.mask is not None:
+        mask = torch.cat([first.mask, second.mask])
+    return Conditioning(torch.cat([first.text, second.text]), pooled, mask)

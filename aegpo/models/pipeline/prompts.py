@@ -1,0 +1,126 @@
+"""Prompt embeddings: computed once, kept on disk, the text encoders loaded only for what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from aegpo.interfaces import Conditioning
+from aegpo.models.pipeline.loading import load_pipeline
+from aegpo.models.pipeline.spec import PipelineSpec
+
+Embed = Callable[[Any, list[str | None], torch.device], Conditioning]
+AT_ONCE = 16  # prompts the text encoders read at a time
+
+
+class PromptEncoder:
+    """Conditioning of texts; None stands for the absence of a prompt, which guidance steers away from.
+
+    Each embedding is a safetensors file named by a hash of the text, the pipeline's path, revision and text encoder
+    files, the sequence length and the dtype. Whatever is missing is computed with the pipeline's own `encode_prompt`;
+    the text encoders are freed when it is done.
+    """
+
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        folder: Path,
+        length: int | None,
+        network: nn.Module,
+        embed: Embed,
+        device: torch.device,
+    ) -> None:
+        """`embed(pipeline, texts, device)` gives the conditioning of texts, or of [None]."""
+        self._spec, self._folder, self._network, self._embed, self._device = spec, folder, network, embed, device
+        self._cache = cache_folder(spec.cache) / "prompts"
+        self._identity = {
+            "kind": spec.kind,
+            "path": spec.path,
+            "revision": spec.revision,
+            "variant": spec.variant,
+            "dtype": spec.dtype,
+            "length": length,
+            "files": _text_files(folder),
+        }
+
+    def __call__(self, texts: Sequence[str | None]) -> Conditioning:
+        """The conditioning of texts, on the device, in their order."""
+        self.prepare(texts)
+        rows = [self._read(text) for text in texts]
+        assert all(row is not None for row in rows)
+        columns = {name: torch.cat([row[name] for row in rows if row]).to(self._device) for name in rows[0] or {}}
+        return Conditioning(columns["text"], columns.get("pooled"), columns.get("mask"))
+
+    def prepare(self, texts: Sequence[str | None]) -> None:
+        """Computes the embeddings that are not on disk yet."""
+        missing = [text for text in dict.fromkeys(texts) if self._read(text) is None]
+        if not missing:
+            return
+        given: dict[str, nn.Module | None] = dict.fromkeys(("vae", *self._spec.unneeded))
+        pipeline = load_pipeline(self._spec, self._folder, given | {self._spec.network: self._network})
+        pipeline.to(self._device)
+        named = [text for text in missing if text is not None]
+        batches: list[list[str | None]] = [[*named[i : i + AT_ONCE]] for i in range(0, len(named), AT_ONCE)]
+        if None in missing:
+            batches.append([None])
+        with torch.no_grad():
+            for batch in batches:
+                self._keep(batch, self._embed(pipeline, batch, self._device))
+        del pipeline
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _keep(self, texts: Sequence[str | None], cond: Conditioning) -> None:
+        columns = {"text": cond.text, "pooled": cond.pooled, "mask": cond.mask}
+        for row, text in enumerate(texts):
+            tensors = {name: v[row : row + 1].cpu().contiguous() for name, v in columns.items() if v is not None}
+            _write(self._file(text), tensors)
+
+    def _read(self, text: str | None) -> dict[str, Tensor] | None:
+        """What is on disk; None if it is missing or damaged, and so to be computed."""
+        try:
+            tensors: dict[str, Tensor] = load_file(self._file(text))
+            return tensors
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    def _file(self, text: str | None) -> Path:
+        negative = self._spec.negative_prompt if text is None else None
+        key = json.dumps({**self._identity, "text": text, "negative": negative}, sort_keys=True)
+        name = hashlib.sha256(key.encode()).hexdigest()
+        return self._cache / name[:2] / f"{name}.safetensors"
+
+
+def cache_folder(given: Path | None) -> Path:
+    """`given`, else $AEGPO_CACHE, else $XDG_CACHE_HOME/aegpo, else ~/.cache/aegpo."""
+    if given is not None:
+        return given.expanduser()
+    if own := os.environ.get("AEGPO_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aegpo"
+
+
+def _text_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file that decides an embedding: another checkpoint in the same folder shows."""
+    parts = [part for part in sorted(folder.iterdir()) if part.name.startswith(("text_encoder", "tokenizer"))]
+    files = [file for part in parts for file in sorted(part.rglob("*")) if file.is_file()]
+    return [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Whole or not at all, also with several processes at it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    save_file(tensors, temporary)
+    Path(temporary).replace(path)

@@ -1,0 +1,57 @@
+"""Writes a trained policy in diffusers' formats: a LoRA file, or a whole pipeline."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers.training_utils import _collate_lora_metadata
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+from aegpo.errors import AegpoError
+from aegpo.models.pipeline.loading import DTYPES, load_pipeline
+from aegpo.models.pipeline.spec import PipelineSpec
+
+
+def save_adapters(spec: PipelineSpec, policy: nn.Module, folder: Path) -> None:
+    """`pytorch_lora_weights.safetensors` with rank and alpha, as `pipe.load_lora_weights(folder)` reads it.
+
+    Raises:
+        AegpoError: if the policy has no adapters.
+    """
+    if not has_adapters(policy):
+        raise AegpoError(
+            "the policy was fine-tuned in full, so it has no LoRA to write; write a whole pipeline instead"
+        )
+    layers = {f"{spec.network}_lora_layers": get_peft_model_state_dict(policy)}
+    cls: Any = getattr(diffusers, spec.pipeline_class)
+    folder.mkdir(parents=True, exist_ok=True)
+    cls.save_lora_weights(folder, **layers, **_collate_lora_metadata({spec.network: policy}))
+
+
+def save_pipeline(spec: PipelineSpec, source: Path, policy: nn.Module, folder: Path) -> None:
+    """The pipeline of `source` with the policy as its network, in the spec's dtype."""
+    network = merged(policy).to("cpu", dtype=DTYPES[spec.dtype])
+    pipeline = load_pipeline(spec, source, {spec.network: network})
+    pipeline.save_pretrained(folder, variant=spec.variant)
+
+
+def has_adapters(policy: nn.Module) -> bool:
+    """True if LoRA adapters are in the policy."""
+    return any(isinstance(module, BaseTunerLayer) for module in policy.modules())
+
+
+def merged(policy: nn.Module) -> nn.Module:
+    """A copy of the policy with its adapters added to the weights they adapt."""
+    network = copy.deepcopy(policy)
+    adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in adapted:
+        module.merge()
+        network.set_submodule(name, module.get_base_layer())
+    if adapted:
+        del network.peft_config
+    return network.requires_grad_(False)

@@ -1,0 +1,55 @@
+"""Stable Diffusion 1.x in the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from aegpo.interfaces import Conditioning
+from aegpo.models.pipeline.diffusion import VariancePreserving
+from aegpo.models.pipeline.model import PipelineModel
+
+if TYPE_CHECKING:
+    from aegpo.models.sd import SdSpec
+
+
+class SdFamily:
+    """A UNet over x = a x0 + s noise; self-attention of the image and cross-attention to the words."""
+
+    multiple = 1
+    most: int | None = None
+    text_length: int | None = None  # CLIP's own
+
+    def __init__(self, spec: SdSpec, device: torch.device) -> None:
+        self._spec = spec
+        self._diffusion = VariancePreserving(spec.schedule(), device)
+        self.scale = spec.guidance
+
+    def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
+        """CLIP's tokens; padding words take part in attention."""
+        nothing = texts == [None]
+        prompt, negative_prompt = [""] if nothing else texts, self._spec.negative_prompt
+        text, negative = pipeline.encode_prompt(prompt, device, 1, nothing, negative_prompt if nothing else None)
+        return Conditioning(negative if nothing else text)
+
+    def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
+        """What the UNet predicts: noise, or v."""
+        known, time = self._diffusion.network_input(latents, sigma), self._diffusion.time(sigma)
+        output: tuple[Tensor, ...] = network(known, time, encoder_hidden_states=cond.text, return_dict=False)
+        return output
+
+    def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+        """noise - x0."""
+        return self._diffusion.velocity(prediction, latents, sigma)
+
+    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
+        """Queries are the image; keys are the image in `attn1`, the words in `attn2`."""
+        return slice(0, queries), slice(0, keys) if layer.endswith("attn2") else slice(keys, keys)
+
+
+def build(spec: SdSpec, device: torch.device) -> PipelineModel:
+    """The model of a spec."""
+    return PipelineModel(spec, UNet2DConditionModel, lambda network: SdFamily(spec, device), device)

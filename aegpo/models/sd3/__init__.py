@@ -1,0 +1,60 @@
+"""Model kind `sd3`: Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from aegpo.interfaces import FloatArray, Model
+from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
+from aegpo.models.pipeline.spec import PipelineSpec
+
+if TYPE_CHECKING:
+    import torch
+
+SHIFT = 3.0  # scheduler_config.json of stable-diffusion-3-medium and stable-diffusion-3.5-medium, -large
+
+
+class Sd3Spec(PipelineSpec):
+    """Stable Diffusion 3 and 3.5: a flow model with joint attention of words and image, three text encoders.
+
+    Not run with published weights or on a GPU yet: tested on small pipelines with random weights.
+    """
+
+    kind: Literal["sd3"] = "sd3"
+    pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
+    network: ClassVar[str] = "transformer"
+    unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
+    attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image", "self")
+    # Flow-GRPO's list (scripts/train_sd3.py, Nov 2025), which leaves out the image-only attention of 3.5
+    adapter_targets: ClassVar[tuple[str, ...]] = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    )
+    path: str = Field(
+        "stabilityai/stable-diffusion-3.5-medium", description="folder that `save_pretrained` wrote, or a hub id"
+    )
+    guidance: float = Field(
+        4.5, ge=1, description="classifier-free guidance everywhere; 1: none (Flow-GRPO, SD 3.5-M: 4.5)"
+    )
+    max_sequence_length: int = Field(256, ge=1, le=512, description="tokens T5 reads (the pipeline's default: 256)")
+
+    def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:  # (steps+1,)
+        """The pipeline's schedule; SD 3.5's shift is applied twice, as diffusers does."""
+        config = self.config_at_hand("scheduler", "scheduler_config.json")
+        schedule = flow_schedule(self.kind, config, FlowSchedule(shift=SHIFT))
+        patch = self.config_at_hand("transformer").get("patch_size", 2)
+        return schedule.from_one_to_least(steps, self.tokens(height, width, patch))
+
+    def build(self, device: torch.device) -> Model:
+        """Loads the transformer and the VAE; text encoders are loaded when a prompt is not in the cache."""
+        from aegpo.models.sd3.model import build
+
+        return build(self, device)

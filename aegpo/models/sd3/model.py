@@ -1,0 +1,61 @@
+"""Stable Diffusion 3 and 3.5 in the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor
+
+from aegpo.interfaces import Conditioning
+from aegpo.models.pipeline.model import PipelineModel
+
+if TYPE_CHECKING:
+    from aegpo.models.sd3 import Sd3Spec
+
+TIMES = 1000  # the time embedding takes sigma * 1000
+
+
+class Sd3Family:
+    """MMDiT: predicts the velocity; image tokens before text tokens; padding words take part in attention."""
+
+    def __init__(self, spec: Sd3Spec, network: Any) -> None:
+        self._spec = spec
+        self.multiple: int = network.config.patch_size
+        self.most: int | None = network.config.pos_embed_max_size * network.config.patch_size
+        self.text_length: int | None = spec.max_sequence_length
+        self.scale = spec.guidance
+
+    def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
+        """CLIP's 77 tokens and T5's; both CLIP models' pooled embeddings."""
+        nothing = texts == [None]
+        text, negative, pooled, negative_pooled = pipeline.encode_prompt(
+            prompt=[""] if nothing else texts,
+            prompt_2=None,
+            prompt_3=None,
+            device=device,
+            do_classifier_free_guidance=nothing,
+            negative_prompt=self._spec.negative_prompt,
+            max_sequence_length=self._spec.max_sequence_length,
+        )
+        return Conditioning(negative, negative_pooled) if nothing else Conditioning(text, pooled)
+
+    def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
+        """The transformer's velocity."""
+        output: tuple[Tensor, ...] = network(latents, cond.text, cond.pooled, sigma * TIMES, return_dict=False)
+        return output
+
+    def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+        """The prediction is the velocity."""
+        return prediction
+
+    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
+        """Image first; 3.5's second attention (`attn2`) sees the image alone."""
+        image = keys if layer.endswith("attn2") else keys - words
+        return slice(0, image), slice(image, keys)
+
+
+def build(spec: Sd3Spec, device: torch.device) -> PipelineModel:
+    """The model of a spec."""
+    return PipelineModel(spec, SD3Transformer2DModel, lambda network: Sd3Family(spec, network), device)

@@ -1,0 +1,65 @@
+"""Stable Diffusion XL in the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from aegpo.interfaces import Conditioning
+from aegpo.models.pipeline.diffusion import VariancePreserving
+from aegpo.models.pipeline.model import PipelineModel
+
+if TYPE_CHECKING:
+    from aegpo.models.sdxl import SdxlSpec
+
+
+class SdxlFamily:
+    """SD's UNet, told the image's size and a pooled embedding too."""
+
+    multiple = 1
+    most: int | None = None
+    text_length: int | None = None  # CLIP's own
+
+    def __init__(self, spec: SdxlSpec, device: torch.device) -> None:
+        self._spec = spec
+        self._diffusion = VariancePreserving(spec.schedule(), device)
+        self._pixels = spec.pixels_per_latent()
+        self.scale = spec.guidance
+
+    def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
+        """Both CLIP models' tokens, and the second's pooled embedding; without a negative prompt, zeros."""
+        nothing = texts == [None]
+        text, negative, pooled, negative_pooled = pipeline.encode_prompt(
+            prompt=[""] if nothing else texts,
+            device=device,
+            do_classifier_free_guidance=nothing,
+            negative_prompt=self._spec.negative_prompt,
+        )
+        return Conditioning(negative, negative_pooled) if nothing else Conditioning(text, pooled)
+
+    def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
+        """What the UNet predicts: noise, or v. It is told that the image is neither scaled nor cropped."""
+        known, time = self._diffusion.network_input(latents, sigma), self._diffusion.time(sigma)
+        size = [side * self._pixels for side in latents.shape[-2:]]
+        told = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=latents.device)
+        added = {"text_embeds": cond.pooled, "time_ids": told.expand(len(latents), -1)}
+        output: tuple[Tensor, ...] = network(
+            known, time, encoder_hidden_states=cond.text, added_cond_kwargs=added, return_dict=False
+        )
+        return output
+
+    def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+        """noise - x0."""
+        return self._diffusion.velocity(prediction, latents, sigma)
+
+    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
+        """Queries are the image; keys are the image in `attn1`, the words in `attn2`."""
+        return slice(0, queries), slice(0, keys) if layer.endswith("attn2") else slice(keys, keys)
+
+
+def build(spec: SdxlSpec, device: torch.device) -> PipelineModel:
+    """The model of a spec."""
+    return PipelineModel(spec, UNet2DConditionModel, lambda network: SdxlFamily(spec, device), device)

@@ -18,7 +18,7 @@ from aegpo.rewards.hpsv2 import Hpsv2Reward
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.pickscore import PickScoreReward
 from aegpo.rewards.scene import SceneReward
-from aegpo.samplers import FlowSde
+from aegpo.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
 from aegpo.specs import (
     AdvantageSpec,
@@ -81,8 +81,11 @@ def aegpo_register_trees(registry: Registry[TreeSpec]) -> None:
 
 @hookimpl
 def aegpo_register_samplers(registry: Registry[SamplerSpec]) -> None:
-    """Flow-GRPO's stochastic step."""
+    """The stochastic steps of Flow-GRPO, DanceGRPO, Flow-CPS and DDPO."""
     registry.add(FlowSde)
+    registry.add(DanceSde)
+    registry.add(CpsSampler)
+    registry.add(DdimSampler)
 
 
 @hookimpl

@@ -56,6 +56,7 @@ class Signals:
     sigmas: FloatArray  # (T+1,) from 1 to 0
     entropy: FloatArray | None = None  # (P, T) nats, current policy
     base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts and noise
+    stds: FloatArray | None = None  # (T,) std of the run's stochastic step at each level
 
     @property
     def num_steps(self) -> int:
@@ -151,6 +152,15 @@ class Gaussian:
 
     mean: Tensor  # (B, C, H, W) float32
     std: Tensor  # (B,) float32, the total standard deviation, >= 0; 0 is the deterministic step
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A sampler's steps on a schedule, by their coefficients: the next latents are A_x x + A_v v + std noise."""
+
+    latents: FloatArray  # (T,) A_x
+    velocity: FloatArray  # (T,) A_v
+    std: FloatArray  # (T,) >= 0; 0 is a step without noise
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from aegpo.interfaces import (
     Objective,
     Reward,
     Sampler,
+    StepTable,
     TimestepSelector,
     Tree,
 )
@@ -144,6 +145,21 @@ class SamplerSpec(PartSpec):
     """A stochastic denoising step."""
 
     kind: str
+
+    @property
+    def gaussian(self) -> bool:
+        """False if `log_prob` is no Gaussian log-density, so that clip ranges of others do not fit."""
+        return True
+
+    def table(self, sigmas: FloatArray) -> StepTable:  # (T+1,)
+        """The coefficients of every step of a schedule; found by trying, for steps that are affine in x and v."""
+        import torch
+
+        sampler, levels = self.build(), torch.from_numpy(sigmas).float()
+        zero, one = torch.zeros(len(levels) - 1, 1, 1, 1), torch.ones(len(levels) - 1, 1, 1, 1)
+        step = sampler.transition(one, zero, levels[:-1], levels[1:])
+        found = (step.mean.flatten(), sampler.transition(zero, one, levels[:-1], levels[1:]).mean.flatten(), step.std)
+        return StepTable(*(values.double().numpy() for values in found))
 
     def build(self) -> Sampler:
         """The sampler; a spec with nothing to load is its own part."""
@@ -370,6 +386,11 @@ class Experiment(Spec):
     def sigmas(self) -> FloatArray:  # (T+1,)
         """The noise levels of training."""
         return np.asarray(self.model.sigmas(self.rollouts.denoising_steps), dtype=np.float64)
+
+    @cached_property
+    def step_table(self) -> StepTable:
+        """The coefficients of the sampler's steps in training."""
+        return self.sampler.table(self.sigmas)
 
     def problems(self) -> Iterator[Problem]:
         """What several fields together get wrong; `aegpo.loading` reports it with the line of the field."""

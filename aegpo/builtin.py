@@ -10,7 +10,13 @@ from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
-from aegpo.objectives import ClippedObjective
+from aegpo.objectives import (
+    ClippedObjective,
+    DivergenceMaskedObjective,
+    GuardedObjective,
+    MatchingObjective,
+    NftObjective,
+)
 from aegpo.registry import Registry
 from aegpo.rewards.aesthetic import AestheticReward
 from aegpo.rewards.clip import ClipReward
@@ -97,8 +103,12 @@ def aegpo_register_advantages(registry: Registry[AdvantageSpec]) -> None:
 
 @hookimpl
 def aegpo_register_objectives(registry: Registry[ObjectiveSpec]) -> None:
-    """PPO's clipped loss."""
+    """PPO's clipped loss and its relatives; DiffusionNFT and AWM in the forward process."""
     registry.add(ClippedObjective)
+    registry.add(GuardedObjective)
+    registry.add(DivergenceMaskedObjective)
+    registry.add(NftObjective)
+    registry.add(MatchingObjective)
 
 
 @hookimpl

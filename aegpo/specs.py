@@ -72,6 +72,7 @@ class ModelSpec(Spec):
     attention_blocks: ClassVar[tuple[str, ...] | None] = None  # of ProbeSpec.block; None: known once it is loaded
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
     partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
+    dimensions: ClassVar[int | None] = None  # C x H x W of the latents; None: known once it is loaded
 
     def build(self, device: torch.device) -> Model:
         """Loads the network onto the device."""

@@ -24,6 +24,7 @@ class ShapesSpec(ModelSpec):
     kind: Literal["shapes"] = "shapes"
     has_captions: ClassVar[bool] = True
     attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image")
+    dimensions: ClassVar[int | None] = 3 * 24 * 24
     guidance: float = Field(
         1.0,
         ge=1,

@@ -102,6 +102,28 @@ def load_latest(
     return None
 
 
+def steps_in(folder: Path) -> tuple[int, ...]:
+    """The training steps of the checkpoints below `folder`, ascending; some may be damaged."""
+    return tuple(sorted({step for step, path in _checkpoints(folder) if not path.name.startswith(".")}))
+
+
+def load_step(folder: Path, step: int, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint of one training step.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged; the message names those there are.
+    """
+    path, known = folder / f"step-{step:06d}", steps_in(folder)
+    if step not in known:
+        there = ", ".join(map(str, known)) or "none"
+        raise CheckpointError(f"no checkpoint of step {step} in {folder}; those there are: {there}")
+    try:
+        return _load(path, device)
+    except CheckpointError as error:
+        others = ", ".join(str(each) for each in known if each != step) or "none"
+        raise CheckpointError(f"{path} is damaged: {error}; other checkpoints: {others}") from error
+
+
 def _write_files(target: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save_file
 

@@ -6,12 +6,16 @@ made-up entropies and for many steps, and every figure is the range that was see
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from aegpo.interfaces import RolloutPlan
 from aegpo.planning import made_up_signals, plan_step
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.specs import Experiment
+from aegpo.trees import trunk_levels
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
 
@@ -40,12 +44,12 @@ class Cost:
     trained_edges: Range
     work: Range  # forwards + 3 for every pass over a trained edge, and 1 more for each frozen policy evaluated there
     per_rollout: float  # forwards of a rollout, the middle of the range
-    probe: int  # of the policy, in every step; 0 where no part reads entropy
+    probe: float  # of the policy, mean over the run's steps; 0 where no part reads entropy
     probe_base: int  # of the base policy, once in a run for every prompt that occurs
 
     def total_work(self, training_steps: int) -> Range:
         """Work and probes of a whole run."""
-        probes = self.probe * training_steps + self.probe_base
+        probes = round(self.probe * training_steps) + self.probe_base
         work = self.work.times(training_steps)
         return Range(work.low + probes, work.high + probes)
 
@@ -57,31 +61,66 @@ def cost(experiment: Experiment) -> Cost:
         ContractError: if the allocator, selector or tree returns what its interface forbids.
         AegpoError: if a file of prompts cannot be read.
     """
+    texts = _prompts(experiment)
     plans = [plan_step(experiment, signals) for signals in made_up_signals(experiment)]
-    forwards = _range(plan.forwards for plan in plans)
+    spent = [(plan, forwards) for plan in plans for forwards in _forwards(experiment, plan)]
+    forwards = _range(made for _, made in spent)
     leaves = _range(plan.num_rollouts for plan in plans)
     objective = experiment.objective
     update = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
     update += objective.needs_old and objective.process == "forward"  # in the reverse process the rollout had it
-    probe = experiment.rollouts.prompts_per_step * experiment.rollouts.denoising_steps * experiment.needs_entropy
-    seen = min(_num_prompts(experiment), experiment.rollouts.prompts_per_step * experiment.training_steps)
+    seen = min(len(texts), experiment.rollouts.prompts_per_step * experiment.training_steps)
+    trajectory = _trajectory(experiment)
     return Cost(
         leaves=leaves,
         forwards=forwards,
         trained_edges=_range(plan.trained_edges for plan in plans),
-        work=_range(plan.forwards + update * plan.trained_edges for plan in plans),
+        work=_range(made + update * plan.trained_edges for plan, made in spent),
         per_rollout=(forwards.low + forwards.high) / (leaves.low + leaves.high),
-        probe=probe,
-        probe_base=seen * experiment.rollouts.denoising_steps * experiment.needs_entropy,
+        probe=trajectory * _measurements(experiment, texts) / experiment.training_steps if trajectory else 0,
+        probe_base=trajectory * seen,
     )
 
 
-def _num_prompts(experiment: Experiment) -> int:
+def _trajectory(experiment: Experiment) -> int:
+    """Velocity evaluations the probe makes for one prompt; 0 where no part reads entropy."""
+    if not experiment.needs_entropy:
+        return 0
+    last = experiment.probe.measured(experiment.rollouts.denoising_steps)[-1]
+    return experiment.probe.samples * (last + 1)
+
+
+def _measurements(experiment: Experiment, texts: Sequence[str]) -> int:
+    """How many prompts the probe measures in a run, of the policy: all of every step, or those whose curve is old."""
+    per_step, refresh = experiment.rollouts.prompts_per_step, experiment.probe.refresh
+    if refresh == 1:
+        return per_step * experiment.training_steps
+    stream, measured, total = PromptStream(texts, per_step, experiment.seed), dict[int, int](), 0
+    for step in range(1, experiment.training_steps + 1):
+        for prompt in stream.at(step):
+            if measured.get(prompt.index, -refresh) <= step - refresh:
+                measured[prompt.index] = step
+                total += 1
+    return total
+
+
+def _forwards(experiment: Experiment, plan: RolloutPlan) -> Iterator[int]:
+    """Velocity evaluations of a plan: all, or less what its trunks take over from the probe."""
+    probe = experiment.probe
+    if experiment.needs_entropy and probe.source == "rollout":
+        known = probe.measured(experiment.rollouts.denoising_steps)[-1] + 1
+        yield plan.forwards - int(np.minimum(trunk_levels(plan), known).sum())
+        if probe.refresh == 1:
+            return
+    yield plan.forwards
+
+
+def _prompts(experiment: Experiment) -> tuple[str, ...]:
     """Training prompts; both lists are read, so that a file that is missing or too short is found here."""
     texts = read_prompts(experiment, "train")
     PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
     refuse_shared(texts, read_prompts(experiment, "evaluation"))
-    return len(texts)
+    return texts
 
 
 def _range(values: Iterator[int]) -> Range:

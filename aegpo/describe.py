@@ -60,11 +60,11 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
         steps, seeds = file.arms[arm].training_steps, len(file.seeds)
         total = cost.total_work(steps).times(seeds)
         row = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", cost.trained_edges, cost.work)
-        probe = f"{cost.probe:,} + {cost.probe_base:,} once" if cost.probe else "-"
+        probe = f"{cost.probe:,.0f} + {cost.probe_base:,} once" if cost.probe else "-"
         table.add_row(escape(arm), *(str(cell) for cell in row), probe, f"{steps} x {seeds}", str(total))
     table.caption = (
         "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch; 4 x with a KL to "
-        "the base.\nprobe = forwards of the entropy probe: of the policy in every step, of the base once a prompt."
+        "the base.\nprobe = forwards of the entropy probe: of the policy in a mean step, of the base once a prompt."
     )
     return table
 

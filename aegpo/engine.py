@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from aegpo import checkpoints, contracts, unreported
+from aegpo.base_curves import BaseCurves, fingerprint
 from aegpo.errors import AegpoError, RewardError
 from aegpo.interfaces import (
     Conditioning,
@@ -34,7 +35,7 @@ from aegpo.learning import DIVERGED, Learner, add_adapters
 from aegpo.planning import Planner
 from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
-from aegpo.rollouts import Execution, roll_out, sample_deterministic
+from aegpo.rollouts import Execution, Trunk, roll_out, sample_deterministic
 from aegpo.scoring import HeldOut, build_scorers, score
 from aegpo.specs import Experiment
 
@@ -61,12 +62,12 @@ class Engine:
         self.objective = experiment.objective.build()
         self.how = self._execution(experiment.rollouts.denoising_steps)
         self.learner = Learner(self.how, self.objective, experiment.optimizer, experiment.policy, self.accelerator)
+        texts = read_prompts(experiment, "train")
         self.probe = (
-            EntropyProbe(self.model, experiment.probe, self.how.sigmas, self._velocity)
+            EntropyProbe(self.how, experiment.probe, BaseCurves(self._base_depends_on(texts)))
             if experiment.needs_entropy
             else None
         )
-        texts = read_prompts(experiment, "train")
         self.prompts = PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
         self.held_out = read_prompts(experiment, "evaluation")
         refuse_shared(texts, self.held_out)
@@ -107,12 +108,12 @@ class Engine:
         prompts = self.prompts.at(number)
         with watch("probe"):
             cond = self.model.encode([prompt.text for prompt in prompts])
-            signals, probe_forwards = self._signals(number, prompts, cond)
+            signals, probe_forwards, trunk = self._signals(number, prompts, cond)
         with watch("plan"):
             planned = self.planner.plan(signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan = planned.plan
         with watch("rollout"), self.learner.sampling_weights():
-            rollouts = roll_out(self.how, plan, cond, generator, prompts)
+            rollouts = roll_out(self.how, plan, cond, generator, prompts, trunk)
             if self.learner.updates and not bool(rollouts.images.isfinite().all()):
                 raise AegpoError(DIVERGED)  # the adapter was fine when the run began
             contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
@@ -126,18 +127,20 @@ class Engine:
             learned = self.learner.update(rollouts, credit, cond, rng)
             self.learner.end_step(number)
         metrics = _describe(scores, self._reward_weights(), rollouts) | learned
-        metrics |= {"forwards": plan.forwards, "probe_forwards": probe_forwards, "trained_edges": plan.trained_edges}
+        forwards = plan.forwards - (0 if trunk is None else trunk.saved(plan))
+        metrics |= {"forwards": forwards, "probe_forwards": probe_forwards, "trained_edges": plan.trained_edges}
         delta = signals.delta if signals.entropy is not None else None
         return StepReport(
             number, metrics, prompts, planned.counts, planned.selected, signals.entropy, delta, None, watch.seconds
         )
 
-    def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int]:
+    def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int, Trunk | None]:
         sigmas = self.experiment.sigmas
         if self.probe is None:
-            return Signals(number, len(prompts), sigmas), 0
-        entropy, base_entropy, forwards = self.probe.measure(prompts, cond)
-        return Signals(number, len(prompts), sigmas, entropy, base_entropy), forwards
+            return Signals(number, len(prompts), sigmas), 0, None
+        probed = self.probe.measure(number, prompts, cond)
+        signals = Signals(number, len(prompts), sigmas, probed.entropy, probed.base_entropy)
+        return signals, probed.forwards, probed.trunk
 
     def _randomness(self, number: int) -> tuple[np.random.Generator, torch.Generator]:
         """Decisions and noise of a step, and the global generators that foreign parts may use."""
@@ -178,6 +181,8 @@ class Engine:
             RewardError: if a reward fails; all that was learned before is on disk then, and the message says so.
         """
         self.hooks.hook.aegpo_on_run_start(run=info)
+        if self.probe is not None:
+            self.probe.base.open(info.folder / "probe", info.first_step)
         saved = info.first_step
         if info.first_step == 0:
             self.hooks.hook.aegpo_on_step_end(run=info, report=self._before_training())
@@ -229,6 +234,8 @@ class Engine:
     def _save(
         self, info: RunInfo, number: int, memory: Memory | None = None, unreported_step: StepReport | None = None
     ) -> None:
+        if self.probe is not None:
+            self.probe.base.write(number, until=number if unreported_step is None else unreported_step.step)
         tensors, state = self._state(memory or self._memory())
         state["unreported"] = None if unreported_step is None else unreported.to_json(unreported_step)
         checkpoint = checkpoints.Checkpoint(number, tensors, state)
@@ -265,6 +272,14 @@ class Engine:
             part.load_state_dict(tensors | checkpoint.state["parts"].get(name, {}))
         report = checkpoint.state.get("unreported")  # not in checkpoints of version 0.1.0
         self._unreported = None if report is None else unreported.from_json(report)
+
+    def _base_depends_on(self, texts: Sequence[str]) -> dict[str, Any]:
+        """What the base policy's entropies depend on."""
+        spec = self.experiment
+        probe = spec.probe.model_dump(mode="json", exclude={"refresh", "source"})
+        how = {"sigmas": self.how.sigmas.tolist(), "storage": spec.rollouts.storage, "precision": spec.precision}
+        network = {"model": spec.model.model_dump(mode="json"), "weights": fingerprint(self.model.policy)}
+        return {"probe": probe, "prompts": list(texts), **how, **network}
 
     def _parts(self) -> dict[str, object]:
         named: dict[str, object] = {f"reward-{each.label}": each.reward for each in self.rewards + self.guards}

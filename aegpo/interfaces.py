@@ -48,14 +48,15 @@ class Prompt:
 class Signals:
     """What is known about a step's prompts before their rollouts are planned.
 
-    `entropy` and `base_entropy` are None unless a chosen part declares `needs_entropy`.
+    `entropy` and `base_entropy` are None unless a chosen part declares `needs_entropy`. Steps that the probe does not
+    measure are NaN in both: they cannot be chosen by entropy and do not enter delta.
     """
 
     step: int
     num_prompts: int
     sigmas: FloatArray  # (T+1,) from 1 to 0
-    entropy: FloatArray | None = None  # (P, T) nats, current policy
-    base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts and noise
+    entropy: FloatArray | None = None  # (P, T) nats, current policy; NaN at steps that were not measured
+    base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts, noise and steps
     stds: FloatArray | None = None  # (T,) std of the run's stochastic step at each level
 
     @property
@@ -64,11 +65,18 @@ class Signals:
         return len(self.sigmas) - 1
 
     @property
+    def measured(self) -> IntArray:
+        """The denoising steps at which entropy was measured, the same for every prompt."""
+        assert self.entropy is not None, "a part that reads entropy needs_entropy"
+        return np.flatnonzero(~np.isnan(self.entropy).any(axis=0))
+
+    @property
     def delta(self) -> FloatArray:  # (P,) nats, >= 0
-        """Delta-entropy per prompt: mean over steps of |H_policy - H_base| (AEGPO, Sec. 3; the mean is ours)."""
+        """Delta-entropy per prompt: mean of |H_policy - H_base| over the measured steps (AEGPO, Sec. 3; mean: ours)."""
         assert self.entropy is not None, "a part that reads delta needs_entropy"
         assert self.base_entropy is not None, "a part that reads delta needs_entropy"
-        delta: FloatArray = np.abs(self.entropy - self.base_entropy).mean(axis=1)
+        moved = np.abs(self.entropy - self.base_entropy).take(self.measured, axis=1)
+        delta: FloatArray = moved.mean(axis=1)
         return delta
 
 

@@ -87,10 +87,12 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
         yield from (Signals(FIRST + index, prompts, experiment.sigmas) for index in range(_DRAWS))
         return
     rng = np.random.default_rng(0)
+    unmeasured = np.setdiff1d(np.arange(steps), experiment.probe.measured(steps))
     ramp = np.linspace(1.0, 0.0, steps)
     curves = [ramp, ramp[::-1], *(rng.random(steps) for _ in range(_RANDOM_CURVES))]
     for index, curve in enumerate(curves):
         entropy: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
+        entropy[:, unmeasured] = np.nan
         base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
         for step in (FIRST, LATE + index):
             yield Signals(step, prompts, experiment.sigmas, entropy, base)

@@ -2,98 +2,201 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.entropy import attention_entropy, blocks_of, measure_call
+from aegpo.base_curves import BaseCurves
+from aegpo.entropy import JOINT_BLOCKS, measure_call
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Model, Prompt
-from aegpo.rollouts import Velocity, start_latents
+from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Prompt
+from aegpo.rollouts import Execution, Trunk, start_latents
 from aegpo.samplers import euler
 from aegpo.specs import ProbeSpec
 
+_SEEDS = 1_000_003  # keeps the start noises of prompts apart under neighbouring seeds
 
-def call_entropy(call: AttentionCall, probe: ProbeSpec) -> Tensor | None:
-    """Mean entropy (B,) of one attention call over the probe's rows and all heads; None if the block is not in it."""
-    if probe.rows is None:
-        found = measure_call(call, [probe.block], masses=False)
-        return found[probe.block].entropy.mean(dim=1) if found else None
-    if probe.block not in blocks_of(call):
-        return None
-    whole, part = slice(None), {"image-text": call.text, "image-image": call.image}
-    rows, keys = (call.image if probe.block in part else whole), part.get(probe.block, whole)
-    query, key = call.query[:, :, rows], call.key[:, :, keys]
-    mask = None
-    if call.mask is not None:
-        mask = call.mask.expand(*call.query.shape[:3], call.key.shape[2])[:, :, rows, keys]
-    chosen = torch.linspace(0, query.shape[2] - 1, min(probe.rows, query.shape[2]), device=query.device).round().long()
-    return attention_entropy(query, key, scale=call.scale, mask=mask, rows=chosen).mean(dim=(1, 2))
+
+@dataclass(frozen=True)
+class Probed:
+    """What the probe found out about a step's prompts, and what that took."""
+
+    entropy: FloatArray  # (P, T) nats, current policy; NaN at steps that are not measured
+    base_entropy: FloatArray  # (P, T) nats, base policy
+    forwards: int  # velocity evaluations
+    trunk: Trunk | None  # of the prompts that were measured now; None unless rollouts start from it
+
+
+@dataclass(frozen=True)
+class _Trajectories:
+    """Curves of some prompts, and the trajectories of their first start noise."""
+
+    curves: FloatArray  # (P, T) nats, NaN where not measured
+    noise: Tensor  # (P, C, H, W)
+    velocity: tuple[Tensor, ...]  # (P, C, H, W) at each level up to the last measured
+
+
+@dataclass
+class _Kept:
+    """The last curve of a prompt's policy."""
+
+    step: int  # training step it was measured at
+    curve: FloatArray  # (T,)
 
 
 class EntropyProbe:
-    """Measures Entropy(t) of prompts along one deterministic trajectory each.
+    """Measures Entropy(t) of prompts along deterministic trajectories.
 
     A prompt's start noise is fixed for the whole run, so that changes of entropy are changes of the policy. The base
-    policy never changes: its entropies are measured once for each prompt and kept, in checkpoints too.
+    policy never changes: its entropies are measured once for each prompt and kept in `base`.
     """
 
-    def __init__(self, model: Model, spec: ProbeSpec, sigmas: Tensor, velocity: Velocity | None = None) -> None:
-        self._model, self._spec, self._sigmas = model, spec, sigmas
-        self._velocity = velocity or model.velocity  # the run's, in its precision
-        self._base: dict[int, FloatArray] = {}
+    def __init__(self, how: Execution, spec: ProbeSpec, base: BaseCurves | None = None) -> None:
+        self._how, self._spec = how, spec
+        self._steps = spec.measured(len(how.sigmas) - 1)
+        self.base = base or BaseCurves()
+        self._kept: dict[int, _Kept] = {}
 
-    def measure(self, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[FloatArray, FloatArray, int]:
-        """Policy and base entropies, (P, T) nats each, and the velocity evaluations this took."""
-        entropy = self._trajectories(prompts, cond, base=False)
-        missing = [row for row, prompt in enumerate(prompts) if prompt.index not in self._base]
+    @property
+    def _cost(self) -> int:
+        """Velocity evaluations of one prompt."""
+        return self._spec.samples * (self._steps[-1] + 1)
+
+    def measure(self, step: int, prompts: Sequence[Prompt], cond: Conditioning) -> Probed:
+        """Entropies of a training step's prompts, of the policy and of the base."""
+        index = [prompt.index for prompt in prompts]
+        due = self._due(step, index)
+        found = self._trajectories(prompts, cond, due, base=False) if due else None
+        if found is not None:
+            fresh = zip((index[row] for row in due), found.curves, strict=True)
+            self._kept.update({prompt: _Kept(step, curve) for prompt, curve in fresh})
+        missing = self.base.missing(index)
         if missing:
-            rows = torch.tensor(missing, device=cond.text.device)
-            fresh = self._trajectories([prompts[row] for row in missing], cond.select(rows), base=True)
-            self._base.update({prompts[row].index: curve for row, curve in zip(missing, fresh, strict=True)})
-        base = np.stack([self._base[prompt.index] for prompt in prompts])
-        return entropy, base, (len(prompts) + len(missing)) * (len(self._sigmas) - 1)
+            curves = self._trajectories(prompts, cond, missing, base=True).curves
+            self.base.add(step, [index[row] for row in missing], curves)
+        entropy = np.stack([self._kept[prompt].curve for prompt in index])
+        trunk = None
+        if found is not None and self._spec.source == "rollout":
+            trunk = Trunk(np.array(due, dtype=np.int64), found.noise, found.velocity)
+        return Probed(entropy, self.base.get(index), (len(due) + len(missing)) * self._cost, trunk)
+
+    def _due(self, step: int, index: Sequence[int]) -> list[int]:
+        """Rows of the prompts that have no curve, or one that no longer holds; each prompt once."""
+        first = {prompt: row for row, prompt in reversed(list(enumerate(index)))}
+        old = step - self._spec.refresh
+        return sorted(
+            row for prompt, row in first.items() if prompt not in self._kept or self._kept[prompt].step <= old
+        )
 
     @torch.no_grad()
-    def _trajectories(self, prompts: Sequence[Prompt], cond: Conditioning, base: bool) -> FloatArray:  # (P, T)
-        noise = torch.stack([self._start(prompt) for prompt in prompts]).to(cond.text.device)
-        latents = start_latents(noise, self._sigmas)
-        curves: list[Tensor] = []
-        for sigma, sigma_next in zip(self._sigmas[:-1], self._sigmas[1:], strict=True):
-            found: list[Tensor] = []
+    def _trajectories(
+        self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], base: bool
+    ) -> _Trajectories:
+        """Follows every sample of the prompts in `rows`, all of them abreast."""
+        samples, device = self._spec.samples, cond.text.device
+        starts = [self._start(prompts[row], sample) for sample in range(samples) for row in rows]
+        noise, every = torch.stack(starts).to(device), cond.select(torch.tensor(list(rows) * samples, device=device))
+        latents, count = start_latents(noise, self._how.sigmas).to(self._how.storage), len(rows)
+        curves = np.full((count, len(self._how.sigmas) - 1), np.nan)
+        velocities: list[Tensor] = []
+        for level in range(self._steps[-1] + 1):
+            with self._how.model.base() if base else nullcontext():
+                velocity, entropy = self._evaluate(level, latents.float(), every)
+            if entropy is not None:
+                curves[:, level] = entropy.view(samples, count).mean(dim=0).double().cpu().numpy()
+            velocities.append(velocity[:count])
+            sigma, sigma_next = (self._how.sigmas[place].expand(len(latents)) for place in (level, level + 1))
+            latents = euler(latents, velocity, sigma, sigma_next).to(self._how.storage)
+        return _Trajectories(curves, noise[:count], tuple(velocities))
 
-            def tap(call: AttentionCall, found: list[Tensor] = found) -> None:
-                value = call_entropy(call, self._spec)
-                if value is not None:
-                    found.append(value)
+    def _evaluate(self, level: int, latents: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """Velocity (B, C, H, W) at a level, and entropies (B,) where it is measured."""
+        sigma, velocities, entropies = self._how.sigmas[level], [], []
+        for rows in torch.split(torch.arange(len(latents), device=latents.device), self._how.micro_batch):
+            tap, measured = _LayerMean(self._spec), level in self._steps
+            with self._how.model.tap_attention(tap.see) if measured else nullcontext():
+                velocities.append(self._how.velocity(latents[rows], sigma.expand(len(rows)), cond.select(rows)))
+            if measured:
+                entropies.append(tap.mean())
+        return torch.cat(velocities), torch.cat(entropies) if entropies else None
 
-            before = sigma.expand(len(prompts))
-            with self._model.base() if base else nullcontext(), self._model.tap_attention(tap):
-                velocity = self._velocity(latents, before, cond)
-            if not found:
-                raise AegpoError(
-                    f"probe: the network has no {self._spec.block!r} softmax attention to measure; choose another "
-                    "'block' (joint, image-text, image-image for transformers such as SD3; self, cross for UNets)"
-                )
-            curves.append(torch.stack(found).mean(dim=0))
-            latents = euler(latents, velocity, before, sigma_next.expand(len(prompts)))
-        return torch.stack(curves, dim=1).double().cpu().numpy()
-
-    def _start(self, prompt: Prompt) -> Tensor:  # (C, H, W)
-        generator = torch.Generator().manual_seed(self._spec.seed * 1_000_003 + prompt.index)
-        return torch.randn(self._model.latent_shape, generator=generator)
+    def _start(self, prompt: Prompt, sample: int) -> Tensor:  # (C, H, W)
+        return start_noise(self._how.model.latent_shape, self._spec.seed, prompt.index, sample)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Base entropies by prompt."""
-        if not self._base:
+        """The last curves of the policy by prompt, where they hold for longer than their own step."""
+        if not self._kept or self._spec.refresh == 1:
             return {}
-        index = torch.tensor(list(self._base))
-        return {"index": index, "entropy": torch.from_numpy(np.stack(list(self._base.values())))}
+        kept = list(self._kept.items())
+        return {
+            "prompt": torch.tensor([prompt for prompt, _ in kept]),
+            "step": torch.tensor([each.step for _, each in kept]),
+            "entropy": torch.from_numpy(np.stack([each.curve for _, each in kept])),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes back what `state_dict` returned."""
-        index = state["index"].tolist() if state else []
-        self._base = {prompt: state["entropy"][row].numpy() for row, prompt in enumerate(index)}
+        self._kept = {}
+        if state:
+            rows = zip(state["prompt"].tolist(), state["step"].tolist(), state["entropy"].numpy(), strict=True)
+            self._kept = {prompt: _Kept(step, curve) for prompt, step, curve in rows}
+
+
+class _LayerMean:
+    """Sees the attention calls of one evaluation and gives their mean entropy."""
+
+    def __init__(self, spec: ProbeSpec) -> None:
+        self._spec = spec
+        self._values: list[Tensor] = []  # (B,) each
+        self._seen: dict[str, str] = {}  # layer -> kind
+
+    def see(self, call: AttentionCall) -> None:
+        """Measures a call of a chosen layer, if it has the block."""
+        self._seen[call.layer] = call.kind
+        if any(fnmatchcase(call.layer, pattern) for pattern in self._spec.layers):
+            wanted = (self._spec.block,)
+            found = measure_call(call, wanted, rows=self._spec.rows, seed=self._spec.seed, masses=False)
+            if self._spec.block in found:
+                self._values.append(found[self._spec.block].entropy.mean(dim=1))
+
+    def mean(self) -> Tensor:  # (B,)
+        """The mean over layers.
+
+        Raises:
+            AegpoError: if no call was measured; the message says why.
+        """
+        if not self._values:
+            raise AegpoError(nothing_measured(self._spec.block, self._spec.layers, self._seen))
+        return torch.stack(self._values).mean(dim=0)
+
+
+def nothing_measured(block: str, patterns: Sequence[str], seen: Mapping[str, str]) -> str:
+    """Why none of the layers that were seen, by name with their kind, could be measured; and what could."""
+    if not seen:
+        return (
+            "probe: the network made no softmax attention call that can be watched, so it has no attention entropy; "
+            "choose parts that read none"
+        )
+    if not any(fnmatchcase(layer, pattern) for layer in seen for pattern in patterns):
+        return f"probe: no layer matches {', '.join(map(repr, patterns))}; layers are {_abridged(list(seen))}"
+    kinds = dict.fromkeys(kind for layer, kind in seen.items() if any(fnmatchcase(layer, each) for each in patterns))
+    blocks = [name for kind in kinds for name in (("joint", *JOINT_BLOCKS) if kind == "joint" else (kind,))]
+    return f"probe: the network has no {block!r} attention in these layers; it has {', '.join(blocks)}"
+
+
+def _abridged(names: Sequence[str]) -> str:
+    shown = [*names[:3], "...", names[-1]] if len(names) > 5 else names
+    return ", ".join(shown)
+
+
+def start_noise(shape: tuple[int, int, int], seed: int, prompt: int, sample: int = 0) -> Tensor:  # (C, H, W)
+    """The start noise of a prompt's probe trajectory, the same whenever it is asked for."""
+    own = seed * _SEEDS + prompt
+    if sample > 0:  # the CPU's generator reads 32 bits of a seed, so that samples cannot just be far apart
+        own = int(np.random.SeedSequence((own % 2**64, sample)).generate_state(1)[0])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(own))

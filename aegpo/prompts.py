@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Prompt
+from aegpo.interfaces import IntArray, Prompt
 from aegpo.specs import Experiment
 
 _SHUFFLE = 7919  # keeps the stream of shuffles apart from the stream of decisions
@@ -62,6 +62,7 @@ class PromptStream:
         if len(texts) < per_step:
             raise AegpoError(f"prompts: {len(texts)} training prompts are fewer than the {per_step} of a step")
         self._texts, self._per_step, self._seed = tuple(texts), per_step, seed
+        self._last: tuple[int, IntArray] | None = None  # the epoch asked for last, and its order
 
     def at(self, step: int) -> tuple[Prompt, ...]:  # P
         """The prompts of a training step, counted from 1; every prompt once before any comes again."""
@@ -70,6 +71,8 @@ class PromptStream:
 
     def _nth(self, position: int) -> Prompt:
         epoch, place = divmod(position, len(self._texts))
-        order = np.random.default_rng((_SHUFFLE, self._seed, epoch)).permutation(len(self._texts))
-        index = int(order[place])
+        if self._last is None or self._last[0] != epoch:
+            rng = np.random.default_rng((_SHUFFLE, self._seed, epoch))
+            self._last = epoch, rng.permutation(len(self._texts))
+        index = int(self._last[1][place])
         return Prompt(index, self._texts[index])

@@ -9,8 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.interfaces import Conditioning, Edges, IntArray, Model, Prompt, RolloutPlan, Rollouts, Sampler
+from aegpo.interfaces import (
+    BoolArray,
+    Conditioning,
+    Edges,
+    IntArray,
+    Model,
+    Prompt,
+    RolloutPlan,
+    Rollouts,
+    Sampler,
+)
 from aegpo.samplers import euler
+from aegpo.trees import trunk_levels
 
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
@@ -29,6 +40,27 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class Trunk:
+    """Deterministic trajectories of some prompts that were computed already: trees may start with them.
+
+    A prompt whose plan has one tree starts it from this noise, and what the network says along the tree's trunk, up to
+    the first noisy step, is read off here.
+    """
+
+    prompt: IntArray  # (K,) rows of the step's Conditioning, each once
+    noise: Tensor  # (K, C, H, W)
+    velocity: tuple[Tensor, ...] = ()  # (K, C, H, W) float32 each, at the first levels
+
+    def levels(self, plan: RolloutPlan) -> IntArray:  # (K,)
+        """At how many levels of the plan the velocity of each prompt's only node is here."""
+        return np.minimum(trunk_levels(plan)[self.prompt], len(self.velocity))
+
+    def saved(self, plan: RolloutPlan) -> int:
+        """Velocity evaluations of the plan that need not be made."""
+        return int(self.levels(plan).sum())
+
+
+@dataclass(frozen=True)
 class _Level:
     """All children of one level."""
 
@@ -43,19 +75,24 @@ def roll_out(
     cond: Conditioning,
     generator: torch.Generator,
     prompts: Sequence[Prompt] = (),
+    trunk: Trunk | None = None,
 ) -> Rollouts:
     """Samples every trajectory of a plan, level by level.
 
     Shared prefixes are one node and are computed once. Each new state is cast to the storage dtype first and its
     log-probability is that of the cast value, in float32, so that replaying a stored transition finds the same
-    number. All noise comes from the CPU `generator`, in the plan's order.
+    number. All noise comes from the CPU `generator`, in the plan's order; a `trunk` replaces what it has.
     """
     device = how.sigmas.device
-    latents = start_latents(_start(how, plan, generator), how.sigmas).to(how.storage)
+    noise = _start(how, plan, generator)
+    if trunk is not None:
+        rows, nodes = _on_trunk(trunk, plan, trunk_levels(plan)[trunk.prompt] > 0, 0)
+        noise[nodes] = trunk.noise[rows]
+    latents = start_latents(noise, how.sigmas).to(how.storage)
     log_probs: list[Tensor] = []
     edges: list[Edges] = []
     for level in range(plan.num_steps):
-        velocity = batched_velocity(how, latents, level, cond, _index(plan.prompt[level], device))
+        velocity = _level_velocity(how, plan, level, latents, cond, trunk)
         parent = _index(plan.parent[level], device)
         children = _children(how, latents[parent], velocity[parent], level, plan.noisy[level], generator)
         kept = velocity[parent] if how.keep_velocity else None
@@ -102,6 +139,32 @@ def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditio
     rows = torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch)
     sigma = how.sigmas[level]
     return torch.cat([how.velocity(latents[r].float(), sigma.expand(len(r)), cond.select(prompt[r])) for r in rows])
+
+
+def _level_velocity(
+    how: Execution, plan: RolloutPlan, level: int, latents: Tensor, cond: Conditioning, trunk: Trunk | None
+) -> Tensor:  # (N_i, C, H, W)
+    """What the network says at every node of a level, evaluated only where the trunk does not know it."""
+    prompt = _index(plan.prompt[level], latents.device)
+    if trunk is None:
+        return batched_velocity(how, latents, level, cond, prompt)
+    rows, nodes = _on_trunk(trunk, plan, trunk.levels(plan) > level, level)
+    if len(nodes) == 0:
+        return batched_velocity(how, latents, level, cond, prompt)
+    velocity = torch.empty_like(latents, dtype=torch.float32)
+    velocity[nodes] = trunk.velocity[level][rows]
+    others = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+    others[nodes] = False
+    if bool(others.any()):
+        velocity[others] = batched_velocity(how, latents[others], level, cond, prompt[others])
+    return velocity
+
+
+def _on_trunk(trunk: Trunk, plan: RolloutPlan, chosen: BoolArray, level: int) -> tuple[Tensor, Tensor]:
+    """Rows of the trunk (k,) among the `chosen` (K,) and the only node (k,) that each one's prompt has at a level."""
+    device, rows = trunk.noise.device, np.flatnonzero(chosen)
+    nodes = [int(np.flatnonzero(plan.prompt[level] == prompt)[0]) for prompt in trunk.prompt[rows]]
+    return _index(rows, device), _index(np.array(nodes, dtype=np.int64), device)
 
 
 def _children(

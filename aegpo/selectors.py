@@ -75,20 +75,27 @@ class EntropyPeakSelector(_CountedSelector):
     min_gap: int = Field(1, ge=1, description="least distance between chosen steps; 1: neighbours are allowed")
 
     def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)
-        """The `top_k` highest entropies of the policy; earlier steps win ties."""
+        """The `top_k` highest entropies of the policy among the measured steps; earlier steps win ties."""
         assert signals.entropy is not None, "needs_entropy"
-        curves = signals.entropy
+        measured, curves = signals.measured, signals.entropy
         if self.scope == "batch":
             curves = np.broadcast_to(curves.mean(axis=0), curves.shape)
         eligible = self.eligible(signals)
         if self.local_maxima:
-            curves = _raise_local_maxima(curves, eligible)
+            steps = measured[measured < eligible]  # neighbours are the nearest steps that were measured
+            curves = curves.copy()
+            curves[:, steps] = _raise_local_maxima(curves[:, steps])
+        curves = np.where(np.isnan(curves), -np.inf, curves)
         return _top(curves, self.top_k, eligible, self.min_gap)
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
-        """No more steps than there are at the asked distance."""
+        """No more steps than are measured, at the asked distance."""
         yield from super().problems(experiment)
-        steps = experiment.rollouts.denoising_steps - (0 if self.last else 1)
+        end = experiment.rollouts.denoising_steps - (0 if self.last else 1)
+        steps = len({step for step in experiment.probe.measured(end) if step < end})
+        if experiment.probe.steps != "all" and self.top_k > steps:
+            yield f"'top_k' is {self.top_k}, but 'probe.steps' measures {steps} that may be chosen; at most {steps}"
+            return
         span = (2 * self.min_gap - 1) * (self.top_k - 1) + 1
         if self.min_gap > 1 and span > steps:
             most = (steps - 1) // (2 * self.min_gap - 1) + 1
@@ -113,10 +120,9 @@ def _top(scores: FloatArray, count: int, eligible: int, min_gap: int = 1) -> Boo
     return chosen
 
 
-def _raise_local_maxima(curves: FloatArray, eligible: int) -> FloatArray:  # (P, T)
+def _raise_local_maxima(curves: FloatArray) -> FloatArray:  # (P, measured)
     """Lifts interior and boundary local maxima above everything else, keeping the order within both classes."""
-    padded = np.pad(curves[:, :eligible], ((0, 0), (1, 1)), constant_values=-np.inf)
+    padded = np.pad(curves, ((0, 0), (1, 1)), constant_values=-np.inf)
     peak = (padded[:, 1:-1] > padded[:, :-2]) & (padded[:, 1:-1] >= padded[:, 2:])
-    lifted = curves.copy()
-    lifted[:, :eligible] += peak * (np.ptp(curves) + 1.0)
+    lifted: FloatArray = curves + peak * (np.ptp(curves) + 1.0)
     return lifted

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 Location = tuple[str | int, ...]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # diffusers' names of the projections of attention, of the image and of the words (Flow-GRPO's list)
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -313,14 +315,56 @@ class OptimizerSpec(Spec):
 class ProbeSpec(Spec):
     """How attention entropy is measured, if a chosen part reads it. The paper leaves all of this open: our choices."""
 
-    block: Literal["joint", "image-text", "image-image", "self", "cross"] = Field(
+    block: Literal["joint", "image-image", "image-text", "text-image", "text-text", "self", "cross"] = Field(
         "joint",
-        description="whose entropy: joint = every row over all keys; image-text, image-image = image rows, the softmax "
-        "renormalised over text or image keys; self, cross = a UNet's two kinds of layer (our choice: joint); with "
-        "guidance, the mean of both evaluations. Padding words count where the network attends to them, as SD3 does",
+        description="whose entropy: joint = every row over all keys; image-text and its like = the first's rows, the "
+        "softmax renormalised over the second's keys; self, cross = a UNet's two kinds of layer (our choice: joint); "
+        "with guidance, the mean of both evaluations. Padding words count where the network attends to them, as SD3 "
+        "does",
     )
-    rows: Positive | None = Field(None, description="query rows measured in each call, evenly spaced; null: all")
-    seed: int = Field(0, description="start noise of the probe trajectories, one fixed noise for each prompt")
+    steps: Literal["all"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
+        "all",
+        description="denoising steps that are measured, counted from 0; the trajectory ends after the last of them, "
+        "and the others can neither be chosen by their entropy nor move delta (nothing is interpolated)",
+    )
+    rows: Literal["all"] | Positive = Field(
+        "all", description="query rows measured in each call: all, or so many of them, image and text alike in share"
+    )
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("*",), description="layers whose mean is taken, by name; * and ? are wildcards"
+    )
+    samples: Positive = Field(1, description="start noises of each prompt whose curves are averaged")
+    refresh: Positive = Field(
+        1,
+        description="training steps for which a prompt's curve holds; then it is measured when it comes again",
+    )
+    source: Literal["probe", "rollout"] = Field(
+        "probe",
+        description="probe: trajectories of its own. rollout: a prompt with one tree starts it from the probe's first "
+        "start noise, and the tree takes over the probe's evaluations up to its first noisy step",
+    )
+    seed: int = Field(0, description="start noise of the probe trajectories, fixed for each prompt, and which rows")
+
+    def measured(self, denoising_steps: int) -> tuple[int, ...]:
+        """The denoising steps that are measured, in order."""
+        return tuple(range(denoising_steps)) if self.steps == "all" else tuple(sorted(self.steps))
+
+    def problems(self, experiment: Experiment) -> Iterator[Problem]:
+        """Steps that a trajectory does not have or that are named twice, and a trunk of another policy."""
+        denoising_steps = experiment.rollouts.denoising_steps
+        steps = self.measured(denoising_steps)
+        if steps[-1] >= denoising_steps:
+            message = f"no denoising step {steps[-1]}: a trajectory has {denoising_steps}, counted from 0"
+            yield Problem(("probe", "steps"), message)
+        twice = [step for step, following in pairwise(steps) if step == following]
+        if twice:
+            yield Problem(("probe", "steps"), f"step {twice[0]} is named twice; name it once")
+        if self.source == "rollout" and experiment.objective.keeps_old:
+            message = (
+                f"objective {experiment.objective.kind!r} samples rollouts by an older policy than the one that is "
+                "probed, so they cannot take over its evaluations; use 'probe'"
+            )
+            yield Problem(("probe", "source"), message)
 
 
 class EvaluationSpec(Spec):
@@ -422,6 +466,8 @@ class Experiment(Spec):
         if self.needs_entropy and blocks is not None and self.probe.block not in blocks:
             message = f"model {self.model.kind!r} has no {self.probe.block!r} attention; it has {', '.join(blocks)}"
             yield Problem(("probe", "block"), message)
+        if self.needs_entropy:
+            yield from self.probe.problems(self)
         for field, part in self.algorithm().items():
             yield from (Problem((field,), message) for message in part.problems(self))
             yield from (Problem((field,), message, warning=True) for message in part.cautions(self))

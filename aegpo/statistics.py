@@ -14,10 +14,11 @@ from statistics import NormalDist
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray
+from aegpo.interfaces import FloatArray, IntArray
 
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # of the smallest difference that could have shown
+RESAMPLES = 2000  # of a bootstrap or permutation: ends of an interval to about 5 % of its width
 
 
 @dataclass(frozen=True)
@@ -206,3 +207,59 @@ def first_reach(x: FloatArray, y: FloatArray, target: float) -> float | None:
             share = (target - y[index - 1]) / (y[index] - y[index - 1])
             return float(x[index - 1] + share * (x[index] - x[index - 1]))
     return None
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def ranks(values: FloatArray) -> FloatArray:  # (..., n)
+    """Ranks along the last axis, counted from 0; equal values share the mean of their places."""
+    ordered = np.sort(values, axis=-1)
+    table = ordered.reshape(-1, values.shape[-1]), values.reshape(-1, values.shape[-1])
+    found = [
+        (np.searchsorted(each, row, side="left") + np.searchsorted(each, row, side="right") - 1) / 2
+        for each, row in zip(*table, strict=True)
+    ]
+    shared: FloatArray = np.array(found, dtype=np.float64).reshape(values.shape)
+    return shared
+
+
+def spearman(one: FloatArray, other: FloatArray) -> float:
+    """Rank correlation of two (n,) arrays, in [-1, 1]; NaN for fewer than 2 values or where all of one are equal."""
+    if len(one) < 2:
+        return math.nan
+    left, right = ranks(one), ranks(other)
+    left, right = left - left.mean(), right - right.mean()
+    size = math.sqrt(float(left @ left) * float(right @ right))
+    return float(left @ right) / size if size > 0 else math.nan
+
+
+def bootstrap_interval(statistic: Callable[[IntArray], float], count: int, rng: np.random.Generator) -> Interval | None:
+    """The percentile interval of a statistic of `count` independent things, given the chosen ones by index.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), Sec. 13.3. None for fewer than 3 things, or where
+    the statistic is undefined for a tenth of the samples.
+    """
+    if count < 3:
+        return None
+    found = np.array([statistic(rng.integers(count, size=count)) for _ in range(RESAMPLES)])
+    known = found[~np.isnan(found)]
+    if len(known) < 0.9 * RESAMPLES:
+        return None
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def permutation_p(one: FloatArray, other: FloatArray, rng: np.random.Generator) -> float:
+    """Two-sided p of the rank correlation of two (n,) arrays under random pairings; NaN where it is undefined.
+
+    The observed pairing counts as one of them, so p is never 0 (Phipson and Smyth 2010).
+    """
+    observed = spearman(one, other)
+    if math.isnan(observed):
+        return math.nan
+    left, right = ranks(one), ranks(other)
+    left, right = left - left.mean(), right - right.mean()
+    shuffled = rng.permuted(np.tile(right, (RESAMPLES, 1)), axis=1) @ left
+    extreme = np.abs(shuffled) >= abs(float(left @ right)) * (1 - 1e-12)
+    return float((1 + extreme.sum()) / (1 + RESAMPLES))

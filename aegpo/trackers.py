@@ -14,7 +14,7 @@ import numpy as np
 
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.hookspecs import Outcome, hookimpl
-from aegpo.interfaces import Evaluation, RunInfo, StepReport
+from aegpo.interfaces import Evaluation, FloatArray, RunInfo, StepReport
 from aegpo.runs import sync_folder, write_atomically
 from aegpo.specs import TrackerSpec
 
@@ -120,9 +120,14 @@ def _metrics_row(report: StepReport) -> dict[str, Any]:
         "prompts": [prompt.index for prompt in report.prompts],
         "counts": report.counts.tolist(),
         "selected": [np.flatnonzero(steps).tolist() for steps in report.selected],
-        "entropy": None if report.entropy is None else report.entropy.tolist(),
+        "entropy": None if report.entropy is None else _without_nan(report.entropy),
         "delta": None if report.delta is None else report.delta.tolist(),
     }
+
+
+def _without_nan(table: FloatArray) -> list[list[float | None]]:
+    """A table for JSON, which has no NaN: null at what was not measured."""
+    return [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
 
 
 def _evaluation_row(evaluation: Evaluation) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from aegpo.interfaces import Signals
 from aegpo.objectives import ClippedObjective
 from aegpo.planning import LATE, made_up_signals, plan_step
 from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
-from aegpo.specs import AllocatorSpec, OptimizerSpec, PromptsSpec, RolloutsSpec
+from aegpo.specs import AllocatorSpec, OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
 from aegpo.trees import BranchingTree, IndependentTree
 
 MODEL = GaussianSpec()
@@ -65,6 +65,33 @@ def test_the_probe_costs_the_policy_in_every_step_and_the_base_once_a_prompt():
     assert spent.total_work(10).low == 10 * (spent.work.low + 40) + 160
     few = cost(experiment.model_copy(update={"training_steps": 2}))
     assert few.probe_base == 2 * 4 * 10  # 8 prompts are drawn, each once
+
+
+PEAKS = {"tree": BranchingTree(), "selector": EntropyPeakSelector(top_k=4), "rollouts": ROLLOUTS}
+
+
+def test_a_probe_of_fewer_steps_or_more_samples_costs_what_its_trajectories_do():
+    def spent(**probe):
+        experiment = small_experiment(MODEL, training_steps=10, probe=ProbeSpec(**probe), **PEAKS)
+        return cost(experiment).probe, cost(experiment).probe_base
+
+    assert spent() == (4 * 10, 8 * 10)  # of the policy in every step; of the base once for each of the 8 prompts
+    assert spent(steps=(0, 1, 2, 5)) == (4 * 6, 8 * 6)
+    assert spent(samples=3) == (4 * 30, 8 * 30)
+    # 8 prompts, 4 a step: each comes every second step, so a curve that holds for 4 steps is taken every fourth
+    assert spent(refresh=4)[0] == pytest.approx(4 * 10 / 2, rel=0.25)
+    assert spent(refresh=100) == (8 * 10 / 10, 8 * 10)
+
+
+def test_trees_that_start_from_the_probe_cost_less_by_their_trunks():
+    def forwards(**probe):
+        return cost(small_experiment(MODEL, probe=ProbeSpec(**probe), **PEAKS)).forwards
+
+    own, shared = forwards(), forwards(source="rollout")
+    assert (own.low - shared.low, own.high - shared.high) == (4 * 6, 4 * 1)  # splits from step 5, and from step 0
+    assert forwards(source="rollout", steps=(0, 1, 2, 3)).high == own.high - 4
+    held = forwards(source="rollout", refresh=3)
+    assert (held.low, held.high) == (shared.low, own.high)
 
 
 def test_the_made_up_signals_are_in_and_after_every_warm_up_and_have_unequal_deltas():

@@ -1,22 +1,29 @@
-"""The entropy probe: what it measures along a trajectory, and what it remembers."""
+"""The entropy probe: what it measures along a trajectory, what its options cost and change, and what it remembers."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from worlds import GaussianSpec
+from worlds import GaussianSpec, execution, plan_of
 
-from aegpo.errors import AegpoError
+from aegpo.base_curves import BaseCurves, fingerprint
+from aegpo.entropy import measure_call
+from aegpo.errors import AegpoError, CheckpointError
 from aegpo.interfaces import AttentionCall, Prompt
-from aegpo.probe import EntropyProbe, call_entropy
+from aegpo.probe import EntropyProbe, start_noise
+from aegpo.rollouts import Trunk, roll_out
 from aegpo.samplers import euler
 from aegpo.specs import ProbeSpec
+from aegpo.trees import BranchingTree, IndependentTree
 
 PROMPTS = tuple(
     Prompt(index, text)
     for index, text in enumerate(("a red circle", "two blue squares and a green triangle", "three red circles"))
 )
+STEPS = 4
 
 
 def dense(query, key, scale: float) -> torch.Tensor:
@@ -25,168 +32,365 @@ def dense(query, key, scale: float) -> torch.Tensor:
     return torch.special.entr(weights).sum(dim=-1)
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-IMAGE, TEXT = slice(0, 36), slice(36, 50)
-
-
-def joint_call(batch: int = 2) -> AttentionCall:
-    """A joint attention of 36 image and 14 text tokens."""
-    return AttentionCall("layer", "joint", normal(batch, 2, 50, 8), normal(batch, 2, 50, 8, seed=1), 0.35, IMAGE, TEXT)
-
-
-@pytest.mark.parametrize(
-    ("block", "rows", "keys"),
-    [("joint", slice(None), slice(None)), ("image-text", IMAGE, TEXT), ("image-image", IMAGE, IMAGE)],
-)
-def test_a_block_is_its_rows_with_the_softmax_over_its_keys(block, rows, keys):
-    call = joint_call()
-    found = call_entropy(call, ProbeSpec(block=block))
-    expected = dense(call.query[:, :, rows], call.key[:, :, keys], call.scale).mean(dim=(1, 2))
-    torch.testing.assert_close(found.double(), expected, atol=3e-6, rtol=0)
-
-
-def test_every_block_belongs_to_the_layers_that_have_it():
-    text = slice(36, 36)
-    calls = {
-        "joint": joint_call(),
-        "self": AttentionCall("layer", "self", normal(1, 2, 36, 8), normal(1, 2, 36, 8), 0.35, IMAGE, text),
-        "cross": AttentionCall("layer", "cross", normal(1, 2, 36, 8), normal(1, 2, 14, 8), 0.35, IMAGE, slice(0, 14)),
-    }
-    kind_of = {"joint": "joint", "image-text": "joint", "image-image": "joint", "self": "self", "cross": "cross"}
-    for block, kind in kind_of.items():
-        measured = {name for name, call in calls.items() if call_entropy(call, ProbeSpec(block=block)) is not None}
-        assert measured == {kind}
-
-
-@pytest.mark.parametrize(("block", "total"), [("joint", 50), ("image-text", 36)])
-@pytest.mark.parametrize("rows", [1, 2, 7, 36])
-def test_a_subsample_measures_evenly_spaced_rows(block, total, rows):
-    call = joint_call()
-    chosen = np.linspace(0, total - 1, rows).round().astype(int).tolist() if rows < total else list(range(total))
-    keys = slice(None) if block == "joint" else TEXT
-    every = dense(call.query[:, :, :total], call.key[:, :, keys], call.scale)
-    found = call_entropy(call, ProbeSpec(block=block, rows=rows))
-    torch.testing.assert_close(found.double(), every[:, :, chosen].mean(dim=(1, 2)), atol=3e-6, rtol=0)
-
-
-def test_more_rows_than_there_are_measure_all_of_them():
-    call = joint_call()
-    assert torch.equal(call_entropy(call, ProbeSpec(rows=51)), call_entropy(call, ProbeSpec()))
-
-
-def probe_of(model, **spec) -> EntropyProbe:
-    return EntropyProbe(model, ProbeSpec(**spec), model.sigmas(3))
+def probe_of(model, base=None, micro_batch: int = 64, **spec) -> EntropyProbe:
+    return EntropyProbe(execution(model, STEPS, micro_batch=micro_batch), ProbeSpec(**spec), base)
 
 
 def encoded(model, prompts=PROMPTS):
     return model.encode([prompt.text for prompt in prompts])
 
 
+def measure(probe, model, prompts=PROMPTS, step: int = 1):
+    return probe.measure(step, prompts, encoded(model, prompts))
+
+
 def perturb(model) -> None:
-    """Moves every weight of the policy a little."""
+    """Moves every weight of the policy a little, away from its base."""
+    with model.base():
+        pass
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.policy.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
 
 
+# --- the exact probe -------------------------------------------------------------------------------------------------
+
+
 def test_the_probe_measures_every_layer_along_the_deterministic_trajectory(tiny_model):
-    entropy, base, forwards = probe_of(tiny_model, seed=4).measure(PROMPTS, encoded(tiny_model))
-    assert entropy.shape == base.shape == (3, 3)
-    assert entropy.dtype == np.float64
-    assert forwards == 2 * 3 * 3
+    probed = measure(probe_of(tiny_model, seed=4), tiny_model)
+    assert probed.entropy.shape == probed.base_entropy.shape == (3, STEPS)
+    assert probed.entropy.dtype == np.float64
+    assert probed.forwards == 2 * 3 * STEPS
+    assert probed.trunk is None
     start = [
         torch.randn(tiny_model.latent_shape, generator=torch.Generator().manual_seed(4 * 1_000_003 + i))
         for i in range(3)
     ]
-    latents, sigmas, cond = torch.stack(start), tiny_model.sigmas(3), encoded(tiny_model)
-    for level in range(3):
+    latents, sigmas, cond = torch.stack(start), tiny_model.sigmas(STEPS), encoded(tiny_model)
+    for level in range(STEPS):
         calls: list[AttentionCall] = []
         sigma = sigmas[level].expand(3)
         with torch.no_grad(), tiny_model.tap_attention(calls.append):
             velocity = tiny_model.velocity(latents, sigma, cond)
         layers = [dense(call.query, call.key, call.scale).mean(dim=(1, 2)) for call in calls]
         assert len(layers) == 2
-        np.testing.assert_allclose(entropy[:, level], torch.stack(layers).mean(dim=0).numpy(), atol=2e-6)
+        np.testing.assert_allclose(probed.entropy[:, level], torch.stack(layers).mean(dim=0).numpy(), atol=2e-6)
         latents = euler(latents, velocity, sigma, sigmas[level + 1].expand(3))
 
 
+@pytest.mark.parametrize("block", ["joint", "image-image", "image-text", "text-image", "text-text"])
+def test_every_block_of_a_joint_attention_can_be_read(tiny_model, block):
+    found = measure(probe_of(tiny_model, block=block), tiny_model).entropy
+    calls: list[AttentionCall] = []
+    noise = torch.stack([start_noise(tiny_model.latent_shape, 0, prompt.index) for prompt in PROMPTS])
+    with torch.no_grad(), tiny_model.tap_attention(calls.append):
+        tiny_model.velocity(noise, torch.ones(3), encoded(tiny_model))
+    expected = torch.stack([measure_call(call, [block])[block].entropy.mean(dim=1) for call in calls]).mean(dim=0)
+    np.testing.assert_allclose(found[:, 0], expected.numpy(), atol=1e-6)
+
+
 def test_before_training_the_policy_is_the_base_and_every_delta_is_exactly_zero(tiny_model):
-    entropy, base, _ = probe_of(tiny_model).measure(PROMPTS, encoded(tiny_model))
-    assert np.array_equal(entropy, base)
+    probed = measure(probe_of(tiny_model), tiny_model)
+    assert np.array_equal(probed.entropy, probed.base_entropy)
 
 
 def test_the_base_is_measured_once_for_each_prompt(tiny_model):
     probe = probe_of(tiny_model)
-    with tiny_model.base():
-        pass
-    _, before, first = probe.measure(PROMPTS[:2], encoded(tiny_model, PROMPTS[:2]))
+    before = measure(probe, tiny_model, PROMPTS[:2])
     perturb(tiny_model)
-    moved, cached, second = probe.measure(PROMPTS[:2], encoded(tiny_model, PROMPTS[:2]))
-    assert (first, second) == (12, 6)
-    assert np.array_equal(before, cached)
-    assert (np.abs(moved - cached).mean(axis=1) > 1e-4).all()
-    _, mixed, third = probe.measure(PROMPTS, encoded(tiny_model))
-    assert third == 3 * (3 + 1)
-    assert np.array_equal(mixed[:2], before)
+    moved = measure(probe, tiny_model, PROMPTS[:2], step=2)
+    assert (before.forwards, moved.forwards) == (4 * STEPS, 2 * STEPS)
+    assert np.array_equal(before.base_entropy, moved.base_entropy)
+    assert (np.abs(moved.entropy - moved.base_entropy).mean(axis=1) > 1e-4).all()
+    mixed = measure(probe, tiny_model, step=3)
+    assert mixed.forwards == STEPS * (3 + 1)
+    assert np.array_equal(mixed.base_entropy[:2], before.base_entropy)
 
 
-def test_prompts_are_known_by_their_index_whatever_their_order(tiny_model):
+def test_prompts_are_known_by_their_index_and_one_that_comes_twice_is_measured_once(tiny_model):
     probe = probe_of(tiny_model)
-    _, base, _ = probe.measure(PROMPTS, encoded(tiny_model))
-    order = (PROMPTS[2], PROMPTS[0], PROMPTS[0])
-    _, again, forwards = probe.measure(order, encoded(tiny_model, order))
-    assert forwards == 9
-    assert np.array_equal(again, base[[2, 0, 0]])
+    first = measure(probe, tiny_model)
+    again = measure(probe, tiny_model, (PROMPTS[2], PROMPTS[0], PROMPTS[0]), step=2)
+    assert again.forwards == 2 * STEPS
+    assert np.array_equal(again.base_entropy, first.base_entropy[[2, 0, 0]])
+    assert np.array_equal(again.entropy[1], again.entropy[2])
 
 
 def test_the_start_noise_of_a_prompt_is_the_same_at_every_step_of_a_run(tiny_model):
-    one, _, _ = probe_of(tiny_model).measure(PROMPTS[1:2], encoded(tiny_model, PROMPTS[1:2]))
-    both, _, _ = probe_of(tiny_model).measure(PROMPTS, encoded(tiny_model))
-    np.testing.assert_allclose(one[0], both[1], atol=1e-5)
-    other, _, _ = probe_of(tiny_model, seed=1).measure(PROMPTS, encoded(tiny_model))
-    assert np.abs(other - both).max() > 1e-4
+    one = measure(probe_of(tiny_model), tiny_model, PROMPTS[1:2])
+    both = measure(probe_of(tiny_model), tiny_model)
+    np.testing.assert_allclose(one.entropy[0], both.entropy[1], atol=1e-5)
+    other = measure(probe_of(tiny_model, seed=1), tiny_model)
+    assert np.abs(other.entropy - both.entropy).max() > 1e-4
 
 
 def test_the_probe_draws_nothing_from_the_global_generators(tiny_model):
     torch.manual_seed(0)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    probe_of(tiny_model).measure(PROMPTS, encoded(tiny_model))
+    measure(probe_of(tiny_model, rows=8), tiny_model)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.random.get_state()[1].tolist() == numpy_before
 
 
-def test_a_restored_probe_remembers_the_base_bit_for_bit(tiny_model):
-    probe = probe_of(tiny_model)
-    _, base, _ = probe.measure(PROMPTS, encoded(tiny_model))
-    restored = probe_of(tiny_model)
-    restored.load_state_dict(probe.state_dict())
-    with tiny_model.base():
-        pass
+def test_small_batches_measure_what_one_large_batch_does(tiny_model):
+    whole, parts = (measure(probe_of(tiny_model, micro_batch=size), tiny_model) for size in (64, 2))
+    np.testing.assert_allclose(whole.entropy, parts.entropy, atol=1e-5)
+
+
+# --- options against the exact probe ---------------------------------------------------------------------------------
+
+
+def test_steps_that_are_not_measured_are_nan_and_the_trajectory_ends_after_the_last_one(tiny_model):
+    exact = measure(probe_of(tiny_model), tiny_model)
+    some = measure(probe_of(tiny_model, steps=(2, 0)), tiny_model)
+    assert some.forwards == 2 * 3 * 3
+    assert np.array_equal(some.entropy[:, [0, 2]], exact.entropy[:, [0, 2]])
+    assert np.isnan(some.entropy[:, [1, 3]]).all()
+    assert np.isnan(some.base_entropy[:, [1, 3]]).all()
+
+
+def test_rows_are_a_sample_of_the_exact_measure_and_the_same_at_every_step_of_a_run(tiny_model):
+    exact, sampled = (measure(probe_of(tiny_model, rows=rows), tiny_model) for rows in ("all", 25))
+    assert np.abs(exact.entropy - sampled.entropy).max() < 0.05
+    assert not np.array_equal(exact.entropy, sampled.entropy)
+    assert np.array_equal(sampled.entropy, sampled.base_entropy)  # the same rows: differences are of the policy alone
+    assert np.array_equal(measure(probe_of(tiny_model, rows=50), tiny_model).entropy, exact.entropy)
+
+
+def test_layers_are_chosen_by_pattern_and_their_mean_is_the_whole(tiny_model):
+    exact = measure(probe_of(tiny_model), tiny_model).entropy
+    each = [
+        measure(probe_of(tiny_model, layers=(f"transformer_blocks.{layer}.*",)), tiny_model).entropy for layer in (0, 1)
+    ]
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+    np.testing.assert_allclose(np.mean(each, axis=0), exact, atol=1e-6)
+
+
+def test_samples_are_further_start_noises_whose_curves_are_averaged(tiny_model):
+    probe = probe_of(tiny_model, samples=3)
+    found = measure(probe, tiny_model)
+    assert found.forwards == 3 * 2 * 3 * STEPS
+    first = measure(probe_of(tiny_model), tiny_model)
+    assert np.abs(found.entropy - first.entropy).max() > 1e-4
+    noises = [start_noise(tiny_model.latent_shape, 0, 0, sample) for sample in range(3)]
+    assert len({float(noise.sum()) for noise in noises}) == 3
+    curves = []
+    for sample in range(3):
+        calls: list[AttentionCall] = []
+        with torch.no_grad(), tiny_model.tap_attention(calls.append):
+            tiny_model.velocity(noises[sample][None], torch.ones(1), encoded(tiny_model, PROMPTS[:1]))
+        curves.append(np.mean([float(dense(c.query, c.key, c.scale).mean()) for c in calls]))
+    assert found.entropy[0, 0] == pytest.approx(np.mean(curves), abs=1e-5)
+
+
+def test_a_curve_holds_for_as_many_training_steps_as_refresh_says(tiny_model):
+    probe = probe_of(tiny_model, refresh=3)
+    first = measure(probe, tiny_model, PROMPTS[:2], step=1)
     perturb(tiny_model)
-    _, again, forwards = restored.measure(PROMPTS, encoded(tiny_model))
-    assert forwards == 9
-    assert np.array_equal(again, base)
+    kept = measure(probe, tiny_model, step=3)  # prompts 0 and 1 are 2 steps old, prompt 2 is new
+    assert kept.forwards == 2 * STEPS
+    assert np.array_equal(kept.entropy[:2], first.entropy)
+    again = measure(probe, tiny_model, step=4)
+    assert again.forwards == 2 * STEPS
+    assert (np.abs(again.entropy[:2] - first.entropy).max(axis=1) > 1e-4).all()
+    assert np.array_equal(again.entropy[2], kept.entropy[2])
 
 
-def test_an_empty_probe_restores_to_an_empty_one(tiny_model):
-    probe = probe_of(tiny_model)
-    assert probe.state_dict() == {}
-    probe.measure(PROMPTS[:1], encoded(tiny_model, PROMPTS[:1]))
-    probe.load_state_dict({})
-    assert probe.state_dict() == {}
+# --- what rollouts take over -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("which", "block"), [("tiny", "self"), ("tiny", "cross"), ("gaussian", "joint")])
-def test_a_block_the_network_does_not_have_is_refused(tiny_model, which, block):
-    model = tiny_model if which == "tiny" else GaussianSpec().build(torch.device("cpu"))
-    prompts = PROMPTS if which == "tiny" else [Prompt(0, "0.5")]
+def counting(how):
+    calls: list[int] = []
+
+    def velocity(latents, sigma, cond):
+        calls.append(len(latents))
+        return how.velocity(latents, sigma, cond)
+
+    return dataclasses.replace(how, velocity=velocity), calls
+
+
+TREES = {
+    "late splits": plan_of(BranchingTree(), [4, 4, 4], [[0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0]]),
+    "two trees": plan_of(BranchingTree(), [3, 4, 4], [[0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]),
+    "shared start": plan_of(IndependentTree(start="shared"), [2, 3, 2], [[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]),
+    "noise from the start": plan_of(BranchingTree(elsewhere="sde"), [4] * 3, [[0, 1, 1, 0]] * 3),
+    "own starts": plan_of(IndependentTree(), [2, 3, 2], [[0, 1, 0, 0]] * 3),
+}
+SAVED = {
+    "late splits": 2 + 3 + 1,
+    "two trees": 3 + 3,
+    "shared start": 2 + 3 + 1,
+    "noise from the start": 3,
+    "own starts": 0,
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_tree_that_starts_from_the_probe_is_the_same_tree_for_fewer_evaluations(tiny_model, name):
+    plan, how, cond = TREES[name], execution(tiny_model, STEPS), encoded(tiny_model)
+    perturb(tiny_model)
+    trunk = measure(probe_of(tiny_model, source="rollout"), tiny_model).trunk
+    assert trunk is not None
+    assert trunk.saved(plan) == SAVED[name]
+    counted, calls = counting(how)
+    found = roll_out(counted, plan, cond, torch.Generator().manual_seed(0), trunk)
+    assert sum(calls) == plan.forwards - SAVED[name]
+    bare, all_calls = counting(how)
+    noise_alone = Trunk(trunk.prompt, trunk.noise)
+    expected = roll_out(bare, plan, cond, torch.Generator().manual_seed(0), noise_alone)
+    assert sum(all_calls) == plan.forwards
+    torch.testing.assert_close(found.images, expected.images, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found.edges.log_prob, expected.edges.log_prob, atol=1e-4, rtol=1e-4)
+    if name == "own starts":
+        assert torch.equal(found.images, roll_out(how, plan, cond, torch.Generator().manual_seed(0)).images)
+
+
+def test_a_trunk_ends_where_the_probe_does(tiny_model):
+    trunk = measure(probe_of(tiny_model, source="rollout", steps=(0, 1)), tiny_model).trunk
+    plan = TREES["late splits"]
+    assert trunk.levels(plan).tolist() == [2, 2, 1]
+    counted, calls = counting(execution(tiny_model, STEPS))
+    roll_out(counted, plan, encoded(tiny_model), torch.Generator().manual_seed(0), trunk)
+    assert sum(calls) == plan.forwards - 5
+
+
+def test_only_what_was_measured_in_this_step_is_a_trunk(tiny_model):
+    probe = probe_of(tiny_model, source="rollout", refresh=5)
+    assert measure(probe, tiny_model, PROMPTS[:2]).trunk.prompt.tolist() == [0, 1]
+    assert measure(probe, tiny_model, step=2).trunk.prompt.tolist() == [2]
+    assert measure(probe, tiny_model, step=3).trunk is None
+
+
+def test_a_trunk_in_half_precision_storage_is_the_rollouts_own_trajectory(tiny_model):
+    how = execution(tiny_model, STEPS, storage=torch.bfloat16)
+    cond, plan = encoded(tiny_model), TREES["late splits"]
+    trunk = EntropyProbe(how, ProbeSpec(source="rollout")).measure(1, PROMPTS, cond).trunk
+    found = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk)
+    expected = roll_out(how, plan, cond, torch.Generator().manual_seed(0), Trunk(trunk.prompt, trunk.noise))
+    torch.testing.assert_close(found.images, expected.images, atol=1e-2, rtol=0)
+
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+
+KEY = {"model": "tiny"}
+
+
+def test_the_base_on_disk_is_taken_back_bit_for_bit(tiny_model, tmp_path):
+    base = BaseCurves(KEY)
+    base.open(tmp_path, 0)
+    first = measure(probe_of(tiny_model, base), tiny_model, PROMPTS[:2], step=1)
+    base.write(10, until=10)
+    second = measure(probe_of(tiny_model, base), tiny_model, step=11)
+    base.write(20, until=20)
+    perturb(tiny_model)
+
+    late = BaseCurves(KEY)
+    late.open(tmp_path, 20)
+    again = measure(probe_of(tiny_model, late), tiny_model, step=21)
+    assert again.forwards == 3 * STEPS
+    assert np.array_equal(again.base_entropy, second.base_entropy)
+
+    early = BaseCurves(KEY)  # of an older checkpoint: what came later is forgotten, and measured again
+    early.open(tmp_path, 10)
+    assert early.missing([0, 1, 2]) == [2]
+    assert np.array_equal(early.get([0, 1]), first.base_entropy)
+    late = BaseCurves(KEY)
+    late.open(tmp_path, 20)
+    assert late.missing([0, 1, 2]) == [2]
+
+
+def test_what_was_measured_after_the_checkpoint_is_left_for_the_next_one(tmp_path):
+    base = BaseCurves(KEY)
+    base.open(tmp_path, 0)
+    base.add(9, [4], np.ones((1, 2)))
+    base.add(10, [7], np.zeros((1, 2)))
+    base.write(9, until=9)
+    base.write(9, until=10)  # the same checkpoint again, with a step that could not be reported
+    again = BaseCurves(KEY)
+    again.open(tmp_path, 9)
+    assert np.array_equal(again.get([4, 7]), [[1, 1], [0, 0]])
+    early = BaseCurves(KEY)
+    early.open(tmp_path, 8)
+    assert early.missing([4, 7]) == [0, 1]
+
+
+def test_another_model_or_probe_reads_another_folder(tmp_path):
+    base = BaseCurves(KEY)
+    base.open(tmp_path, 0)
+    base.add(1, [0], np.ones((1, 3)))
+    base.write(1, until=1)
+    other = BaseCurves({"model": "other"})
+    other.open(tmp_path, 1)
+    assert other.missing([0]) == [0]
+
+
+def test_a_file_that_is_damaged_or_of_another_probe_is_refused(tmp_path):
+    base = BaseCurves(KEY)
+    base.open(tmp_path, 0)
+    base.add(1, [0], np.ones((1, 3)))
+    base.write(1, until=1)
+    (path,) = tmp_path.rglob("*.safetensors")
+    other = BaseCurves({"model": "other"})
+    other.open(tmp_path, 1)
+    other.add(1, [0], np.ones((1, 3)))
+    other.write(1, until=1)
+    (theirs,) = (each for each in tmp_path.rglob("*.safetensors") if each != path)
+    path.write_bytes(theirs.read_bytes())
+    with pytest.raises(CheckpointError, match="holds entropies of another probe; delete it: they are measured anew"):
+        BaseCurves(KEY).open(tmp_path, 1)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=r"step-000001\.safetensors is damaged \(.*\); delete it"):
+        BaseCurves(KEY).open(tmp_path, 1)
+
+
+def test_networks_are_told_apart_by_their_weights(tiny_model):
+    before = fingerprint(tiny_model.policy)
+    assert fingerprint(tiny_model.policy) == before
+    perturb(tiny_model)
+    assert fingerprint(tiny_model.policy) != before
+
+
+def test_curves_that_still_hold_are_part_of_the_state(tiny_model):
+    probe = probe_of(tiny_model, refresh=3)
+    first = measure(probe, tiny_model, PROMPTS[:2])
+    restored = probe_of(tiny_model, refresh=3)
+    restored.load_state_dict(probe.state_dict())
+    perturb(tiny_model)
+    again = measure(restored, tiny_model, PROMPTS[:2], step=2)
+    assert np.array_equal(again.entropy, first.entropy)
+    exact = probe_of(tiny_model)
+    measure(exact, tiny_model)
+    assert exact.state_dict() == {}
+    exact.load_state_dict({})
+
+
+# --- what cannot be measured -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", ["self", "cross"])
+def test_a_block_the_network_does_not_have_is_refused(tiny_model, block):
     with pytest.raises(AegpoError) as error:
-        probe_of(model, block=block).measure(prompts, encoded(model, prompts))
+        measure(probe_of(tiny_model, block=block), tiny_model)
     assert str(error.value) == (
-        f"probe: the network has no {block!r} softmax attention to measure; choose another 'block' (joint, image-text, "
-        "image-image for transformers such as SD3; self, cross for UNets)"
+        f"probe: the network has no {block!r} attention in these layers; it has joint, image-image, image-text, "
+        "text-image, text-text"
+    )
+
+
+def test_a_pattern_that_matches_no_layer_is_refused_with_the_layers(tiny_model):
+    with pytest.raises(AegpoError) as error:
+        measure(probe_of(tiny_model, layers=("blocks.*", "mid*")), tiny_model)
+    assert str(error.value) == (
+        "probe: no layer matches 'blocks.*', 'mid*'; layers are transformer_blocks.0.attn, transformer_blocks.1.attn"
+    )
+
+
+def test_a_network_without_softmax_attention_is_refused():
+    model = GaussianSpec().build(torch.device("cpu"))
+    with pytest.raises(AegpoError) as error:
+        measure(probe_of(model), model, [Prompt(0, "0.5")])
+    assert str(error.value) == (
+        "probe: the network made no softmax attention call that can be watched, so it has no attention entropy; "
+        "choose parts that read none"
     )

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from aegpo.checkpoints import load_latest
 
@@ -95,6 +96,15 @@ def assert_same_run(left, right):
     assert one.tensors.keys() == other.tensors.keys()
     assert {name.split("/")[0] for name in one.tensors} >= {"policy", "ema", "optimizer", "rng"}
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    mine, yours = (base_entropies(each) for each in (left, right))
+    assert mine.keys() == yours.keys() == {0, 1, 2}
+    assert all(torch.equal(mine[prompt], yours[prompt]) for prompt in mine)
+
+
+def base_entropies(run):
+    """What the run's folder knows of the base policy, by prompt."""
+    tables = [load_file(path) for path in (run / "probe").rglob("*.safetensors")]
+    return {int(prompt): row for table in tables for prompt, row in zip(table["prompt"], table["entropy"], strict=True)}
 
 
 @pytest.mark.timeout(900)

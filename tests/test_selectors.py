@@ -113,6 +113,26 @@ def test_random_steps_come_from_the_generator_alone_and_differ_between_prompts()
     assert counts.min() > 0.8 * 200 * 6 * 3 / 9  # and every other about as often
 
 
+GAPS = [[1.0, np.nan, 3.0, np.nan, 2.0, 9.0], [4.0, np.nan, 3.0, np.nan, 2.0, 9.0]]
+
+
+@pytest.mark.parametrize("local_maxima", [False, True])
+def test_steps_that_were_not_measured_are_never_peaks(local_maxima):
+    assert signals(GAPS).measured.tolist() == [0, 2, 4, 5]
+    assert chosen(EntropyPeakSelector(top_k=2, local_maxima=local_maxima), GAPS) == [[2, 4], [0, 2]]
+    assert chosen(EntropyPeakSelector(top_k=2, scope="batch", local_maxima=local_maxima), GAPS) == [[0, 2], [0, 2]]
+
+
+def test_local_maxima_are_those_among_the_measured_steps():
+    entropy = [[2.0, np.nan, 1.0, np.nan, 1.5, np.nan, 1.2, 0.0]]
+    assert chosen(EntropyPeakSelector(top_k=2, local_maxima=True), entropy) == [[0, 4]]
+
+
+def test_delta_is_the_mean_over_the_measured_steps():
+    entropy, base = np.array([[1.0, np.nan, 3.0]]), np.array([[2.0, np.nan, 3.5]])
+    assert Signals(1, 1, np.linspace(1, 0, 4), entropy, base).delta.tolist() == [0.75]
+
+
 def test_only_entropy_peaks_need_the_probe():
     needs = [selector.needs_entropy for selector in (UniformSelector(), RandomSelector(), EntropyPeakSelector())]
     assert needs == [False, False, True]

@@ -47,6 +47,16 @@ def a_report(step, entropy=True):
     )
 
 
+def test_steps_that_were_not_measured_are_null_in_the_record(tmp_path):
+    (observer := JsonlTracker().build(tmp_path)).aegpo_on_run_start(a_run(tmp_path))
+    report = a_report(1)
+    report.entropy[:, 1] = np.nan
+    observer.aegpo_on_step_end(a_run(tmp_path), report)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["entropy"] == [[0.1, None, 0.1]] * 2
+
+
 def a_run(folder, first_step=0):
     return RunInfo("grpo", 3, folder, first_step, 4)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worlds import plan_of
 
 from aegpo.contracts import check_plan
-from aegpo.trees import BranchingTree, IndependentTree, forest
+from aegpo.trees import BranchingTree, IndependentTree, forest, trunk_levels
 
 RNG = np.random.default_rng(0)
 
@@ -220,3 +220,16 @@ def test_a_prompt_with_a_single_node_has_nothing_to_compare_and_is_not_trained()
     widths = {(0, 0): 1, (0, 1): 3, (1, 0): 2, (1, 1): 2}
     plan = forest(np.array([1, 1]), steps, steps, lambda prompt, level, nodes: widths[prompt, level])
     assert [level.tolist() for level in plan.trained] == [[False, True, True], [True] * 5]
+
+
+@given(questions(), trees)
+def test_a_trunk_is_the_levels_at_which_every_rollout_of_a_prompt_is_the_same(question, tree):
+    counts, steps = question
+    plan = tree.plan(counts, steps, RNG)
+    lengths = trunk_levels(plan)
+    assert lengths.shape == counts.shape
+    for prompt, length in enumerate(lengths):
+        sizes = [int((nodes == prompt).sum()) for nodes in plan.prompt]
+        noisy = [bool(plan.noisy[i][plan.prompt[i + 1] == prompt].any()) for i in range(plan.num_steps)]
+        same = [sizes[level] == 1 and not any(noisy[:level]) for level in range(plan.num_steps)]
+        assert length == same.index(False) if False in same else plan.num_steps

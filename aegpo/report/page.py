@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -65,40 +65,51 @@ details { margin-top: .8rem; }
 
 def page(study: Study, summary: Summary, plots: Sequence[Plot]) -> str:
     """The whole page."""
-    body = "\n".join(part for part in _parts(study, summary, plots) if part)
+    return document(f"{study.name}: report", _parts(study, summary, plots))
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A self-contained page of such parts, empty ones left out."""
+    body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(study.name)}: report</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 
 
 def _parts(study: Study, summary: Summary, plots: Sequence[Plot]) -> Iterator[str]:
     yield f"<header><p>aegpo report</p><h1>{escape(study.name)}</h1></header>"
-    yield f'<section class="verdict">{"".join(f"<p>{escape(sentence)}</p>" for sentence in verdict(summary))}</section>'
+    yield verdict_html(verdict(summary))
     if study.notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in study.notes)
         yield f'<section class="verdict missing"><p>Not everything is there</p><ul>{items}</ul></section>'
     if summary.scores:
         yield "<h2>Final scores</h2>"
-        yield from (_table(table, study) for table in score_tables(summary))
+        yield from (table_html(table, study.arms) for table in score_tables(summary))
         yield '<p class="note">What each interval means: see How it was measured, below.</p>'
-    yield from (_figure(plot) for plot in plots if plot.name in ("gains", "curves"))
+    yield from (figure_html(plot) for plot in plots if plot.name in ("gains", "curves"))
     if summary.costs:
         yield "<h2>Cost</h2>"
-        yield from (_table(table, study) for table in (cost_table(summary), reach_table(summary)))
-    yield from (_figure(plot) for plot in plots if plot.name not in ("gains", "curves"))
+        yield from (table_html(table, study.arms) for table in (cost_table(summary), reach_table(summary)))
+    yield from (figure_html(plot) for plot in plots if plot.name not in ("gains", "curves"))
     yield _samples(study)
     yield "<h2>How it was measured</h2>"
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(words)}</dd>" for term, words in setting(study, summary))
     yield f"<dl>{terms}</dl>"
-    yield _table(difference_table(study), study, text=True)
-    yield f"<details><summary>Versions</summary>{_table(versions_table(study), study, text=True)}</details>"
+    yield table_html(difference_table(study), text=True)
+    yield f"<details><summary>Versions</summary>{table_html(versions_table(study), text=True)}</details>"
 
 
-def _table(table: Table, study: Study, text: bool = False) -> str:
-    look = looks(study.arms)
+def verdict_html(sentences: Sequence[str]) -> str:
+    """What matters most, in words; the first sentence is the headline."""
+    return f'<section class="verdict">{"".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)}</section>'
+
+
+def table_html(table: Table, arms: Sequence[str] = (), text: bool = False) -> str:
+    """A table with its heading and note; a dot in the colour of each of the `arms`; `text`: all cells to the left."""
+    look = looks(arms)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
     rows = []
     for name, *cells in table.rows:
@@ -112,7 +123,8 @@ def _table(table: Table, study: Study, text: bool = False) -> str:
     )
 
 
-def _figure(plot: Plot) -> str:
+def figure_html(plot: Plot) -> str:
+    """A plot with its heading and caption, in the page's colours."""
     svg = plot.svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
     # matplotlib names parts of every figure alike; in one page the names must differ
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{plot.name}-", svg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,13 @@ class Plot:
 
 def draw_plots(study: Study, summary: Summary, folder: Path) -> tuple[Plot, ...]:
     """Draws every plot there is data for; writes `folder`/NAME.png and returns the plots for the page."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        return tuple(_save(drawing, folder) for drawing in _drawings(study, summary))
+    return save_drawings(_drawings(study, summary), folder)
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class Drawing:
+    """A plot that is still to be drawn."""
+
     name: str
     title: str
     caption: str
@@ -42,10 +41,10 @@ class _Drawing:
     draw: Callable[[], Any]  # returns the matplotlib figure
 
 
-def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
+def _drawings(study: Study, summary: Summary) -> Iterator[Drawing]:
     rows = [row for arm in study.arms for run in study.of(arm) for row in run.steps]
     if any(len(run.evaluations) > 1 for run in study.runs.values()):
-        yield _Drawing(
+        yield Drawing(
             "curves",
             "Reward on held-out prompts",
             "Line: mean over the finished seeds. Band: lowest to highest seed. Dotted: a run that is not finished. "
@@ -54,7 +53,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             lambda: draw_curves(study),
         )
     if summary.scores:
-        yield _Drawing(
+        yield Drawing(
             "gains",
             "Gains and differences",
             "Left: gain over the base, 95 % CI for new seeds and new prompts. Right: paired difference of the gain to "
@@ -63,7 +62,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             lambda: draw_gains(summary),
         )
     if rows:
-        yield _Drawing(
+        yield Drawing(
             "steps",
             "Attention entropy and the steps chosen",
             "Above: Entropy(t), mean over prompts and training steps; band: 10th to 90th percentile; the larger a dot, "
@@ -72,7 +71,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             "Entropy at every denoising step, and how often each was chosen, per arm",
             lambda: draw_steps(study),
         )
-        yield _Drawing(
+        yield Drawing(
             "allocation",
             "How rollouts were allocated",
             "Above: share of prompts that got so many rollouts in a step, each panel on its own scale. Below, for "
@@ -81,7 +80,7 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
             lambda: draw_allocation(study),
         )
     if any(cost.stage_seconds for cost in summary.costs):
-        yield _Drawing(
+        yield Drawing(
             "seconds",
             "Where the time goes",
             "Wall-clock seconds of a training step by stage, mean over steps and finished seeds; evaluations and "
@@ -91,7 +90,15 @@ def _drawings(study: Study, summary: Summary) -> Iterator[_Drawing]:
         )
 
 
-def _save(drawing: _Drawing, folder: Path) -> Plot:
+def save_drawings(drawings: Iterable[Drawing], folder: Path) -> tuple[Plot, ...]:
+    """Draws each in the style of the report; writes `folder`/NAME.png and returns the plots for a page."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        return tuple(_save(drawing, folder) for drawing in drawings)
+
+
+def _save(drawing: Drawing, folder: Path) -> Plot:
     import matplotlib
 
     figure = drawing.draw()

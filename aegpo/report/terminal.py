@@ -33,7 +33,7 @@ def show(summary: Summary, page: Path, console: Console) -> None:
     """Prints the final tables, the verdict and where the page is."""
     tables = [*score_tables(summary), cost_table(summary), reach_table(summary)] if summary.scores else []
     for table in tables:
-        _print(table, console)
+        print_table(table, console)
     for number, sentence in enumerate(verdict(summary)):
         console.print(Text(sentence, style="bold" if number == 0 else ""))
     for note in summary.notes:
@@ -41,7 +41,7 @@ def show(summary: Summary, page: Path, console: Console) -> None:
     console.print(Text(f"report: {page}"), soft_wrap=True)
 
 
-def _print(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
     """Prints as many columns as the terminal has room for, and says which it left out."""
     left_out: list[str] = []
     endless = console.options.update(width=10_000)  # to measure what a table needs, not what it can be squeezed into

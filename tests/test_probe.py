@@ -234,11 +234,11 @@ def test_a_tree_that_starts_from_the_probe_is_the_same_tree_for_fewer_evaluation
     assert trunk is not None
     assert trunk.saved(plan) == SAVED[name]
     counted, calls = counting(how)
-    found = roll_out(counted, plan, cond, torch.Generator().manual_seed(0), trunk)
+    found = roll_out(counted, plan, cond, torch.Generator().manual_seed(0), trunk=trunk)
     assert sum(calls) == plan.forwards - SAVED[name]
     bare, all_calls = counting(how)
     noise_alone = Trunk(trunk.prompt, trunk.noise)
-    expected = roll_out(bare, plan, cond, torch.Generator().manual_seed(0), noise_alone)
+    expected = roll_out(bare, plan, cond, torch.Generator().manual_seed(0), trunk=noise_alone)
     assert sum(all_calls) == plan.forwards
     torch.testing.assert_close(found.images, expected.images, atol=2e-5, rtol=0)
     torch.testing.assert_close(found.edges.log_prob, expected.edges.log_prob, atol=1e-4, rtol=1e-4)
@@ -251,7 +251,7 @@ def test_a_trunk_ends_where_the_probe_does(tiny_model):
     plan = TREES["late splits"]
     assert trunk.levels(plan).tolist() == [2, 2, 1]
     counted, calls = counting(execution(tiny_model, STEPS))
-    roll_out(counted, plan, encoded(tiny_model), torch.Generator().manual_seed(0), trunk)
+    roll_out(counted, plan, encoded(tiny_model), torch.Generator().manual_seed(0), trunk=trunk)
     assert sum(calls) == plan.forwards - 5
 
 
@@ -266,8 +266,8 @@ def test_a_trunk_in_half_precision_storage_is_the_rollouts_own_trajectory(tiny_m
     how = execution(tiny_model, STEPS, storage=torch.bfloat16)
     cond, plan = encoded(tiny_model), TREES["late splits"]
     trunk = EntropyProbe(how, ProbeSpec(source="rollout")).measure(1, PROMPTS, cond).trunk
-    found = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk)
-    expected = roll_out(how, plan, cond, torch.Generator().manual_seed(0), Trunk(trunk.prompt, trunk.noise))
+    found = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk=trunk)
+    expected = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk=Trunk(trunk.prompt, trunk.noise))
     torch.testing.assert_close(found.images, expected.images, atol=1e-2, rtol=0)
 
 

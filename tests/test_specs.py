@@ -14,6 +14,7 @@ from worlds import BrightnessReward, GaussianSpec, small_experiment
 import aegpo
 from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.models.shapes import ShapesSpec
+from aegpo.objectives import ClippedObjective
 from aegpo.plugins import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
 from aegpo.selectors import EntropyPeakSelector, RandomSelector
@@ -250,6 +251,23 @@ def test_all_problems_are_found_at_once():
         ("allocator",),
         ("selector",),
     ]
+
+
+def test_rollouts_of_an_older_policy_cannot_take_over_the_probes_evaluations():
+    class Lagging(ClippedObjective):
+        """Samples by an older policy."""
+
+        keeps_old: ClassVar[bool] = True
+
+    parts = {"selector": EntropyPeakSelector(top_k=2), "objective": Lagging()}
+    assert not list(small_experiment(GaussianSpec(), **parts).probe.problems(small_experiment(GaussianSpec(), **parts)))
+    wrong = small_experiment(GaussianSpec(), probe=ProbeSpec(source="rollout"), **parts)
+    (problem,) = wrong.probe.problems(wrong)
+    assert problem.location == ("probe", "source")
+    assert problem.message == (
+        "objective 'clipped' samples rollouts by an older policy than the one that is probed, so they cannot take over "
+        "its evaluations; use 'probe'"
+    )
 
 
 def test_the_probe_runs_only_if_a_chosen_part_asks():

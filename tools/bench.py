@@ -149,7 +149,7 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
         (model, "decode", "decode"),
         (Accelerator, "backward", "backward"),
         (AcceleratedOptimizer, "step", "optimizer"),
-        (aegpo.probe, "call_entropy", "entropy"),
+        (aegpo.probe, "measure_call", "entropy"),
     }
     calls |= {(type(each.reward), "score", "reward") for each in engine.rewards}
     with ExitStack() as stack:

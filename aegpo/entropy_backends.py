@@ -63,8 +63,10 @@ def measure_rows(
     if chosen == "chunked":
         entropy, lse = _chunked(query, key, scale, allowed, bias)
     elif chosen == "triton":
-        from aegpo.entropy_triton import entropy_of_rows
-
+        try:
+            from aegpo.entropy_triton import entropy_of_rows
+        except ImportError as error:
+            raise AegpoError("attention_entropy: backend 'triton' needs triton; run: pip install triton") from error
         entropy, lse = entropy_of_rows(query, key, scale, allowed, bias)
     else:
         entropy, lse = _keys_as_values(query, key, scale, allowed, bias, chosen)
@@ -86,7 +88,7 @@ def _check(backend: Backend, query: Tensor, key: Tensor, allowed: Tensor | None,
         problem = f"takes float16 or bfloat16, the tensors are {str(query.dtype).removeprefix('torch.')}"
     elif backend == "cuda-flash" and not (allowed is None and bias is None):
         problem = "takes no mask"
-    elif backend != "chunked" and bias is not None and bias.shape[-2] != 1:
+    elif backend not in ("chunked", "triton") and bias is not None and bias.shape[-2] != 1:
         problem = "takes no additive bias that differs between rows"
     elif backend != "chunked" and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         problem = "carries no gradient, and one is asked for"

@@ -5,8 +5,6 @@ Half the arithmetic of an attention call. Imported only where it is asked for, b
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -15,32 +13,32 @@ from torch import Tensor
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _rows_kernel(
-    query: Any,
-    key: Any,
-    allowed: Any,
-    bias: Any,
-    entropy: Any,
-    lse: Any,
-    scale: Any,
-    heads: Any,
-    queries: Any,
-    keys: Any,
-    query_b: Any,
-    query_h: Any,
-    query_n: Any,
-    query_d: Any,
-    key_b: Any,
-    key_h: Any,
-    key_n: Any,
-    key_d: Any,
-    allowed_b: Any,
-    allowed_h: Any,
-    allowed_q: Any,
-    allowed_k: Any,
-    bias_b: Any,
-    bias_h: Any,
-    bias_q: Any,
-    bias_k: Any,
+    query: tl.tensor,
+    key: tl.tensor,
+    allowed: tl.tensor,
+    bias: tl.tensor,
+    entropy: tl.tensor,
+    lse: tl.tensor,
+    scale: tl.tensor,
+    heads: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    query_b: tl.tensor,
+    query_h: tl.tensor,
+    query_n: tl.tensor,
+    query_d: tl.tensor,
+    key_b: tl.tensor,
+    key_h: tl.tensor,
+    key_n: tl.tensor,
+    key_d: tl.tensor,
+    allowed_b: tl.tensor,
+    allowed_h: tl.tensor,
+    allowed_q: tl.tensor,
+    allowed_k: tl.tensor,
+    bias_b: tl.tensor,
+    bias_h: tl.tensor,
+    bias_q: tl.tensor,
+    bias_k: tl.tensor,
     width: tl.constexpr,
     padded_width: tl.constexpr,
     rows_at_once: tl.constexpr,
@@ -113,8 +111,8 @@ def entropy_of_rows(
     whole = (batch, heads, queries, keys)
     hidden = None if allowed is None else allowed.expand(whole).view(torch.uint8)
     added = None if bias is None else bias.float().expand(whole)
-    rows = 128 if half else 64
-    _rows_kernel[(triton.cdiv(queries, rows), batch * heads)](
+    rows, wide = 128 if half else 64, width > 128  # blocks that fit in 100 KB of shared memory
+    _rows_kernel[(triton.cdiv(queries, rows // 2 if wide else rows), batch * heads)](
         query,
         key,
         query if hidden is None else hidden,
@@ -131,8 +129,8 @@ def entropy_of_rows(
         *((0, 0, 0, 0) if added is None else added.stride()),
         width=width,
         padded_width=max(16, triton.next_power_of_2(width)),
-        rows_at_once=rows,
-        keys_at_once=64,
+        rows_at_once=rows // 2 if wide else rows,
+        keys_at_once=32 if wide else 64,
         has_allowed=hidden is not None,
         has_bias=added is not None,
         num_warps=4,

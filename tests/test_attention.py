@@ -10,6 +10,7 @@ from torch import nn
 
 from aegpo.attention import watch_attention
 from aegpo.interfaces import AttentionCall
+from aegpo.layouts import Tokens
 from aegpo.learning import add_adapters
 from aegpo.models.shapes import ShapesSpec
 from aegpo.specs import PolicySpec
@@ -155,7 +156,11 @@ def test_arguments_are_understood_however_they_are_passed(call):
     network = nn.ModuleDict({"attn": Block(call)})
     query, key = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 3, 4)
     calls: list[AttentionCall] = []
-    with watch_attention(network, calls.append, lambda layer, queries, keys: (slice(0, queries), slice(0, keys))):
+
+    def layout(site: Site) -> Tokens:
+        return Tokens("cross", slice(0, site.queries), slice(0, site.keys))
+
+    with watch_attention(network, calls.append, layout):
         network["attn"](query, key)
     (seen,) = calls
     assert seen.layer == "attn"
@@ -170,7 +175,7 @@ def test_the_image_only_attention_of_a_dual_block_is_told_from_the_joint_one(tin
     network = SD3Transformer2DModel.from_config(config).eval()
     calls: list[AttentionCall] = []
     latents, sigma, cond = inputs(tiny_model)
-    with torch.no_grad(), watch_attention(network, calls.append, tiny_model._layout):
+    with torch.no_grad(), watch_attention(network, calls.append):
         network(latents, cond.text, cond.pooled, sigma * 1000)
     found = {call.layer: (call.query.shape[2], call.text.stop - call.text.start) for call in calls}
     assert found == {

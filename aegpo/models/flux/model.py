@@ -56,10 +56,6 @@ class FluxFamily:
         """The prediction is the velocity."""
         return prediction
 
-    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
-        """Text first, in both kinds of block."""
-        return slice(words, keys), slice(0, words)
-
 
 def pack(latents: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H W / 4, 4 C): a token is 2 x 2 latents, channel by channel."""

@@ -39,9 +39,6 @@ class Family(Protocol):
     def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, H, W): d x / d sigma from the network's prediction."""
 
-    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
-        """Image tokens and text tokens of an attention call, given the text tokens of the conditioning."""
-
 
 class PipelineModel:
     """A diffusers pipeline's network as a part of the engine."""
@@ -59,7 +56,6 @@ class PipelineModel:
         length = self._family.text_length
         self._prompts = PromptEncoder(spec, self._folder, length, network, self._family.embed, device)
         self._nothing = self._prompts([None]) if self._family.scale != 1.0 else None
-        self._words = 0  # text tokens of the last evaluation
         self._resize(spec.height, spec.width)
 
     def _resize(self, height: int, width: int) -> None:
@@ -100,7 +96,6 @@ class PipelineModel:
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W) float32, guided."""
-        self._words = cond.text.shape[1]
         prediction = guided(
             self._predict,
             latents.float(),
@@ -127,11 +122,7 @@ class PipelineModel:
     @contextmanager
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> Iterator[None]:
         """Shows `tap` every softmax attention; with guidance, that of both evaluations, one after the other."""
-
-        def layout(layer: str, queries: int, keys: int) -> tuple[slice, slice]:
-            return self._family.layout(layer, queries, keys, self._words)
-
-        with self._network.watching(lambda network: watch_attention(network, tap, layout)):
+        with self._network.watching(lambda network: watch_attention(network, tap)):
             yield
 
     def at(self, height: int, width: int) -> PipelineModel:

@@ -50,11 +50,6 @@ class Sd3Family:
         """The prediction is the velocity."""
         return prediction
 
-    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
-        """Image first; 3.5's second attention (`attn2`) sees the image alone."""
-        image = keys if layer.endswith("attn2") else keys - words
-        return slice(0, image), slice(image, keys)
-
 
 def build(spec: Sd3Spec, device: torch.device) -> PipelineModel:
     """The model of a spec."""

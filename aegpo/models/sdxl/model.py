@@ -55,10 +55,6 @@ class SdxlFamily:
         """noise - x0."""
         return self._diffusion.velocity(prediction, latents, sigma)
 
-    def layout(self, layer: str, queries: int, keys: int, words: int) -> tuple[slice, slice]:
-        """Queries are the image; keys are the image in `attn1`, the words in `attn2`."""
-        return slice(0, queries), slice(0, keys) if layer.endswith("attn2") else slice(keys, keys)
-
 
 def build(spec: SdxlSpec, device: torch.device) -> PipelineModel:
     """The model of a spec."""

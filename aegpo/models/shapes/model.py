@@ -41,7 +41,6 @@ class ShapesModel:
         self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)
         transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self._policy: nn.Module = transformer.to(device).eval()
-        self._image_tokens = (self.latent_shape[1] // transformer.config.patch_size) ** 2
         self._base = BasePolicy(self._policy)
         self._network = self._policy
         self._nothing = self.encode([""])
@@ -95,8 +94,5 @@ class ShapesModel:
                 self._network = before
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
-        """Shows `tap` every joint attention; SD3 puts image tokens first."""
-        return watch_attention(self._network, tap, self._layout)
-
-    def _layout(self, layer: str, queries: int, keys: int) -> tuple[slice, slice]:
-        return slice(0, self._image_tokens), slice(self._image_tokens, keys)
+        """Shows `tap` every joint attention."""
+        return watch_attention(self._network, tap)

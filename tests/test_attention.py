@@ -10,7 +10,7 @@ from torch import nn
 
 from aegpo.attention import watch_attention
 from aegpo.interfaces import AttentionCall
-from aegpo.layouts import Tokens
+from aegpo.layouts import Site, Tokens
 from aegpo.learning import add_adapters
 from aegpo.models.shapes import ShapesSpec
 from aegpo.specs import PolicySpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -107,6 +107,7 @@ class _Watch(TorchFunctionMode):
         self._inside: list[tuple[str, int | None]] = []  # name and context of the modules that are being evaluated
         self._entered: dict[str, nn.Module] = {}
         self._forwards = self._calls = 0
+        self._culprit = ""  # who computed attention in the last forward, if nothing was seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -137,7 +138,9 @@ class _Watch(TorchFunctionMode):
         self._inside.append((type(module).__name__, None))
 
     def leave_network(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forgets it."""
+        """Forgets it; the attention backend may be another one later."""
+        if not self._calls:
+            self._culprit = _culprit(self._processors())
         self._arguments = {}
         self._inside.clear()
 
@@ -156,16 +159,15 @@ class _Watch(TorchFunctionMode):
         if self._inside:
             self._inside.pop()
 
+    def _processors(self) -> dict[str, Any]:
+        modules = [module for module in self._entered.values() if hasattr(module, "processor")]
+        return {type(module.processor).__name__: module.processor for module in modules}
+
     def check(self) -> None:
         """Raises if the network ran and no attention was seen."""
         if not self._forwards or self._calls:
             return
-        network = type(self._network).__name__
-        processors = {
-            type(module.processor).__name__: module.processor
-            for module in self._entered.values()
-            if hasattr(module, "processor")
-        }
+        network, processors = type(self._network).__name__, self._processors()
         if not self._entered:
             raise AegpoError(f"{network} has no attention modules, so there is no attention entropy to measure")
         if processors and all("Linear" in name for name in processors):
@@ -174,7 +176,7 @@ class _Watch(TorchFunctionMode):
                 "attention entropy to measure"
             )
         raise AegpoError(
-            f"the attention of {network} cannot be seen: {_backend(list(processors.values()))} does not call torch's "
+            f"the attention of {network} cannot be seen: {self._culprit} does not call torch's "
             'scaled_dot_product_attention; run it inside diffusers\' attention_backend("native")'
         )
 
@@ -184,12 +186,14 @@ def _going_back() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _backend(processors: Sequence[Any]) -> str:
-    """The attention backend in force, for a message."""
-    backends = [processor._attention_backend for processor in processors if hasattr(processor, "_attention_backend")]
-    own = next(iter(backends), None)
-    if own is None:
+def _culprit(processors: Mapping[str, Any]) -> str:
+    """Who computes attention in place of torch, for a message."""
+    having = [processor for processor in processors.values() if hasattr(processor, "_attention_backend")]
+    if not having:
+        return f"its {', '.join(processors) or 'own attention'}"
+    backend = having[0]._attention_backend
+    if backend is None:  # the one in force for all
         from diffusers.models import attention_dispatch
 
-        own = attention_dispatch._AttentionBackendRegistry.get_active_backend()[0]
-    return f"the attention backend {str(getattr(own, 'value', own))!r}"
+        backend, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()
+    return f"the attention backend {str(getattr(backend, 'value', backend))!r}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 
 import pytest
 import torch
@@ -377,3 +379,48 @@ def test_one_row_of_several_has_no_known_error():
     mean, error = stratified_mean(torch.ones(1, 1, 1), torch.zeros(1, 1, dtype=torch.long), torch.tensor([[3]]))
     assert mean.item() == 1
     assert error.isnan().all()
+
+
+# --- backends that need what this machine may not have ----------------------------------------------------------------
+
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # before triton is imported: kernels run on CPUs
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs triton and TRITON_INTERPRET=1")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [None, *MASKS])
+def test_the_kernel_is_exact_in_the_interpreter(name, dtype):
+    query, key = normal(2, 2, 70, 40).to(dtype), normal(2, 2, 130, 40, seed=1).to(dtype)
+    keep = torch.rand((2, 2, 70, 130), generator=torch.Generator().manual_seed(0)) < 0.6
+    keep[0, 0, 0] = False
+    mask = None if name is None else MASKS[name](keep)
+    found = attention_entropy(query, key, scale=0.35, mask=mask, backend="triton")
+    assert_exact(found, dense(query, key, 0.35, mask), atol=5e-6)
+
+
+@pytest.mark.skipif(HAS_TRITON, reason="triton is installed")
+def test_a_missing_triton_is_named():
+    with pytest.raises(AegpoError) as error:
+        attention_entropy(normal(1, 1, 2, 8), normal(1, 1, 2, 8), scale=1.0, backend="triton")
+    assert str(error.value) == "attention_entropy: backend 'triton' needs triton; run: pip install triton"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["auto", "cuda-flash", "cuda-efficient", "triton", "chunked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [None, "keys", "rows and keys", "bias of keys", "bias of rows"])
+def test_a_gpu_agrees_with_the_dense_softmax(name, dtype, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    if backend == "cuda-flash" and (dtype == torch.float32 or name is not None):
+        pytest.skip("takes half precision without a mask")
+    if backend == "cuda-efficient" and name == "bias of rows":
+        pytest.skip("takes no bias that differs between rows")
+    query, key = normal(2, 2, 300, 64).to("cuda", dtype), normal(2, 2, 410, 64, seed=1).to("cuda", dtype)
+    keep = torch.rand((2, 2, 300, 410), generator=torch.Generator().manual_seed(0)) < 0.6
+    mask = None if name is None else MASKS[name](keep).cuda()
+    found = attention_entropy(query, key, scale=0.125, mask=mask, backend=backend)
+    rounded = dtype == torch.bfloat16 and backend in ("auto", "cuda-flash")  # the mean key comes back in bfloat16
+    assert_exact(found, dense(query, key, 0.125, mask), atol=2e-2 if rounded else 1e-4)

@@ -31,6 +31,21 @@ QUICK = (
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "matplotlib", "safetensors", "PIL"}
 
 
+WITH_A_CAUTION = """\
+training_steps: 1
+prompts: {train_count: 2, evaluation_count: 2}
+rollouts: {prompts_per_step: 1, rollouts_per_step: 2, denoising_steps: 2}
+model: shapes
+rewards: [palette]
+allocator: uniform
+selector: uniform
+tree: independent
+objective: {kind: clipped, clip: 1.0e-6}
+sampler: flow-sde
+advantage: group
+"""
+
+
 def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "aegpo", *arguments],
@@ -136,6 +151,23 @@ def test_check_shows_the_cost_of_each_arm():
     assert (probe, runs) == ("-", "5 x 2")
     assert int(total.replace(",", "")) == 10 * int(work.replace(",", ""))
     assert "once" in costs["aegpo"][5]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check",), ("run", "--out", "runs", "--no-report", "--jobs", "1")],
+    ids=["check", "run"],
+)
+def test_what_is_probably_not_meant_is_a_warning_with_its_line_and_stops_nothing(tmp_path, command):
+    (tmp_path / "x.yaml").write_text(WITH_A_CAUTION)
+    name, *options = command
+    done = call(name, "x.yaml", *options, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert warning.startswith(
+        "warning: x.yaml:9:12: objective: 'clip' 1e-06 is more than 10 times below what fits here: "
+    )
+    assert done.stderr.split(warning)[1].startswith("\n  objective: {kind: clipped, clip: 1.0e-6}\n             ^\n")
 
 
 def test_check_of_one_arm_has_no_table_of_differences(tmp_path):

@@ -204,13 +204,13 @@ def test_manifest_to_experiment_to_manifest_is_the_identity(folder, registries):
 
 def test_a_manifest_that_no_longer_fits_names_each_key(folder, registries):
     manifest = load(BASE, registries).arms["main"].model_dump(mode="json")
-    manifest["sampler"] = {"kind": "gone-sde"}
+    manifest["sampler"] = {"kind": "gone"}
     manifest["precision"] = "float8"
     with pytest.raises(SpecError) as caught:
         parse_experiment(manifest, registries)
     assert str(caught.value) == (
         "precision: must be 'float32', 'bfloat16' or 'float16', not 'float8'; did you mean 'float32'?\n"
-        "sampler: unknown kind 'gone-sde'; known: flow-sde"
+        "sampler: unknown kind 'gone'; known: cps, dance-sde, ddim, flow-sde"
     )
 
 

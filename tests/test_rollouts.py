@@ -180,3 +180,28 @@ def test_stored_states_are_not_rounded_twice(models):
     expected = (gaussian.mean + gaussian.std.view(-1, 1, 1, 1) * noise).to(torch.bfloat16)
     assert torch.equal(edges.latents, stored)
     assert torch.equal(edges.next_latents, expected)
+
+
+def test_roots_that_share_start_noise_start_alike_and_part_at_their_first_noisy_step(models):
+    plan = dataclasses.replace(plan_of(IndependentTree(), [2, 3], [[0, 1, 1, 0]] * 2), start=np.array([0, 0, 1, 0, 1]))
+    how = execution(models["gaussian"], 4)
+    cond = how.model.encode(["0.5", "0.5"])
+    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(4))
+    first = rollouts.edges.latents[rollouts.edges.level == 1]  # after one deterministic step
+    noise = torch.randn((2, *how.model.latent_shape), generator=torch.Generator().manual_seed(4))
+    start = noise[torch.from_numpy(plan.start)]
+    with torch.no_grad():
+        velocity = how.velocity(start, how.sigmas[:1].expand(5), cond.select(torch.from_numpy(plan.group)))
+    torch.testing.assert_close(first, start + (how.sigmas[1] - how.sigmas[0]) * velocity)
+    second = rollouts.edges.latents[rollouts.edges.level == 2]
+    assert len({tuple(latents.flatten().tolist()) for latents in second}) == 5
+
+
+def test_one_start_noise_for_the_whole_batch_leaves_the_generator_where_one_draw_would(models):
+    plan = plan_of(IndependentTree(), [2, 3], [[0, 0, 1, 0]] * 2)
+    how, cond = execution(models["gaussian"], 4), models["gaussian"].encode(["0.5", "0.1"])
+    shared, noise = (torch.Generator().manual_seed(4) for _ in range(2))
+    roll_out(how, dataclasses.replace(plan, start=np.zeros(5, dtype=np.int64)), cond, shared)
+    torch.randn((1, *how.model.latent_shape), generator=noise)
+    torch.randn((5, *how.model.latent_shape), generator=noise)  # of the noisy step
+    assert torch.equal(shared.get_state(), noise.get_state())

@@ -20,7 +20,8 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 class Network:
     """Calls the policy, or its frozen base inside `base`, under autocast to the spec's dtype.
 
-    Inputs are float32, so noise levels are exact whatever the dtype of the weights is. Inside `watching`, evaluations
+    Inputs are float32, so noise levels are exact whatever the dtype of the weights is (but for FLUX, which rounds the
+    time to its own dtype, in diffusers' pipeline too). Inside `watching`, evaluations
     are made by the eager module and one after another, so that a tap sees one row for each latent.
     """
 

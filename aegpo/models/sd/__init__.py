@@ -41,9 +41,13 @@ class SdSpec(PipelineSpec):
     )
 
     def schedule(self) -> DdimSchedule:
-        """The noise the network was trained on, and DDIM's way through it."""
+        """The noise the network was trained on, and DDIM's way through it.
+
+        Two settings of old checkpoints are corrected as the pipeline does when it loads one.
+        """
         config = self.config_at_hand("scheduler", "scheduler_config.json")
-        return ddim_schedule(self.kind, config | {"clip_sample": False}, NOISE) if config else NOISE
+        corrected = {"clip_sample": False, "steps_offset": 1}
+        return ddim_schedule(self.kind, config | corrected, NOISE) if config else NOISE
 
     def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:  # (steps+1,)
         """DDIM's times as noise levels, the same at every resolution."""

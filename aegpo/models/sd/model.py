@@ -31,8 +31,10 @@ class SdFamily:
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
         """CLIP's tokens; padding words take part in attention."""
         nothing = texts == [None]
-        prompt, negative_prompt = [""] if nothing else texts, self._spec.negative_prompt
-        text, negative = pipeline.encode_prompt(prompt, device, 1, nothing, negative_prompt if nothing else None)
+        unwanted = None if self._spec.negative_prompt is None else [self._spec.negative_prompt]
+        text, negative = pipeline.encode_prompt(
+            [""] if nothing else texts, device, 1, nothing, unwanted if nothing else None
+        )
         return Conditioning(negative if nothing else text)
 
     def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:

@@ -1,0 +1,117 @@
+"""Real pipelines through the whole engine: entropies, rollouts, learning, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aegpo.allocators import EntropyAllocator
+from aegpo.engine import Engine
+from aegpo.interfaces import RunInfo
+from aegpo.models.flux import FluxSpec
+from aegpo.models.sd import SdSpec
+from aegpo.models.sd3 import Sd3Spec
+from aegpo.models.sdxl import SdxlSpec
+from aegpo.plugins import plugin_manager
+from aegpo.runs import read_checkpoint
+from aegpo.selectors import EntropyPeakSelector
+from aegpo.specs import EvaluationSpec, PolicySpec, ProbeSpec, PromptsSpec
+from aegpo.trees import BranchingTree
+from worlds import small_experiment
+
+SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}
+BLOCKS = {"sd": "cross", "sdxl": "self", "sd3": "joint", "flux": "joint"}
+TRAIN = ["a red circle", "two blue squares", "a green cube on the left", "four purple circles"]
+HELD_OUT = ["a blue circle", "two red squares"]
+
+
+@pytest.fixture
+def prompts(tmp_path) -> PromptsSpec:
+    files = {}
+    for name, texts in (("train", TRAIN), ("evaluation", HELD_OUT)):
+        files[name] = tmp_path / f"{name}.txt"
+        files[name].write_text("\n".join(texts))
+    return PromptsSpec(**files)
+
+
+def guided_spec(kind, folder, **fields):
+    guidance = {"true_guidance": 2.0} if kind == "flux" else {"guidance": 2.0}
+    return SPECS[kind](**{"path": str(folder), "height": 16, "width": 16, "dtype": "float32"} | guidance | fields)
+
+
+def experiment_of(kind, folder, prompts, **changes):
+    fields = {
+        "training_steps": 2,
+        "prompts": prompts,
+        "allocator": EntropyAllocator(low=2, high=6, warmup=0),
+        "selector": EntropyPeakSelector(top_k=2),
+        "tree": BranchingTree(),
+        "policy": PolicySpec(train="lora", rank=2, alpha=4),
+        "probe": ProbeSpec(block=BLOCKS[kind]),
+        "evaluation": EvaluationSpec(every=2, images=1),
+    }
+    return small_experiment(guided_spec(kind, folder), **fields | changes)
+
+
+def info(folder: Path, first_step: int = 0, steps: int = 2) -> RunInfo:
+    return RunInfo(arm="main", seed=0, folder=folder, first_step=first_step, training_steps=steps)
+
+
+@pytest.mark.parametrize("kind", list(SPECS))
+def test_two_steps_of_aegpo_move_the_adapters_and_nothing_else(kind, pipeline_folders, prompts):
+    engine = Engine.build(experiment_of(kind, pipeline_folders[kind], prompts), plugin_manager())
+    before = {name: weight.clone() for name, weight in engine.model.policy.named_parameters()}
+    reports = [engine.step(1), engine.step(2)]
+    for report in reports:
+        assert np.isfinite(list(report.metrics.values())).all()
+        assert report.metrics["ratio_error"] < 1e-3
+        assert report.entropy.shape == (2, 4)
+        assert (report.entropy > 0).all()
+        assert report.counts.sum() == 8
+    assert float(reports[1].delta.max()) > 0  # the policy has left the base
+    moved = {name for name, w in engine.model.policy.named_parameters() if not torch.equal(w, before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_full_fine_tuning_in_bfloat16_moves_float32_weights(kind, pipeline_folders, prompts):
+    changes = {"policy": PolicySpec(), "model": guided_spec(kind, pipeline_folders[kind], dtype="bfloat16")}
+    engine = Engine.build(experiment_of(kind, pipeline_folders[kind], prompts, **changes), plugin_manager())
+    before = {name: weight.clone() for name, weight in engine.model.policy.named_parameters()}
+    report = engine.step(1)
+    assert np.isfinite(list(report.metrics.values())).all()
+    assert all(weight.dtype == torch.float32 for weight in engine.model.policy.parameters())
+    assert any(not torch.equal(w, before[name]) for name, w in engine.model.policy.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_a_resumed_run_has_the_same_weights_bit_for_bit(kind, pipeline_folders, prompts, tmp_path):
+    experiment = experiment_of(kind, pipeline_folders[kind], prompts, training_steps=4)
+    straight = Engine.build(experiment, plugin_manager())
+    straight.run(info(tmp_path / "straight", steps=4), lambda: False)
+    first = Engine.build(experiment, plugin_manager())
+    first.run(info(tmp_path / "broken", steps=2), lambda: False)
+    second = Engine.build(experiment, plugin_manager())
+    second.restore(read_checkpoint(tmp_path / "broken"))
+    second.run(info(tmp_path / "broken", first_step=2, steps=4), lambda: False)
+    for name, weight in straight.learner.weights.items():
+        assert torch.equal(weight, second.learner.weights[name])
+
+
+def test_evaluation_has_its_own_size_and_steps(pipeline_folders, prompts):
+    evaluation = EvaluationSpec(every=2, images=1, denoising_steps=7, height=24, width=32)
+    experiment = experiment_of("flux", pipeline_folders["flux"], prompts, evaluation=evaluation)
+    engine = Engine.build(experiment, plugin_manager())
+    seen = []
+    engine.model.policy.register_forward_pre_hook(
+        lambda module, args, given: seen.append((float(given["timestep"][0]), len(given["img_ids"]))), with_kwargs=True
+    )
+    images = engine.images(engine.held_out)
+    assert images.shape == (2, 3, 24, 32)
+    assert {tokens for _, tokens in seen} == {6 * 8}
+    levels = guided_spec("flux", pipeline_folders["flux"], height=24, width=32).sigmas(7)[:-1]
+    assert np.allclose(sorted({level for level, _ in seen}, reverse=True), levels, atol=1e-6)

@@ -23,8 +23,10 @@ from aegpo.errors import AegpoError, RewardError
 from aegpo.interfaces import (
     Conditioning,
     Evaluation,
+    Model,
     Preparable,
     Prompt,
+    Resizable,
     Rollouts,
     RunInfo,
     Signals,
@@ -73,6 +75,7 @@ class Engine:
         refuse_shared(texts, self.held_out)
         if isinstance(self.model, Preparable):
             self.model.prepare([*texts, *self.held_out])
+        _resized(self.model, experiment)  # finds a size it cannot paint before any work is done
         self._check_parts(texts[0])
         self._evaluated: HeldOut | None = None  # with the base policy's scores
         self._unreported: StepReport | None = None  # of a restored state: learned, but not evaluated
@@ -167,9 +170,10 @@ class Engine:
     def images(self, texts: Sequence[str]) -> Tensor:
         """(B, 3, h, w) in [0, 1]: each prompt from fixed noise with the deterministic sampler."""
         spec = self.experiment
-        how = self._execution(spec.evaluation.denoising_steps or spec.rollouts.denoising_steps)
+        steps = spec.evaluation.denoising_steps or spec.rollouts.denoising_steps
+        how = self._execution(steps, _resized(self.model, spec))
         generator = torch.Generator().manual_seed(spec.evaluation.seed)
-        noise = torch.randn((len(texts), *self.model.latent_shape), generator=generator).to(self.device)
+        noise = torch.randn((len(texts), *how.model.latent_shape), generator=generator).to(self.device)
         return sample_deterministic(how, noise, self.model.encode(texts))
 
     # --- a whole run ---------------------------------------------------------------------------------------------
@@ -294,13 +298,13 @@ class Engine:
         # A scorer that is a module has weights, but they are not what the run has learned.
         return {name: part for name, part in stateful.items() if not isinstance(part, nn.Module)}
 
-    def _execution(self, steps: int) -> Execution:
-        spec = self.experiment
-        sigmas = self.model.sigmas(steps).to(self.device)
+    def _execution(self, steps: int, model: Model | None = None) -> Execution:
+        spec, model = self.experiment, model or self.model
+        sigmas = model.sigmas(steps).to(self.device)
         contracts.check_sigmas(spec.model.kind, sigmas, steps, spec.model.partial_schedule)
         storage = STORAGE[spec.rollouts.storage]
         return Execution(
-            self.model,
+            model,
             self._velocity,
             spec.sampler.build(),
             sigmas,
@@ -339,6 +343,18 @@ class Stopwatch:
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         self.seconds[stage] = time.perf_counter() - begin
+
+
+def _resized(model: Model, experiment: Experiment) -> Model:
+    """The model at the size of evaluation images."""
+    height, width = experiment.evaluation.height, experiment.evaluation.width
+    if height is None or width is None:
+        return model
+    if not isinstance(model, Resizable):
+        raise AegpoError(
+            f"model {experiment.model.kind!r} paints one size only; leave out 'height' and 'width' of 'evaluation'"
+        )
+    return model.at(height, width)
 
 
 def _device(name: str) -> torch.device:

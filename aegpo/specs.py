@@ -372,6 +372,8 @@ class EvaluationSpec(Spec):
 
     every: Positive = Field(10, description="training steps between evaluations; the first and last step always count")
     denoising_steps: Annotated[int, Field(ge=2)] | None = Field(None, description="null: as in training")
+    height: Positive | None = Field(None, description="of evaluation images, in pixels; null: as in training")
+    width: Positive | None = Field(None, description="of evaluation images, in pixels; null: as in training")
     images: Positive = Field(16, description="prompts whose images are kept as a grid at every evaluation")
     seed: int = Field(0, description="start noise, one fixed noise for each prompt")
     rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field((), description="scored too, but never trained on")
@@ -452,6 +454,8 @@ class Experiment(Spec):
                 ("optimizer", "rollouts_per_update"),
                 f"{chunk} does not divide the step's {rollouts.rollouts_per_step} rollouts; nearest that do: {valid}",
             )
+        if (self.evaluation.height is None) != (self.evaluation.width is None):
+            yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
         for split, path in (("train", self.prompts.train), ("evaluation", self.prompts.evaluation)):
             if path is None and not self.model.has_captions:
                 yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from worlds import small_experiment
 
 from aegpo.allocators import EntropyAllocator
+from aegpo.checkpoints import load_latest
 from aegpo.engine import Engine
 from aegpo.interfaces import RunInfo
 from aegpo.models.flux import FluxSpec
@@ -16,11 +18,9 @@ from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.plugins import plugin_manager
-from aegpo.runs import read_checkpoint
 from aegpo.selectors import EntropyPeakSelector
 from aegpo.specs import EvaluationSpec, PolicySpec, ProbeSpec, PromptsSpec
 from aegpo.trees import BranchingTree
-from worlds import small_experiment
 
 SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}
 BLOCKS = {"sd": "cross", "sdxl": "self", "sd3": "joint", "flux": "joint"}
@@ -44,6 +44,7 @@ def guided_spec(kind, folder, **fields):
 
 def experiment_of(kind, folder, prompts, **changes):
     fields = {
+        "model": guided_spec(kind, folder),
         "training_steps": 2,
         "prompts": prompts,
         "allocator": EntropyAllocator(low=2, high=6, warmup=0),
@@ -53,7 +54,7 @@ def experiment_of(kind, folder, prompts, **changes):
         "probe": ProbeSpec(block=BLOCKS[kind]),
         "evaluation": EvaluationSpec(every=2, images=1),
     }
-    return small_experiment(guided_spec(kind, folder), **fields | changes)
+    return small_experiment(**fields | changes)
 
 
 def info(folder: Path, first_step: int = 0, steps: int = 2) -> RunInfo:
@@ -96,7 +97,7 @@ def test_a_resumed_run_has_the_same_weights_bit_for_bit(kind, pipeline_folders, 
     first = Engine.build(experiment, plugin_manager())
     first.run(info(tmp_path / "broken", steps=2), lambda: False)
     second = Engine.build(experiment, plugin_manager())
-    second.restore(read_checkpoint(tmp_path / "broken"))
+    second.restore(load_latest(tmp_path / "broken" / "checkpoints"))
     second.run(info(tmp_path / "broken", first_step=2, steps=4), lambda: False)
     for name, weight in straight.learner.weights.items():
         assert torch.equal(weight, second.learner.weights[name])

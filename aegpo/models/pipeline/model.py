@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,11 +119,9 @@ class PipelineModel:
         """Inside, `velocity` is the frozen base policy's."""
         return self._network.base()
 
-    @contextmanager
-    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> Iterator[None]:
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
         """Shows `tap` every softmax attention; with guidance, that of both evaluations, one after the other."""
-        with self._network.watching(lambda network: watch_attention(network, tap)):
-            yield
+        return self._network.watching(lambda network: watch_attention(network, tap))
 
     def at(self, height: int, width: int) -> PipelineModel:
         """The same network, weights and all, for images of another size.

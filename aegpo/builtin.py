@@ -25,7 +25,19 @@ from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.pickscore import PickScoreReward
 from aegpo.rewards.scene import SceneReward
 from aegpo.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
-from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
+from aegpo.selectors import (
+    DepthPrunedSelector,
+    EntropyPeakSelector,
+    FirstSelector,
+    FixedSelector,
+    FractionSelector,
+    LowestEntropySelector,
+    RandomSelector,
+    SlidingWindowSelector,
+    TopStdSelector,
+    UniformSelector,
+    WindowSelector,
+)
 from aegpo.specs import (
     AdvantageSpec,
     AllocatorSpec,
@@ -72,10 +84,18 @@ def aegpo_register_allocators(registry: Registry[AllocatorSpec]) -> None:
 
 @hookimpl
 def aegpo_register_selectors(registry: Registry[SelectorSpec]) -> None:
-    """AEGPO's choice of steps, its control and GRPO's."""
+    """AEGPO's choice of steps, its controls and those of the baselines."""
     registry.add(UniformSelector)
-    registry.add(RandomSelector)
+    registry.add(FractionSelector)
+    registry.add(WindowSelector)
+    registry.add(SlidingWindowSelector)
+    registry.add(DepthPrunedSelector)
     registry.add(EntropyPeakSelector)
+    registry.add(LowestEntropySelector)
+    registry.add(RandomSelector)
+    registry.add(FirstSelector)
+    registry.add(FixedSelector)
+    registry.add(TopStdSelector)
 
 
 @hookimpl

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -138,11 +138,11 @@ class Engine:
         )
 
     def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int, Trunk | None]:
-        sigmas = self.experiment.sigmas
+        signals = Signals(number, len(prompts), self.experiment.sigmas, stds=self.experiment.step_table.std)
         if self.probe is None:
-            return Signals(number, len(prompts), sigmas), 0, None
+            return signals, 0, None
         probed = self.probe.measure(number, prompts, cond)
-        signals = Signals(number, len(prompts), sigmas, probed.entropy, probed.base_entropy)
+        signals = replace(signals, entropy=probed.entropy, base_entropy=probed.base_entropy)
         return signals, probed.forwards, probed.trunk
 
     def _randomness(self, number: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,8 +83,10 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
     no part reads entropies there are none, as in the engine, and only the draws differ.
     """
     prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
+    known = Signals(FIRST, prompts, experiment.sigmas, stds=experiment.step_table.std)
     if not experiment.needs_entropy:
-        yield from (Signals(FIRST + index, prompts, experiment.sigmas) for index in range(_DRAWS))
+        stride = max(1, (experiment.training_steps - FIRST) // (_DRAWS - 1))  # the whole run: windows slide
+        yield from (replace(known, step=FIRST + index * stride) for index in range(_DRAWS))
         return
     rng = np.random.default_rng(0)
     unmeasured = np.setdiff1d(np.arange(steps), experiment.probe.measured(steps))
@@ -95,4 +97,4 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
         entropy[:, unmeasured] = np.nan
         base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
         for step in (FIRST, LATE + index):
-            yield Signals(step, prompts, experiment.sigmas, entropy, base)
+            yield replace(known, step=step, entropy=entropy, base_entropy=base)

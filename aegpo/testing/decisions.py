@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -93,8 +94,9 @@ def _signals(prompts: int, steps: int, entropy: bool) -> Iterator[Signals]:
     curves = [np.zeros((prompts, steps)), np.tile(ramp, (prompts, 1)), np.tile(-ramp, (prompts, 1))]
     curves += [rng.random((prompts, steps)), rng.integers(0, 2, (prompts, steps)).astype(np.float64)]
     for step, curve, shift in product((1, 2, 10**6), curves, (np.zeros(prompts), rng.random(prompts))):
-        known = (3 + curve, 3 + curve + shift[:, None]) if entropy else (None, None)
-        yield Signals(step, prompts, sigmas, *known)
+        signals = Signals(step, prompts, sigmas, stds=FlowSde().table(sigmas).std)
+        known = {"entropy": 3 + curve, "base_entropy": 3 + curve + shift[:, None]} if entropy else {}
+        yield replace(signals, **known)
 
 
 def _experiment(

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,8 +107,16 @@ def steps_in(folder: Path) -> tuple[int, ...]:
     return tuple(sorted({step for step, path in _checkpoints(folder) if not path.name.startswith(".")}))
 
 
-def load_step(folder: Path, step: int, device: torch.device | str = "cpu") -> Checkpoint:
+def load_step(
+    folder: Path, step: int, device: torch.device | str = "cpu", prefixes: Sequence[str] | None = None
+) -> Checkpoint:
     """The checkpoint of one training step.
+
+    Args:
+        folder: what `save` got.
+        step: of the checkpoint.
+        device: where the tensors go.
+        prefixes: of the tensors that are read, such as "policy"; None: all of them.
 
     Raises:
         CheckpointError: if there is none, or it is damaged; the message names those there are.
@@ -118,7 +126,7 @@ def load_step(folder: Path, step: int, device: torch.device | str = "cpu") -> Ch
         there = ", ".join(map(str, known)) or "none"
         raise CheckpointError(f"no checkpoint of step {step} in {folder}; those there are: {there}")
     try:
-        return _load(path, device)
+        return _load(path, device, prefixes)
     except CheckpointError as error:
         others = ", ".join(str(each) for each in known if each != step) or "none"
         raise CheckpointError(f"{path} is damaged: {error}; other checkpoints: {others}") from error
@@ -157,7 +165,7 @@ def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _load(path: Path, device: torch.device | str) -> Checkpoint:
+def _load(path: Path, device: torch.device | str, prefixes: Sequence[str] | None = None) -> Checkpoint:
     """One checkpoint, after every byte of it was checked."""
     from safetensors.torch import load_file
 
@@ -175,7 +183,7 @@ def _load(path: Path, device: torch.device | str) -> Checkpoint:
     content = _read_json(path / _STATE)
     tensors: dict[str, Tensor] = {}
     for name in sums:
-        if name.endswith(".safetensors"):
+        if name.endswith(".safetensors") and (prefixes is None or name.removesuffix(".safetensors") in prefixes):
             tensors |= load_file(path / name, device=str(device))
     return Checkpoint(content["step"], tensors, content["state"])
 

@@ -36,6 +36,17 @@ Plugins = Annotated[
 ]
 
 
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="folder of a run, OUT/NAME/ARM/seed-S", show_default=False)
+]
+Checkpoint = Annotated[
+    int | None, typer.Option(metavar="STEP", min=1, help="training step; default: the newest", show_default=False)
+]
+Steps = Annotated[
+    int | None, typer.Option(min=2, help="denoising steps; default: as the run's evaluation", show_default=False)
+]
+
+
 def main() -> None:
     """Entry point: runs a command; a mistake of the user or of a plugin is a message and exit code 2."""
     try:
@@ -94,16 +105,54 @@ def run(
 
 
 @app.command()
+def sample(
+    run: RunArgument,
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="what to paint; may be repeated")] = [],  # noqa: B006
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="more prompts: .txt one a line, .jsonl or .json")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    seed: Annotated[int, typer.Option(min=0, help="start noise, the same for both policies")] = 0,
+    steps: Steps = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder that is made; default: samples/RUN", show_default=False)
+    ] = None,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Paint prompts with a run's policy beside its base, from the same noise."""
+    from aegpo.side_by_side import SampleRequest, sample
+
+    made = sample(SampleRequest(run, tuple(prompt), prompts, checkpoint, seed, steps, out, tuple(plugin)))
+    print(f"{made / 'grid.png'}")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="folder that is made", show_default=False)],
+    checkpoint: Checkpoint = None,
+    full: Annotated[bool, typer.Option("--full", help="the whole pipeline, with a trained LoRA merged in")] = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Write a run's policy for others: the LoRA that was trained, or the whole pipeline."""
+    from aegpo.exporting import ExportRequest, export
+
+    print(f"to load it:  {export(ExportRequest(run, to, checkpoint, full, tuple(plugin)))}")
+
+
+@app.command()
 def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -> None:  # noqa: B006
     """Validate a file, show what differs between its arms and what each costs. Loads no model."""
     from aegpo import describe
-    from aegpo.costs import cost
+    from aegpo.costs import cost, unread_prompts
     from aegpo.loading import load_experiment_file
     from aegpo.plugins import load_registries, plugin_manager
 
     loaded = load_experiment_file(file, load_registries(plugin_manager(plugin)), overrides)
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    for label in dict.fromkeys(label for arm in loaded.arms.values() for label in unread_prompts(arm)):
+        print(f"note: the prompts of {label} are read when a run starts, not here", file=sys.stderr)
     console = _console()
     if len(loaded.arms) > 1:
         console.print(describe.differences(loaded))

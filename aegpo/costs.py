@@ -14,7 +14,7 @@ import numpy as np
 from aegpo.interfaces import RolloutPlan
 from aegpo.planning import made_up_signals, plan_step
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
-from aegpo.specs import Experiment
+from aegpo.specs import DatasetPrompts, Experiment
 from aegpo.trees import trunk_levels
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
@@ -115,8 +115,16 @@ def _forwards(experiment: Experiment, plan: RolloutPlan) -> Iterator[int]:
     yield plan.forwards
 
 
+def unread_prompts(experiment: Experiment) -> tuple[str, ...]:
+    """The datasets of an experiment's prompts, which only a run reads: nothing here may download."""
+    sources = (experiment.prompts.train, experiment.prompts.evaluation)
+    return tuple(dict.fromkeys(source.label for source in sources if isinstance(source, DatasetPrompts)))
+
+
 def _prompts(experiment: Experiment) -> tuple[str, ...]:
     """Training prompts; both lists are read, so that a file that is missing or too short is found here."""
+    if unread_prompts(experiment):
+        return tuple(str(number) for number in range(experiment.prompts.train_count))  # at most as many
     texts = read_prompts(experiment, "train")
     PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
     refuse_shared(texts, read_prompts(experiment, "evaluation"))

@@ -13,12 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import pluggy
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from aegpo import checkpoints, contracts, unreported
 from aegpo.base_curves import BaseCurves, fingerprint
+from aegpo.devices import STORAGE, choose_device, make_accelerator
 from aegpo.errors import AegpoError, RewardError
 from aegpo.interfaces import (
     Conditioning,
@@ -26,7 +25,6 @@ from aegpo.interfaces import (
     Model,
     Preparable,
     Prompt,
-    Resizable,
     Rollouts,
     RunInfo,
     Signals,
@@ -34,6 +32,7 @@ from aegpo.interfaces import (
     StepReport,
 )
 from aegpo.learning import DIVERGED, Learner, add_adapters
+from aegpo.painting import resized
 from aegpo.planning import Planner
 from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
@@ -41,17 +40,14 @@ from aegpo.rollouts import Execution, Trunk, roll_out, sample_deterministic
 from aegpo.scoring import HeldOut, build_scorers, score
 from aegpo.specs import Experiment
 
-STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
 
 class Engine:
     """One arm under one seed: its parts, and the loop over training steps."""
 
     def __init__(self, experiment: Experiment, hooks: pluggy.PluginManager) -> None:
         self.experiment, self.hooks = experiment, hooks
-        self.device = _device(experiment.device)
-        self.accelerator = _accelerator(experiment, self.device)
+        self.device = choose_device(experiment.device)
+        self.accelerator = make_accelerator(experiment, self.device)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         self.model = experiment.model.build(self.device)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
@@ -75,7 +71,7 @@ class Engine:
         refuse_shared(texts, self.held_out)
         if isinstance(self.model, Preparable):
             self.model.prepare([*texts, *self.held_out])
-        _resized(self.model, experiment)  # finds a size it cannot paint before any work is done
+        resized(self.model, experiment)  # finds a size it cannot paint before any work is done
         self._check_parts(texts[0])
         self._evaluated: HeldOut | None = None  # with the base policy's scores
         self._unreported: StepReport | None = None  # of a restored state: learned, but not evaluated
@@ -171,7 +167,7 @@ class Engine:
         """(B, 3, h, w) in [0, 1]: each prompt from fixed noise with the deterministic sampler."""
         spec = self.experiment
         steps = spec.evaluation.denoising_steps or spec.rollouts.denoising_steps
-        how = self._execution(steps, _resized(self.model, spec))
+        how = self._execution(steps, resized(self.model, spec))
         generator = torch.Generator().manual_seed(spec.evaluation.seed)
         noise = torch.randn((len(texts), *how.model.latent_shape), generator=generator).to(self.device)
         return sample_deterministic(how, noise, self.model.encode(texts))
@@ -343,37 +339,6 @@ class Stopwatch:
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         self.seconds[stage] = time.perf_counter() - begin
-
-
-def _resized(model: Model, experiment: Experiment) -> Model:
-    """The model at the size of evaluation images."""
-    height, width = experiment.evaluation.height, experiment.evaluation.width
-    if height is None or width is None:
-        return model
-    if not isinstance(model, Resizable):
-        raise AegpoError(
-            f"model {experiment.model.kind!r} paints one size only; leave out 'height' and 'width' of 'evaluation'"
-        )
-    return model.at(height, width)
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise AegpoError(f"device {name!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _accelerator(experiment: Experiment, device: torch.device) -> Accelerator:
-    """Mixed precision and gradient scaling; one process for now."""
-    if experiment.precision == "float16" and device.type != "cuda":
-        raise AegpoError(f"precision 'float16' needs a CUDA device, not {device.type!r}; use 'bfloat16' or 'float32'")
-    AcceleratorState._reset_state(reset_partial_state=True)  # runs of one process may differ in precision
-    accelerator = Accelerator(mixed_precision=PRECISION[experiment.precision], cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise AegpoError(f"{accelerator.num_processes} processes were launched, but a run uses one; see --jobs")
-    return accelerator
 
 
 def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> dict[str, float]:

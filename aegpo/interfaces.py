@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -42,6 +42,7 @@ class Prompt:
 
     index: int
     text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what its file says beside the text; rewards see none
 
 
 @dataclass(frozen=True)

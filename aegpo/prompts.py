@@ -1,4 +1,4 @@
-"""Where a step's prompts come from: a list, shuffled anew every epoch, as a pure function of (seed, step)."""
+"""Which prompts a step has: a list, shuffled anew every epoch, as a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,32 @@ import numpy as np
 
 from aegpo.errors import AegpoError
 from aegpo.interfaces import IntArray, Prompt
-from aegpo.specs import Experiment
+from aegpo.prompt_sources import read_dataset, read_file
+from aegpo.specs import DatasetPrompts, Experiment
 
 _SHUFFLE = 7919  # keeps the stream of shuffles apart from the stream of decisions
 
 
 def read_prompts(experiment: Experiment, split: Literal["train", "evaluation"]) -> tuple[str, ...]:
-    """The prompts of a split: the lines of its file, or the model's own captions.
+    """The prompts of a split: of its file or dataset, or the model's own captions.
 
     Raises:
-        AegpoError: if a file is missing or has no prompts.
+        AegpoError: if they cannot be read or there are none.
     """
     spec = experiment.prompts
-    path, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
-    if path is not None:
-        return _lines(path)[:count]
-    return experiment.model.captions(split, count, spec.seed)
+    source, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
+    if source is None:
+        return experiment.model.captions(split, count, spec.seed)
+    if split == "train" and spec.shared == "drop":
+        held_out = set(read_prompts(experiment, "evaluation"))
+        return tuple(text for text in _texts(source) if text not in held_out)[:count]
+    return _texts(source)[:count]
+
+
+def _texts(source: Path | DatasetPrompts) -> tuple[str, ...]:
+    if isinstance(source, DatasetPrompts):
+        return read_dataset(source)
+    return tuple(prompt.text for prompt in read_file(source))
 
 
 def refuse_shared(train: Sequence[str], held_out: Sequence[str]) -> None:
@@ -39,20 +49,9 @@ def refuse_shared(train: Sequence[str], held_out: Sequence[str]) -> None:
     if shared:
         raise AegpoError(
             f"prompts: {len(shared)} of {len(held_out)} evaluation prompts are trained on too, such as {shared[0]!r}; "
-            "scores on them would not be held-out, so give 'prompts.evaluation' a file of its own"
+            "scores on them would not be held-out, so give 'prompts.evaluation' a file of its own, or set "
+            "'prompts.shared: drop' to leave them out of training"
         )
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except OSError as error:
-        raise AegpoError(f"prompts: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise AegpoError(f"prompts: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if not lines:
-        raise AegpoError(f"prompts: {path} has no prompts; it should have one a line")
-    return lines
 
 
 class PromptStream:

@@ -251,14 +251,38 @@ class Registries:
 # --- sections -----------------------------------------------------------------------------------------------------
 
 
-class PromptsSpec(Spec):
-    """Where prompts come from: the model's own captions, or text files with one prompt a line."""
+class DatasetPrompts(Spec):
+    """Prompts of a dataset on the Hugging Face hub or in a folder, through `datasets`."""
 
-    train: Path | None = Field(None, description="file, from the working directory; default: the model's captions")
-    evaluation: Path | None = Field(None, description="file, from the working directory; default: the model's captions")
+    dataset: str = Field(description="hub id such as org/name, or a folder that `datasets` can load")
+    file: str | None = Field(None, description="one file of the dataset, such as train.json; null: all of the split")
+    split: str = Field("train", description="the split; with `file`, what `datasets` calls it: train")
+    column: str = Field("prompt", description="the column with the prompts; one that occurs again counts once")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id; null: the main branch")
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f"dataset {self.dataset!r}" + (f" ({self.file})" if self.file else "")
+
+
+class PromptsSpec(Spec):
+    """Where prompts come from: the model's own captions, files, or datasets."""
+
+    train: Path | DatasetPrompts | None = Field(
+        None,
+        description="file, from the working directory: .txt one a line, .jsonl or .json with the key `prompt`; or a "
+        "dataset; default: the model's captions",
+    )
+    evaluation: Path | DatasetPrompts | None = Field(
+        None, description="file or dataset of held-out prompts; default: the model's captions"
+    )
     train_count: Positive = Field(512, description="training prompts drawn from the model's captions or read at most")
     evaluation_count: Positive = Field(
         64, description="held-out prompts drawn from the model's captions or read at most"
+    )
+    shared: Literal["refuse", "drop"] = Field(
+        "refuse", description="held-out prompts that occur in training too: refuse to run, or drop them from training"
     )
     seed: int = Field(0, description="which captions are drawn; the same for every arm and seed")
 

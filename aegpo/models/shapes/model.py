@@ -17,6 +17,7 @@ from aegpo.attention import watch_attention
 from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Conditioning
 from aegpo.models.base_policy import BasePolicy
+from aegpo.models.pipeline.saving import merged
 
 if TYPE_CHECKING:
     from aegpo.models.shapes import ShapesSpec
@@ -92,6 +93,19 @@ class ShapesModel:
                 yield
             finally:
                 self._network = before
+
+    def save_adapters(self, folder: Path) -> None:
+        """Refused: no program loads a LoRA of this model."""
+        raise AegpoError(
+            "model 'shapes' is no pipeline of diffusers, so nothing could load its LoRA; write the whole model instead "
+            "(--full)"
+        )
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Writes a folder that the field `weights` takes, adapters merged."""
+        merged(self._policy).save_pretrained(folder / "transformer")  # type: ignore[operator]
+        self.text_encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
         """Shows `tap` every joint attention."""

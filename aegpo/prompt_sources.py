@@ -1,0 +1,134 @@
+"""Reads prompts: text and JSON files, datasets, and the benchmark of HPSv2 with its four styles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aegpo.errors import AegpoError
+from aegpo.interfaces import Prompt
+from aegpo.specs import DatasetPrompts
+
+KEY = "prompt"  # of the text in .json and .jsonl
+STYLE = "style"  # of the group that `aegpo evaluate` makes a row of
+BENCHMARK = "zhwang/HPDv2"  # hub id of the dataset of Human Preference Score v2 (arXiv 2306.09341)
+STYLES = ("anime", "concept-art", "paintings", "photo")  # as hpsv2.benchmark_prompts names them
+
+
+def read_file(path: Path) -> tuple[Prompt, ...]:
+    """The prompts of a file: .jsonl and .json by the key `prompt`, everything else one a line.
+
+    Other keys of an object are the prompt's metadata.
+
+    Raises:
+        AegpoError: if the file is missing or is not such a file, or has no prompts.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise AegpoError(f"prompts: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise AegpoError(f"prompts: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    readers = {".jsonl": _json_lines, ".json": _json_list}
+    found = list(readers.get(path.suffix.lower(), _lines)(path, text))
+    if not found:
+        raise AegpoError(f"prompts: {path} has no prompts; it should have one a line")
+    return tuple(Prompt(index, words, metadata) for index, (words, metadata) in enumerate(found))
+
+
+def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
+    """The prompts of a dataset, each once, in its order.
+
+    Raises:
+        AegpoError: if `datasets` is not installed, the dataset cannot be had, or has no such split or column.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise AegpoError(
+            f"prompts: {source.label} needs the package datasets, which cannot be imported ({error}); install it with  "
+            'pip install "aegpo[datasets]"'
+        ) from error
+    where = Path(source.dataset).expanduser()
+    name = str(where) if where.is_dir() else source.dataset
+    try:
+        rows = load_dataset(name, data_files=source.file, split=source.split, revision=source.revision)
+    except Exception as error:  # datasets, the hub and their files fail in many ways; all of them are the source's
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise AegpoError(
+            f"prompts: {source.label} cannot be loaded: {reason}; with a network, 'hf download {source.dataset} "
+            "--repo-type dataset' gets it once, or give a file of prompts instead"
+        ) from error
+    if source.column not in rows.column_names:
+        known = ", ".join(rows.column_names)
+        raise AegpoError(f"prompts: {source.label} has no column {source.column!r}; it has {known}")
+    texts = tuple(dict.fromkeys(str(text).strip() for text in rows[source.column] if str(text).strip()))
+    if not texts:
+        raise AegpoError(f"prompts: column {source.column!r} of {source.label} is empty")
+    return texts
+
+
+def read_benchmark() -> tuple[Prompt, ...]:
+    """The 3200 prompts of the HPSv2 benchmark, 800 for each of its styles, which are their metadata.
+
+    Raises:
+        AegpoError: if they are not in the cache and the hub cannot be reached.
+    """
+    found: list[Prompt] = []
+    for style in STYLES:
+        path = _benchmark_file(style)
+        found += [Prompt(len(found) + index, each.text, {STYLE: style}) for index, each in enumerate(read_file(path))]
+    return tuple(found)
+
+
+def _benchmark_file(style: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(BENCHMARK, f"benchmark/{style}.json", repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise AegpoError(
+            f"prompts: the HPSv2 benchmark is not in the cache and the hub cannot be reached; with a network, run 'hf "
+            f'download {BENCHMARK} --repo-type dataset --include "benchmark/*.json"\' once, or give a file of prompts'
+        ) from error
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from ((line.strip(), {}) for line in text.splitlines() if line.strip())
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise AegpoError(f"prompts: {path}, line {number} is not JSON: {error}") from error
+            yield _entry(f"{path}, line {number}", value)
+
+
+def _json_list(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise AegpoError(f"prompts: {path} is not JSON: {error}") from error
+    if not isinstance(values, list):
+        raise AegpoError(f"prompts: {path} holds a {type(values).__name__}; a list of prompts was expected")
+    yield from (_entry(f"{path}, item {index}", value) for index, value in enumerate(values))
+
+
+def _entry(where: str, value: object) -> tuple[str, dict[str, Any]]:
+    """A text, or an object with a text under `prompt`."""
+    if isinstance(value, str) and value.strip():
+        return value.strip(), {}
+    if isinstance(value, Mapping) and isinstance(value.get(KEY), str) and value[KEY].strip():
+        return value[KEY].strip(), {str(key): other for key, other in value.items() if key != KEY}
+    known = f"has the keys {', '.join(_names(value))}" if isinstance(value, Mapping) else f"is {json.dumps(value)}"
+    raise AegpoError(f"prompts: {where} {known}; a text, or an object with a text under {KEY!r}, was expected")
+
+
+def _names(value: Iterable[object]) -> list[str]:
+    return [str(key) for key in value] or ["(none)"]

@@ -1,0 +1,150 @@
+"""What a run has learned: painted beside its base, and written so that others load the same policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from worlds import CPU, execution
+
+from aegpo.checkpoints import load_step
+from aegpo.errors import AegpoError, CheckpointError
+from aegpo.exporting import ExportRequest, export
+from aegpo.launching import LaunchRequest, launch
+from aegpo.models.sd3 import Sd3Spec
+from aegpo.models.shapes import ShapesSpec
+from aegpo.opening import find_run
+from aegpo.painting import Painter
+from aegpo.plugins import load_registries, plugin_manager
+from aegpo.rollouts import sample_deterministic
+from aegpo.side_by_side import SampleRequest, sample
+
+TEXTS = ("two red circles on a green background", "four blue squares on a red background")
+SMALL = """
+training_steps: 2
+device: cpu
+rewards: [palette]
+rollouts: {prompts_per_step: 2, rollouts_per_step: 4, denoising_steps: 4}
+allocator: uniform
+selector: uniform
+tree: independent
+sampler: flow-sde
+advantage: group
+objective: clipped
+optimizer: {learning_rate: 0.03}
+checkpoint: {every: 1}
+evaluation: {images: 2}
+"""
+
+
+def run(folder: Path, model: str, prompts: str, policy: str) -> Path:
+    """Two training steps of a small model; the run's folder."""
+    path = folder / "small.yaml"
+    path.write_text(f"name: small\n{SMALL}model: {model}\nprompts: {prompts}\npolicy: {policy}\n")
+    assert launch(LaunchRequest(path, out=folder, report=False)) == 0
+    return folder / "small" / "main" / "seed-0"
+
+
+@pytest.fixture(scope="module")
+def shapes_run(tmp_path_factory, tiny_weights) -> Path:
+    folder, counts = tmp_path_factory.mktemp("shapes"), "{train_count: 4, evaluation_count: 2}"
+    return run(folder, f"{{kind: shapes, weights: {tiny_weights}}}", counts, "{train: full, ema: 0.5}")
+
+
+def painter_of(folder: Path) -> Painter:
+    found = find_run(folder, load_registries(plugin_manager()))
+    painter = Painter(found.experiment)
+    painter.take_run(found)
+    return painter
+
+
+def test_the_policy_and_the_base_are_painted_side_by_side(shapes_run, tmp_path):
+    out = sample(SampleRequest(shapes_run, ("two red circles", "a blue square"), out=tmp_path / "out"))
+    for number in range(2):
+        base, policy = (Image.open(out / name / f"{number:05d}.png") for name in ("base", "policy"))
+        assert base.size == policy.size == (24, 24)
+        assert base.tobytes() != policy.tobytes()
+    sheet = Image.open(out / "grid.png")
+    assert sheet.width > 2 * 160
+    assert sheet.height > 2 * 160
+    assert json.loads((out / "samples.json").read_text())["prompts"] == ["two red circles", "a blue square"]
+
+
+def test_the_base_is_what_it_was_before_training_and_a_seed_gives_the_same_pictures_again(shapes_run, tmp_path):
+    first = sample(SampleRequest(shapes_run, ("a blue square",), out=tmp_path / "first", checkpoint=1))
+    again = sample(SampleRequest(shapes_run, ("a blue square",), out=tmp_path / "again", checkpoint=2))
+    other = sample(SampleRequest(shapes_run, ("a blue square",), out=tmp_path / "other", seed=1))
+
+    def picture(folder, name):
+        return (folder / name / "00000.png").read_bytes()
+
+    assert picture(first, "base") == picture(again, "base") != picture(other, "base")
+    assert picture(first, "policy") != picture(again, "policy")
+
+
+def test_the_averaged_weights_are_taken_where_the_run_keeps_them(shapes_run):
+    found = find_run(shapes_run, load_registries(plugin_manager()))
+    painter = painter_of(shapes_run)
+    saved = load_step(shapes_run / "checkpoints", found.step).tensors
+    for name, weight in painter.model.policy.named_parameters():
+        assert torch.equal(weight, saved[f"ema/{name}"])
+    assert any(not torch.equal(saved[key], saved["policy/" + key[4:]]) for key in saved if key.startswith("ema/"))
+
+
+def test_an_exported_embedded_model_is_the_policy(shapes_run, tmp_path):
+    export(ExportRequest(shapes_run, tmp_path / "to"))
+    again = ShapesSpec(weights=tmp_path / "to").build(CPU)
+    policy = painter_of(shapes_run).model.policy
+    for name, weight in again.policy.named_parameters():
+        assert torch.equal(weight, policy.get_parameter(name))
+    with pytest.raises(AegpoError, match="is there already, and nothing is overwritten"):
+        export(ExportRequest(shapes_run, tmp_path / "to"))
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory, pipeline_folders) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    (folder / "train.txt").write_text("\n".join(TEXTS))
+    (folder / "held.txt").write_text("two green circles on a red background")
+    model = f"{{kind: sd3, path: {pipeline_folders['sd3']}, dtype: float32, height: 24, width: 24, guidance: 2.0}}"
+    prompts = f"{{train: {folder / 'train.txt'}, evaluation: {folder / 'held.txt'}}}"
+    return run(folder, model, prompts, "{train: lora, rank: 2, alpha: 4}")
+
+
+def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run, pipeline_folders, tmp_path):
+    painter = painter_of(lora_run)
+    noise = painter.noise(0, 2, seed=0)
+    how = painter.execution(4)
+    ours = painter.paint(how, TEXTS, noise)
+    with painter.base():
+        base = painter.paint(how, TEXTS, noise)
+    assert float((ours - base).abs().max()) > 1e-2
+    export(ExportRequest(lora_run, tmp_path / "lora"))
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(pipeline_folders["sd3"])
+    pipe.load_lora_weights(tmp_path / "lora")
+    pipe.set_progress_bar_config(disable=True)
+    options = {"latents": noise.clone(), "height": 24, "width": 24, "num_inference_steps": 4, "output_type": "pt"}
+    theirs = pipe(list(TEXTS), guidance_scale=2.0, **options).images
+    assert float((ours - theirs).abs().max()) < 1e-4
+    export(ExportRequest(lora_run, tmp_path / "full", full=True))
+    spec = Sd3Spec(path=str(tmp_path / "full"), dtype="float32", height=24, width=24, guidance=2.0)
+    model = spec.build(CPU)
+    again = sample_deterministic(execution(model, 4), noise, model.encode(TEXTS))
+    assert float((ours - again).abs().max()) < 1e-4
+
+
+def test_what_is_not_there_is_said(shapes_run, tmp_path):
+    registries = load_registries(plugin_manager())
+    with pytest.raises(AegpoError, match=r"there is no folder .*: a run has a manifest.json"):
+        find_run(tmp_path / "nope", registries)
+    with pytest.raises(AegpoError, match="is not the folder of a run"):
+        find_run(tmp_path, registries)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 7; those there are: 1, 2"):
+        find_run(shapes_run, registries, checkpoint=7)
+    with pytest.raises(AegpoError, match="there is nothing to paint; give --prompt TEXT"):
+        sample(SampleRequest(shapes_run, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -52,7 +52,7 @@ class Problem:
 
 
 class PartSpec(Spec):
-    """What the specs of the algorithm's parts share: what they find wrong with the experiment around them."""
+    """What specs of the model and of the algorithm share: what they find wrong with the experiment around them."""
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """What makes this part impossible in the experiment, in words."""
@@ -66,7 +66,7 @@ class PartSpec(Spec):
 # --- the nine kinds of part --------------------------------------------------------------------------------------
 
 
-class ModelSpec(Spec):
+class ModelSpec(PartSpec):
     """A text-to-image network."""
 
     kind: str
@@ -74,7 +74,11 @@ class ModelSpec(Spec):
     attention_blocks: ClassVar[tuple[str, ...] | None] = None  # of ProbeSpec.block; None: known once it is loaded
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
     partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
-    dimensions: ClassVar[int | None] = None  # C x H x W of the latents; None: known once it is loaded
+
+    @property
+    def dimensions(self) -> int | None:
+        """C x H x W of the latents; None: known once it is loaded."""
+        return None
 
     def build(self, device: torch.device) -> Model:
         """Loads the network onto the device."""
@@ -496,7 +500,7 @@ class Experiment(Spec):
             yield Problem(("probe", "block"), message)
         if self.needs_entropy:
             yield from self.probe.problems(self)
-        for field, part in self.algorithm().items():
+        for field, part in {"model": self.model, **self.algorithm()}.items():
             yield from (Problem((field,), message) for message in part.problems(self))
             yield from (Problem((field,), message, warning=True) for message in part.cautions(self))
 

@@ -198,7 +198,9 @@ def test_a_clip_range_an_order_off_is_a_warning_that_says_why():
 
 def test_the_clip_range_that_fits_grows_as_the_latents_shrink():
     class Small(GaussianSpec):
-        dimensions = 16
+        @property
+        def dimensions(self):
+            return 16
 
     (text,) = cautions(ClippedObjective(clip=1e-4), Small())
     assert text.endswith("Flow-GRPO uses 0.0001 at 65536 dimensions, which is 0.4 at 16 dimensions")

@@ -26,6 +26,7 @@ class FluxSpec(PipelineSpec):
     kind: Literal["flux"] = "flux"
     pipeline_class: ClassVar[str] = "FluxPipeline"
     network: ClassVar[str] = "transformer"
+    latent_channels: ClassVar[int] = 16
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
     attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image")
     # Flow-GRPO's list (scripts/train_flux.py, Nov 2025): attention and feed-forward of the two-stream blocks
@@ -58,7 +59,11 @@ class FluxSpec(PipelineSpec):
         """The pipeline's schedule, shifted by the resolution where the scheduler says so."""
         config = self.config_at_hand("scheduler", "scheduler_config.json")
         schedule = flow_schedule(self.kind, config, DEV)
-        return schedule.from_one_to_part(steps, self.tokens(height, width, PATCH))
+        return schedule.from_one_to_part(steps, self.tokens(height, width))
+
+    def patch(self) -> int:
+        """Latents along a side of a token."""
+        return PATCH
 
     def build(self, device: torch.device) -> Model:
         """Loads the transformer and the VAE; text encoders are loaded when a prompt is not in the cache."""

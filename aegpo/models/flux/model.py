@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 class FluxFamily:
     """Predicts the velocity of packed latents; text tokens before image tokens."""
 
-    multiple = PATCH
-    most: int | None = None  # positions are rotary
-
     def __init__(self, spec: FluxSpec, network: Any) -> None:
         self._spec = spec
         self._told: bool = network.config.guidance_embeds

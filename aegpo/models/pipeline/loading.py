@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from torch import nn
 
 from aegpo.errors import AegpoError
-from aegpo.models.pipeline.source import INDEX, check_class, local_folder
+from aegpo.models.pipeline.source import INDEX, check_class, check_components, local_folder
 from aegpo.models.pipeline.spec import PipelineSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,6 +34,7 @@ def pipeline_folder(spec: PipelineSpec) -> Path:
     """
     folder = local_folder(spec.kind, spec.path) or _snapshot(spec)
     check_class(spec.kind, spec.path, folder, spec.pipeline_class)
+    check_components(spec.kind, spec.path, folder, spec.unneeded)
     return folder
 
 

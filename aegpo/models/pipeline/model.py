@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.attention import watch_attention
-from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Conditioning
 from aegpo.models.pipeline import saving
 from aegpo.models.pipeline.images import Decoder
@@ -25,8 +24,6 @@ from aegpo.models.pipeline.spec import PipelineSpec
 class Family(Protocol):
     """What one kind of pipeline does its own way."""
 
-    multiple: int  # latents along a side come in multiples of this
-    most: int | None  # latents along a side, at most
     text_length: int | None  # tokens prompts are cut to, where that is a choice
     scale: float  # of classifier-free guidance; 1: none
 
@@ -59,19 +56,7 @@ class PipelineModel:
         self._resize(spec.height, spec.width)
 
     def _resize(self, height: int, width: int) -> None:
-        pixels, most = self._decoder.scale * self._family.multiple, self._family.most
-        for name, given in (("height", height), ("width", width)):
-            if given % pixels:
-                below = given // pixels * pixels
-                valid = " and ".join(str(value) for value in (below, below + pixels) if value)
-                raise AegpoError(
-                    f"model {self.spec.kind!r}: {name!r} {given} is no multiple of {pixels}; nearest that are: {valid}"
-                )
-            if most is not None and given > most * self._decoder.scale:
-                raise AegpoError(
-                    f"model {self.spec.kind!r}: {name!r} {given} is more than the {most * self._decoder.scale} pixels "
-                    "the network has positions for"
-                )
+        self.spec.check_size(height, width)
         self.height, self.width = height, width
         scale = self._decoder.scale
         self.latent_shape = (self._decoder.channels, height // scale, width // scale)

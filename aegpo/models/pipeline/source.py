@@ -73,6 +73,21 @@ def check_class(kind: str, path: str, folder: Path, wanted: str) -> None:
     raise AegpoError(f"model {kind!r}: {path!r} holds a {given}; {hint}")
 
 
+def check_components(kind: str, path: str, folder: Path, unneeded: tuple[str, ...]) -> None:
+    """Every component that model_index.json lists has a folder, but for those nothing reads.
+
+    Raises:
+        AegpoError: if one has not.
+    """
+    listed = {name: entry for name, entry in read_json(kind, folder / INDEX).items() if isinstance(entry, list)}
+    wanted = [name for name, entry in listed.items() if entry and entry[0] is not None and name not in unneeded]
+    if gone := [name for name in wanted if not (folder / name).is_dir()]:
+        raise AegpoError(
+            f"model {kind!r}: {path!r} lacks {', '.join(map(repr, gone))}, which its {INDEX} lists; save or download "
+            "the whole pipeline again"
+        )
+
+
 def component_config(kind: str, folder: Path, component: str, file: str = "config.json") -> dict[str, Any]:
     """The JSON of one component of a pipeline.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.errors import AegpoError
 from aegpo.interfaces import FloatArray
-from aegpo.models.pipeline.source import component_config, folder_at_hand
-from aegpo.specs import ModelSpec, Positive
+from aegpo.models.pipeline.source import check_class, component_config, folder_at_hand, local_folder
+from aegpo.specs import Experiment, ModelSpec, Positive
 
 PIXELS_PER_LATENT = 8  # of every published VAE here
 
@@ -19,6 +21,7 @@ class PipelineSpec(ModelSpec):
 
     pipeline_class: ClassVar[str]  # in diffusers, and what model_index.json says
     network: ClassVar[str]  # the component that is trained: transformer, unet
+    latent_channels: ClassVar[int]  # of the published VAE
     unneeded: ClassVar[tuple[str, ...]] = ()  # components of the pipeline that nothing here reads
 
     path: str = Field(description="folder that `save_pretrained` wrote, or a hub id such as org/name")
@@ -57,9 +60,24 @@ class PipelineSpec(ModelSpec):
         """(steps+1,) noise levels of images of height x width pixels, as the pipeline's own scheduler has them."""
         raise NotImplementedError(f"model {self.kind!r} does not define noise_levels(steps, height, width)")
 
+    def patch(self) -> int:
+        """Latents along a side of what the network sees as one token."""
+        return 1
+
+    def most_pixels(self) -> int | None:
+        """Pixels along a side that the network has positions for; None: any number."""
+        return None
+
     def sigmas(self, steps: int) -> FloatArray:  # (steps+1,)
         """The noise levels of training."""
         return self.noise_levels(steps, self.height, self.width)
+
+    @property
+    def dimensions(self) -> int | None:
+        """C x H x W of the latents."""
+        pixels = self.pixels_per_latent()
+        channels = int(self.config_at_hand("vae").get("latent_channels", self.latent_channels))
+        return channels * (self.height // pixels) * (self.width // pixels)
 
     def config_at_hand(self, component: str, file: str = "config.json") -> dict[str, Any]:
         """What a component's JSON says; empty where a hub id has not been downloaded."""
@@ -71,7 +89,41 @@ class PipelineSpec(ModelSpec):
         blocks = self.config_at_hand("vae").get("block_out_channels")
         return 2 ** (len(blocks) - 1) if blocks else PIXELS_PER_LATENT
 
-    def tokens(self, height: int, width: int, patch: int) -> int:
-        """Image tokens of height x width pixels where a token is patch x patch latents."""
-        pixels = self.pixels_per_latent() * patch
+    def tokens(self, height: int, width: int) -> int:
+        """Image tokens of height x width pixels."""
+        pixels = self.pixels_per_latent() * self.patch()
         return (height // pixels) * (width // pixels)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Images of this size can be painted.
+
+        Raises:
+            AegpoError: if not, with the nearest sizes that can.
+        """
+        multiple, most = self.pixels_per_latent() * self.patch(), self.most_pixels()
+        for name, given in (("height", height), ("width", width)):
+            if given % multiple:
+                below = given // multiple * multiple
+                valid = " and ".join(str(value) for value in (below, below + multiple) if value)
+                raise AegpoError(
+                    f"model {self.kind!r}: {name!r} {given} is no multiple of {multiple}; nearest that are: {valid}"
+                )
+            if most is not None and given > most:
+                raise AegpoError(
+                    f"model {self.kind!r}: {name!r} {given} is more than the {most} pixels the network has positions "
+                    "for; choose at most that"
+                )
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """What can be seen without loading: where the pipeline is, its class, its scheduler, and the sizes."""
+        try:
+            local_folder(self.kind, self.path)
+            folder = folder_at_hand(self.path, self.revision)
+            if folder is not None:
+                check_class(self.kind, self.path, folder, self.pipeline_class)
+            self.sigmas(experiment.rollouts.denoising_steps)
+            self.check_size(self.height, self.width)
+            evaluation = experiment.evaluation
+            self.check_size(evaluation.height or self.height, evaluation.width or self.width)
+        except AegpoError as error:
+            yield str(error)

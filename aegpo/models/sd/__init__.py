@@ -29,6 +29,7 @@ class SdSpec(PipelineSpec):
     kind: Literal["sd"] = "sd"
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
     network: ClassVar[str] = "unet"
+    latent_channels: ClassVar[int] = 4
     unneeded: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
     attention_blocks: ClassVar[tuple[str, ...] | None] = ("self", "cross")
     partial_schedule: ClassVar[bool] = True

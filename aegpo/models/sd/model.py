@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 class SdFamily:
     """A UNet over x = a x0 + s noise; self-attention of the image and cross-attention to the words."""
 
-    multiple = 1
-    most: int | None = None
     text_length: int | None = None  # CLIP's own
 
     def __init__(self, spec: SdSpec, device: torch.device) -> None:

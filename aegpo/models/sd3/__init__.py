@@ -13,6 +13,7 @@ from aegpo.models.pipeline.spec import PipelineSpec
 if TYPE_CHECKING:
     import torch
 
+PATCH, POSITIONS = 2, 384  # transformer/config.json of stable-diffusion-3.5-medium (3 and 3.5-large: 192 positions)
 SHIFT = 3.0  # scheduler_config.json of stable-diffusion-3-medium and stable-diffusion-3.5-medium, -large
 
 
@@ -25,6 +26,7 @@ class Sd3Spec(PipelineSpec):
     kind: Literal["sd3"] = "sd3"
     pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
     network: ClassVar[str] = "transformer"
+    latent_channels: ClassVar[int] = 16
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
     attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image", "self")
     # Flow-GRPO's list (scripts/train_sd3.py, Nov 2025), which leaves out the image-only attention of 3.5
@@ -50,8 +52,16 @@ class Sd3Spec(PipelineSpec):
         """The pipeline's schedule; SD 3.5's shift is applied twice, as diffusers does."""
         config = self.config_at_hand("scheduler", "scheduler_config.json")
         schedule = flow_schedule(self.kind, config, FlowSchedule(shift=SHIFT))
-        patch = self.config_at_hand("transformer").get("patch_size", 2)
-        return schedule.from_one_to_least(steps, self.tokens(height, width, patch))
+        return schedule.from_one_to_least(steps, self.tokens(height, width))
+
+    def patch(self) -> int:
+        """Latents along a side of a token."""
+        return int(self.config_at_hand("transformer").get("patch_size", PATCH))
+
+    def most_pixels(self) -> int | None:
+        """The table of positions ends there."""
+        positions = int(self.config_at_hand("transformer").get("pos_embed_max_size", POSITIONS))
+        return positions * self.patch() * self.pixels_per_latent()
 
     def build(self, device: torch.device) -> Model:
         """Loads the transformer and the VAE; text encoders are loaded when a prompt is not in the cache."""

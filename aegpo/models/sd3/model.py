@@ -20,10 +20,8 @@ TIMES = 1000  # the time embedding takes sigma * 1000
 class Sd3Family:
     """MMDiT: predicts the velocity; image tokens before text tokens; padding words take part in attention."""
 
-    def __init__(self, spec: Sd3Spec, network: Any) -> None:
+    def __init__(self, spec: Sd3Spec) -> None:
         self._spec = spec
-        self.multiple: int = network.config.patch_size
-        self.most: int | None = network.config.pos_embed_max_size * network.config.patch_size
         self.text_length: int | None = spec.max_sequence_length
         self.scale = spec.guidance
 
@@ -53,4 +51,4 @@ class Sd3Family:
 
 def build(spec: Sd3Spec, device: torch.device) -> PipelineModel:
     """The model of a spec."""
-    return PipelineModel(spec, SD3Transformer2DModel, lambda network: Sd3Family(spec, network), device)
+    return PipelineModel(spec, SD3Transformer2DModel, lambda network: Sd3Family(spec), device)

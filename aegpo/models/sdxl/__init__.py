@@ -25,6 +25,7 @@ class SdxlSpec(PipelineSpec):
     kind: Literal["sdxl"] = "sdxl"
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
     network: ClassVar[str] = "unet"
+    latent_channels: ClassVar[int] = 4
     unneeded: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
     attention_blocks: ClassVar[tuple[str, ...] | None] = ("self", "cross")
     partial_schedule: ClassVar[bool] = True

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 class SdxlFamily:
     """SD's UNet, told the image's size and a pooled embedding too."""
 
-    multiple = 1
-    most: int | None = None
     text_length: int | None = None  # CLIP's own
 
     def __init__(self, spec: SdxlSpec, device: torch.device) -> None:

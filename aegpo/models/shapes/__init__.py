@@ -24,13 +24,17 @@ class ShapesSpec(ModelSpec):
     kind: Literal["shapes"] = "shapes"
     has_captions: ClassVar[bool] = True
     attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image")
-    dimensions: ClassVar[int | None] = 3 * 24 * 24
     guidance: float = Field(
         1.0,
         ge=1,
         description="classifier-free guidance in rollouts, training and evaluation; 1: none, else two forwards",
     )
     weights: Path | None = Field(None, description="folder of tools/train_shapes.py; default: the shipped weights")
+
+    @property
+    def dimensions(self) -> int | None:
+        """C x H x W of the latents, which are pixels."""
+        return 3 * 24 * 24
 
     def sigmas(self, steps: int) -> FloatArray:  # (steps+1,)
         """Equal steps from 1 to 0."""

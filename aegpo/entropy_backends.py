@@ -19,7 +19,7 @@ Backend = Literal["auto", "fused", "cuda-flash", "cuda-efficient", "chunked", "t
 
 BACKENDS: tuple[Backend, ...] = ("auto", "fused", "cuda-flash", "cuda-efficient", "chunked", "triton")
 EXCLUDED = -1e3  # an additive mask at or below this hides a key: e^-1000 is 0 in float64; diffusers writes -10000
-CHUNK = 2**21  # scores that the chunked form holds at once
+CHUNK, CHUNKS = 2**25, {"cpu": 2**18}  # scores the chunked form holds at once; a CPU's cache is small
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -143,7 +143,7 @@ def _chunked(
     query: Tensor, key: Tensor, scale: float, allowed: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Dense rows, some at a time; they are computed again on the way back, so gradients cost no more memory."""
-    rows_at_once = max(1, CHUNK // (query.shape[0] * query.shape[1] * key.shape[2]))
+    rows_at_once = max(1, CHUNKS.get(query.device.type, CHUNK) // (query.shape[0] * query.shape[1] * key.shape[2]))
     differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     entropies, lses = [], []
     for start in range(0, query.shape[2], rows_at_once):
@@ -168,9 +168,8 @@ def _dense(
         scores = scores + bias
     if allowed is not None:  # a finite number, so that a row without keys has no nan in its gradient
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min / 2)
-    lse = scores.logsumexp(dim=-1)
-    log_weights = scores - lse[..., None]
-    if allowed is not None:
-        log_weights = log_weights.masked_fill(~allowed, 0)
-        return -(log_weights.exp().masked_fill(~allowed, 0) * log_weights).sum(-1), lse
-    return -(log_weights.exp() * log_weights).sum(-1), lse
+    most = scores.amax(dim=-1, keepdim=True).detach()
+    scores = scores - most
+    weights = scores.exp()
+    total = weights.sum(dim=-1)
+    return total.log() - (weights * scores).sum(dim=-1) / total, most[..., 0] + total.log()

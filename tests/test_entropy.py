@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegpo.entropy import attention_entropy, measure_call, sample_rows, stratified_mean
@@ -41,6 +41,7 @@ def assert_exact(found: torch.Tensor, expected: torch.Tensor, atol: float = 3e-6
 
 
 @pytest.mark.parametrize("backend", EXACT)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 8, 32, 65]))
 def test_entropies_are_those_of_the_dense_softmax(backend, batch, heads, queries, keys, width):
     query, key = normal(batch, heads, queries, width), normal(batch, heads, keys, width, seed=1)
@@ -66,6 +67,7 @@ MASKS = {
 
 @pytest.mark.parametrize("backend", ["auto", *EXACT])
 @pytest.mark.parametrize("name", MASKS)
+@settings(max_examples=12)
 @given(st.integers(1, 2), st.integers(1, 20), st.integers(1, 30), st.floats(0.05, 3), st.integers(0, 99))
 def test_masked_entropies_are_those_of_the_dense_softmax(name, backend, batch, queries, keys, scale, seed):
     if (name, backend) == ("bias of rows", "fused"):
@@ -137,18 +139,18 @@ def test_half_precision_and_strided_inputs_are_measured_in_float32(backend):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients_are_those_of_the_dense_softmax(masked, monkeypatch):
-    monkeypatch.setattr("aegpo.entropy_backends.CHUNK", 100)  # several chunks
+    monkeypatch.setattr("aegpo.entropy_backends.CHUNKS", {"cpu": 100})  # several chunks
     query, key = (side.requires_grad_() for side in (normal(2, 2, 9, 8), normal(2, 2, 7, 8, seed=1)))
     mask = (normal(9, 7, seed=2) < 0.5).index_fill(1, torch.tensor([0]), True) if masked else None
     weight = normal(2, 2, 9, seed=3)
     (attention_entropy(query, key, scale=0.35, mask=mask) * weight).sum().backward()
     found = query.grad.clone(), key.grad.clone()
     query.grad = key.grad = None
-    (dense(query, key, 0.35, mask).nan_to_num() * weight).sum().backward()
-    expected = (query.grad, key.grad)
-    if not masked:
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert all(gradient.isfinite().all() for gradient in found)
+    scores = 0.35 * query.double() @ key.double().transpose(-2, -1)
+    hidden = torch.zeros(9, 7, dtype=torch.bool) if mask is None else ~mask
+    log_weights = scores.masked_fill(hidden, -1e9).log_softmax(dim=-1)
+    (-(log_weights.exp() * log_weights.masked_fill(hidden, 0)).sum(dim=-1) * weight).sum().backward()
+    torch.testing.assert_close(found, (query.grad, key.grad), atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_without_keys_has_no_gradient_and_harms_no_other():
@@ -341,11 +343,10 @@ def test_too_few_rows_for_every_kind_of_token_are_refused():
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("lengths", [None, (5, 14)])
-def test_a_sample_is_unbiased_and_its_error_covers_the_truth(name, lengths):
-    call = joint_call(None if lengths is None else padded(*lengths))
+def test_a_sample_is_unbiased_and_its_error_covers_the_truth(name):
+    call = joint_call(padded(5, 14))
     exact = measure_call(call, [name])[name]
-    draws = [measure_call(call, [name], rows=8, seed=seed)[name] for seed in range(300)]
+    draws = [measure_call(call, [name], rows=8, seed=seed)[name] for seed in range(200)]
     for field in ("entropy", "mass"):
         truth = getattr(exact, field)
         values = torch.stack([getattr(draw, field) for draw in draws])
@@ -394,7 +395,7 @@ INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # before
 def test_the_kernel_is_exact_in_the_interpreter(name, dtype):
     query, key = normal(2, 2, 70, 40).to(dtype), normal(2, 2, 130, 40, seed=1).to(dtype)
     keep = torch.rand((2, 2, 70, 130), generator=torch.Generator().manual_seed(0)) < 0.6
-    keep[0, 0, 0] = False
+    keep[0, 0, 0, 1:], keep[0, 0, 5] = False, False
     mask = None if name is None else MASKS[name](keep)
     found = attention_entropy(query, key, scale=0.35, mask=mask, backend="triton")
     assert_exact(found, dense(query, key, 0.35, mask), atol=5e-6)

@@ -50,7 +50,7 @@ from aegpo.specs import (
     TreeSpec,
 )
 from aegpo.trackers import ConsoleTracker, JsonlTracker, TensorboardTracker
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.trees import BranchingTree, IndependentTree, TrunkTree
 
 
 @hookimpl
@@ -100,9 +100,10 @@ def aegpo_register_selectors(registry: Registry[SelectorSpec]) -> None:
 
 @hookimpl
 def aegpo_register_trees(registry: Registry[TreeSpec]) -> None:
-    """Side by side, or splitting at the chosen steps."""
+    """Side by side, splitting at the chosen steps, or children of trunks."""
     registry.add(IndependentTree)
     registry.add(BranchingTree)
+    registry.add(TrunkTree)
 
 
 @hookimpl

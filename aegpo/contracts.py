@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegpo.errors import ContractError
-from aegpo.interfaces import BoolArray, Conditioning, Gaussian, IntArray, RolloutPlan, Signals
+from aegpo.interfaces import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, RolloutPlan, Signals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,16 @@ def check_trainable(name: str, process: Literal["reverse", "forward"], plan: Rol
             raise ContractError(
                 f"{who} learns from whole rollouts, but several share a trained step at level {level}, which then has "
                 "no single clean image; use tree 'independent' with 'start: own'"
+            )
+
+
+def check_noise(name: str, std: FloatArray, plan: RolloutPlan) -> None:
+    """A sampler's (T,) stds for a plan: above 0 wherever the plan adds noise."""
+    for level in np.flatnonzero(std == 0):
+        if plan.noisy[level].any():
+            raise ContractError(
+                f"sampler {name!r} adds no noise at denoising step {level}, where the plan asks for some and learning "
+                "needs a density; choose other steps, or another sampler"
             )
 
 
@@ -237,5 +247,5 @@ def _check_edges(who: str, plan: RolloutPlan, level: int, num_prompts: int) -> N
     children = np.bincount(parent, minlength=len(above))
     if (children == 0).any():
         raise ContractError(f"{who} planned a node {where} that leads to no rollout; every node needs a child")
-    if (children[parent[~plan.noisy[level]]] > 1).any():
+    if (np.bincount(parent[~plan.noisy[level]]) > 1).any():
         raise ContractError(f"{who} planned siblings {where} without noise; they would be the same image")

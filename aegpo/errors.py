@@ -19,6 +19,10 @@ class ContractError(AegpoError):
     """A part returned something its interface forbids; the message names the part."""
 
 
+class PlanError(AegpoError):
+    """A tree that cannot have the asked rollouts with the chosen steps; the message says what it could."""
+
+
 class RewardError(ContractError):
     """A reward that failed or misbehaved; nothing was learned from the step, so the run can go on before it."""
 

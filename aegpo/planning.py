@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aegpo import contracts
-from aegpo.errors import ContractError
+from aegpo.errors import ContractError, PlanError
 from aegpo.interfaces import Allocator, BoolArray, FloatArray, IntArray, RolloutPlan, Signals, TimestepSelector, Tree
 from aegpo.specs import Experiment, Problem
 
@@ -45,6 +45,7 @@ class Planner:
 
         Raises:
             ContractError: if a part returns what its interface forbids.
+            PlanError: if the tree cannot have these rollouts with these steps.
         """
         spec, budget = self.experiment, self.experiment.rollouts.rollouts_per_step
         counts = self.allocator.allocate(signals, budget, rng)
@@ -54,6 +55,7 @@ class Planner:
         plan = self.tree.plan(counts, selected, rng)
         contracts.check_plan(spec.tree.kind, plan, counts, selected)
         contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
+        contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)
         return Planned(counts, selected, plan)
 
 
@@ -63,14 +65,19 @@ def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """What only a plan shows, for an experiment without other problems: an objective that cannot learn from it."""
-    signals = next(made_up_signals(experiment))
-    try:
-        plan = plan_step(experiment, signals)
-    except ContractError as error:
-        yield Problem(("objective",), str(error))
-        return
-    if plan.trained_edges == 0:
+    """What only plans show, for an experiment without other problems: rollouts that do not fit, nothing to learn from.
+
+    Plans are made for the first training step and for late ones, where allocators and windows do something else.
+    """
+    trained = 0
+    signals = list(made_up_signals(experiment))
+    for known in signals[:2] + signals[-2:]:
+        try:
+            trained += plan_step(experiment, known).trained_edges
+        except (PlanError, ContractError) as error:
+            yield Problem((str(error).split()[0],), str(error))  # the message begins with the part it blames
+            return
+    if trained == 0:
         yield Problem(
             ("tree",), "no step of the plan is trained: every chosen step has one node only, so nothing differs"
         )

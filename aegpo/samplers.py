@@ -161,8 +161,8 @@ class DdimSampler(_AffineSampler):
     std = eta sigma' sqrt(1 - ((1 - sigma) sigma' / (sigma (1 - sigma')))^2). A log-probability is DDPO's plus log c'
     (per dimension, a constant of the level, so ratios are DDPO's).
 
-    Deviation: our schedules end at sigma 0, where std is 0, so the last step is deterministic and cannot be trained.
-    DDPO's ends at abar of its first timestep, where a little noise is left, and trains all its steps.
+    DDPO trains all its steps. Its last one ends at abar of the first timestep, where a little noise is left; so do the
+    schedules of SD 1.x pipelines. Where a schedule ends at sigma 0 the last std is 0 and that step cannot be trained.
     """
 
     kind: Literal["ddim"] = "ddim"

@@ -28,7 +28,7 @@ def plan(tree=None, counts=COUNTS):
     return (tree or BranchingTree()).plan(counts, STEPS, np.random.default_rng(0))
 
 
-def changed(field: str, level: int, index: int, value):
+def changed(field: str, level: int, index: int | slice, value):
     arrays = [array.copy() for array in vars(plan())[field]]
     arrays[level][index] = value
     return replace(plan(), **{field: tuple(arrays)})
@@ -91,7 +91,7 @@ CASES = [
         "tree 't' planned a node of a prompt that does not exist at denoising step 2; prompts are 0 to P-1",
     ),
     (
-        lambda: contracts.check_plan("t", changed("noisy", 0, 0, False), COUNTS, STEPS),
+        lambda: contracts.check_plan("t", changed("noisy", 0, slice(0, 2), False), COUNTS, STEPS),
         "tree 't' planned siblings at denoising step 0 without noise; they would be the same image",
     ),
     (
@@ -107,6 +107,11 @@ CASES = [
         lambda: contracts.check_trainable("o", "forward", plan()),
         "objective 'o' learns from whole rollouts, but several share a trained step at level 0, which then has no "
         "single clean image; use tree 'independent' with 'start: own'",
+    ),
+    (
+        lambda: contracts.check_noise("s", np.array([0.1, 0.0, 0.0]), plan()),
+        "sampler 's' adds no noise at denoising step 1, where the plan asks for some and learning needs a density; "
+        "choose other steps, or another sampler",
     ),
     (
         lambda: contracts.check_plan("t", replace(plan(), noisy=(*plan().noisy[:2], np.ones(3, bool))), COUNTS, STEPS),
@@ -197,7 +202,7 @@ def test_a_part_that_breaks_its_contract_is_blamed_by_kind_and_name(call, messag
 def test_what_keeps_its_contract_passes():
     contracts.check_counts("x", COUNTS, SIGNALS, 12)
     contracts.check_selection("x", STEPS, SIGNALS)
-    for tree in (BranchingTree(), BranchingTree(elsewhere="sde"), IndependentTree(), IndependentTree(start="shared")):
+    for tree in (BranchingTree(), BranchingTree(noise="all"), IndependentTree(), IndependentTree(start="shared")):
         contracts.check_plan("x", plan(tree), COUNTS, STEPS)
     contracts.check_sigmas("x", torch.linspace(1, 0, 5), 4)
     contracts.check_velocity("x", latents.bfloat16(), latents)

@@ -229,7 +229,7 @@ def test_the_reward_is_the_weighted_sum(tiny_spec):
     [
         {"advantage": DepthAdvantage(weighting="path"), "tree": BranchingTree()},
         {"objective": ClippedObjective(beta=0.1, step_weight="std")},
-        {"tree": IndependentTree(elsewhere="sde"), "selector": RandomSelector(top_k=1)},
+        {"tree": IndependentTree(noise="all"), "selector": RandomSelector(top_k=1)},
         {"rollouts": RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=4, storage="bfloat16")},
         {"optimizer": OptimizerSpec(rollouts_per_update=2, inner_epochs=2, reduction="rollout", max_grad_norm=None)},
     ],

@@ -214,7 +214,7 @@ TREES = {
     "late splits": plan_of(BranchingTree(), [4, 4, 4], [[0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0]]),
     "two trees": plan_of(BranchingTree(), [3, 4, 4], [[0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]),
     "shared start": plan_of(IndependentTree(start="shared"), [2, 3, 2], [[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]),
-    "noise from the start": plan_of(BranchingTree(elsewhere="sde"), [4] * 3, [[0, 1, 1, 0]] * 3),
+    "noise from the start": plan_of(BranchingTree(noise="all"), [4] * 3, [[0, 1, 1, 0]] * 3),
     "own starts": plan_of(IndependentTree(), [2, 3, 2], [[0, 1, 0, 0]] * 3),
 }
 SAVED = {

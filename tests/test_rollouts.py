@@ -19,7 +19,7 @@ PLANS = {
     "independent": plan_of(IndependentTree(), [3, 5], [[1, 1, 1, 0], [1, 1, 1, 0]]),
     "shared start": plan_of(IndependentTree(start="shared"), [3, 5], [[0, 1, 0, 0], [0, 0, 1, 0]]),
     "branching": plan_of(BranchingTree(), [4, 6], [[1, 0, 1, 0], [1, 1, 1, 0]]),
-    "branching, noisy elsewhere": plan_of(BranchingTree(elsewhere="sde"), [4, 3], [[0, 1, 1, 0], [1, 0, 0, 1]]),
+    "branching, noisy elsewhere": plan_of(BranchingTree(noise="all"), [4, 3], [[0, 1, 1, 0], [1, 0, 0, 1]]),
 }
 
 

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import plan_of
+from worlds import GaussianSpec, plan_of, small_experiment
 
 from aegpo.contracts import check_plan
-from aegpo.trees import BranchingTree, IndependentTree, forest, trunk_levels
+from aegpo.errors import PlanError
+from aegpo.objectives import ClippedObjective
+from aegpo.planning import problems as plan_problems
+from aegpo.samplers import CpsSampler
+from aegpo.selectors import FirstSelector, FixedSelector, UniformSelector
+from aegpo.specs import RolloutsSpec
+from aegpo.trees import BranchingTree, IndependentTree, TrunkTree, forest, trunk_levels
 
 RNG = np.random.default_rng(0)
 
@@ -24,10 +30,10 @@ def questions(draw, most: int = 20):
     return np.array(counts, dtype=np.int64), np.array(chosen, dtype=bool)
 
 
-elsewhere = st.sampled_from(["ode", "sde"])
+noise = st.sampled_from(["chosen", "all"])
 trees = st.one_of(
-    st.builds(IndependentTree, elsewhere=elsewhere, start=st.sampled_from(["own", "shared"])),
-    st.builds(BranchingTree, elsewhere=elsewhere, factor=st.integers(2, 5)),
+    st.builds(IndependentTree, noise=noise, start=st.sampled_from(["own", "shared", "batch"])),
+    st.builds(BranchingTree, noise=noise, factor=st.integers(2, 5), start=st.sampled_from(["own", "batch"])),
 )
 
 
@@ -83,7 +89,7 @@ def test_steps_elsewhere_are_deterministic_or_noisy_as_asked(question, tree):
     for level in range(plan.num_steps):
         others = ~steps[plan.prompt[level + 1], level]
         last = level == plan.num_steps - 1
-        assert (plan.noisy[level][others] == (tree.elsewhere == "sde" and not last)).all()
+        assert (plan.noisy[level][others] == (tree.noise == "all" and not last)).all()
 
 
 @given(questions(), trees)
@@ -134,12 +140,12 @@ def assert_same(one, other):
             assert np.array_equal(mine, yours), name
 
 
-@given(questions(), elsewhere)
-def test_independent_rollouts_with_shared_noise_are_the_tree_split_once(question, elsewhere):
+@given(questions(), noise)
+def test_independent_rollouts_with_shared_noise_are_the_tree_split_once(question, noise):
     counts, steps = question
     steps[:, 0] = True
-    shared = IndependentTree(start="shared", elsewhere=elsewhere).plan(counts, steps, RNG)
-    split = BranchingTree(factor=int(counts.max()), elsewhere=elsewhere).plan(counts, steps, RNG)
+    shared = IndependentTree(start="shared", noise=noise).plan(counts, steps, RNG)
+    split = BranchingTree(factor=int(counts.max()), noise=noise).plan(counts, steps, RNG)
     assert_same(shared, split)
 
 
@@ -164,7 +170,7 @@ def test_many_chosen_steps_do_not_overflow():
 def test_branchgrpo_has_218_transitions_for_16_leaves():
     # BranchGRPO's script: 20 steps, binary splits at 0, 3, 6, 9; its README reports 13.68 evaluations a leaf.
     steps = [[int(step in (0, 3, 6, 9)) for step in range(20)]]
-    plan = plan_of(BranchingTree(elsewhere="sde"), [16], steps)
+    plan = plan_of(BranchingTree(noise="all"), [16], steps)
     widths = [len(nodes) for nodes in plan.prompt]
     assert widths == [1, *[2] * 3, *[4] * 3, *[8] * 3, *[16] * 11]
     transitions = sum(len(parent) for parent in plan.parent)
@@ -205,7 +211,7 @@ def test_a_shared_prefix_costs_one_forward_a_step():
 
 
 def test_a_noisy_step_that_was_not_chosen_is_not_trained():
-    plan = plan_of(IndependentTree(start="shared", elsewhere="sde"), [4, 4], [[0, 1, 0], [1, 0, 0]])
+    plan = plan_of(IndependentTree(start="shared", noise="all"), [4, 4], [[0, 1, 0], [1, 0, 0]])
     assert [level.tolist() for level in plan.trained] == [
         [False] * 4 + [True] * 4,
         [True] * 4 + [False] * 4,
@@ -232,4 +238,156 @@ def test_a_trunk_is_the_levels_at_which_every_rollout_of_a_prompt_is_the_same(qu
         sizes = [int((nodes == prompt).sum()) for nodes in plan.prompt]
         noisy = [bool(plan.noisy[i][plan.prompt[i + 1] == prompt].any()) for i in range(plan.num_steps)]
         same = [sizes[level] == 1 and not any(noisy[:level]) for level in range(plan.num_steps)]
-        assert length == same.index(False) if False in same else plan.num_steps
+        expected = same.index(False) if False in same else plan.num_steps
+        assert length == (expected if plan.start is None else 0)
+
+
+# --- no noise, shared noise, fixed splits ----------------------------------------------------------------------------
+
+
+def test_rollouts_for_the_forward_process_are_trained_without_noise():
+    plan = plan_of(IndependentTree(noise="none"), [3, 2], [[1, 1, 0], [1, 0, 1]])
+    assert not any(level.any() for level in plan.noisy)
+    assert [level.tolist() for level in plan.trained] == [
+        [True] * 5,
+        [True] * 3 + [False] * 2,
+        [False] * 3 + [True] * 2,
+    ]
+
+
+@pytest.mark.parametrize("tree", [IndependentTree(start="batch"), BranchingTree(start="batch")])
+def test_one_start_noise_serves_all_prompts_of_the_step(tree):
+    plan = plan_of(tree, [4, 6], [[1, 1, 0], [0, 1, 1]])
+    assert plan.start.tolist() == [0] * len(plan.prompt[0])
+    own = plan_of(type(tree)(), [4, 6], [[1, 1, 0], [0, 1, 1]])
+    assert own.start is None
+    if isinstance(tree, IndependentTree):
+        assert_same(plan, plan_of(IndependentTree(start="shared"), [4, 6], [[1, 1, 0], [0, 1, 1]]))
+    else:
+        assert_same(plan, own)
+
+
+def test_branchgrpo_trains_218_transitions_and_138_of_them_when_pruned():
+    # 20 steps, splits at 0, 3, 6, 9, every step chosen: 218 / 16 = 13.625 a leaf; 5 pruned depths leave 8.625.
+    tree = BranchingTree(splits=(0, 3, 6, 9), noise="all", start="batch")
+    plan = plan_of(tree, [16], [[1] * 20])
+    assert plan.trained_edges == 218
+    assert plan.trained_edges / plan.num_rollouts == 13.625
+    assert all(level.all() for level in plan.noisy)
+    pruned = plan_of(tree, [16], [[1] * 13 + [0] * 5 + [1] * 2])
+    assert pruned.trained_edges / pruned.num_rollouts == 8.625
+    assert pruned.forwards == plan.forwards  # sampling is the same
+    assert all(level.all() for level in pruned.noisy)
+
+
+def test_splits_are_noisy_even_where_no_step_was_chosen():
+    plan = plan_of(BranchingTree(splits=(1,), factor=4), [4], [[0, 0, 1]])
+    assert [len(nodes) for nodes in plan.prompt] == [1, 1, 4, 4]
+    assert [level.tolist() for level in plan.noisy] == [[False], [True] * 4, [True] * 4]
+    assert [level.tolist() for level in plan.trained] == [[False], [False] * 4, [True] * 4]
+
+
+# --- trunks ----------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def trunk_questions(draw):
+    """Counts and steps that fit a drawn number of trunks."""
+    _, steps = draw(questions())
+    trunks = draw(st.integers(1, 3))
+    least = steps.sum(axis=1) * max(2, trunks)
+    more = draw(st.lists(st.integers(0, 9), min_size=len(least), max_size=len(least)))
+    return trunks, least + np.array(more), steps
+
+
+@given(trunk_questions())
+def test_a_trunk_plan_has_exactly_its_leaves_and_trains_each_ones_first_edge(question):
+    trunks, counts, steps = question
+    plan = TrunkTree(trunks=trunks).plan(counts, steps, RNG)
+    check_plan("trunk", plan, counts, steps)
+    assert all((np.diff(prompts) >= 0).all() for prompts in plan.prompt)
+    assert all((np.diff(parents) >= 0).all() for parents in plan.parent)
+    assert plan.trained_edges == counts.sum()  # one edge a rollout
+    for level in range(plan.num_steps):
+        assert np.array_equal(plan.noisy[level], plan.trained[level])
+        assert (plan.leaves[level + 1][plan.trained[level]] == 1).all()  # a reward of its own
+        trained = np.bincount(plan.prompt[level + 1][plan.trained[level]], minlength=len(counts))
+        assert ((trained > 0) == steps[:, level]).all()
+        assert (trained[steps[:, level]] >= 2).all()  # something to compare
+
+
+@given(trunk_questions())
+def test_a_trunk_plan_costs_its_trunks_and_the_rest_of_every_childs_way(question):
+    trunks, counts, steps = question
+    plan = TrunkTree(trunks=trunks).plan(counts, steps, RNG)
+    total = 0
+    for count, chosen in zip(counts, steps, strict=True):
+        levels = np.flatnonzero(chosen)
+        shares = [count // len(levels) + (place < count % len(levels)) for place in range(len(levels))]
+        total += trunks * (levels[-1] + 1) + sum(
+            share * (len(chosen) - 1 - level) for share, level in zip(shares, levels, strict=True)
+        )
+    assert plan.forwards == total
+
+
+def test_tempflow_has_6_children_at_each_of_9_states():
+    # TempFlow-GRPO: 10 steps, 6 children at the first 9 states of a trunk.
+    plan = plan_of(TrunkTree(), [54], [[1] * 9 + [0]])
+    assert [int(level.sum()) for level in plan.trained] == [6] * 9 + [0]
+    assert plan.forwards == 9 + 6 * sum(9 - level for level in range(9))
+
+
+def test_unequal_counts_are_shared_out_as_equally_as_possible():
+    plan = plan_of(TrunkTree(), [8, 16], [[1, 1, 1, 0], [1, 1, 1, 0]])
+    shares = [np.bincount(plan.prompt[level + 1][plan.trained[level]]).tolist() for level in range(3)]
+    assert shares == [[3, 6], [3, 5], [2, 5]]
+
+
+def test_too_few_rollouts_for_the_chosen_steps_are_refused_with_what_would_fit():
+    with pytest.raises(PlanError) as caught:
+        plan_of(TrunkTree(), [8], [[1] * 5])
+    assert str(caught.value) == (
+        "tree 'trunk' cannot share 8 rollouts of prompt 0 out over 5 steps of 1 trunks, 2 a step; give each prompt at "
+        "least 10, or choose at most 4 steps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "message"),
+    [
+        ({"tree": TrunkTree(trunks=2)}, "tree", "tree 'trunk' cannot share 4 rollouts of prompt 0 out over 3 steps"),
+        (
+            {"sampler": CpsSampler(), "selector": FixedSelector(steps=(2, 3))},
+            "sampler",
+            "sampler 'cps' adds no noise at denoising step 3",
+        ),
+        ({"tree": IndependentTree(noise="none")}, "objective", "objective 'clipped' needs log-probabilities"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_at_load(changes, place, message):
+    experiment = small_experiment(GaussianSpec(), **changes)
+    assert list(experiment.problems()) == []
+    found = list(plan_problems(experiment))
+    assert [problem.location for problem in found] == [(place,)]
+    assert found[0].message.startswith(message)
+
+
+def test_a_plan_that_fits_is_not_refused():
+    rollouts = RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=4)
+    for selector, tree in ((FirstSelector(top_k=2), TrunkTree()), (UniformSelector(), IndependentTree(start="batch"))):
+        changes = {"selector": selector, "tree": tree, "rollouts": rollouts, "objective": ClippedObjective()}
+        assert list(plan_problems(small_experiment(GaussianSpec(), sampler=CpsSampler(), **changes))) == []
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (IndependentTree(noise="none", start="shared"), "rollouts with 'start: shared' and no noise would be the same"),
+        (BranchingTree(noise="none"), "children of a split without noise would be the same image; 'noise' must be"),
+        (BranchingTree(splits=(0, 4)), "'splits' names step 4, but a trajectory has the steps 0 to 3"),
+    ],
+)
+def test_trees_that_cannot_differ_are_refused(tree, message):
+    found = list(small_experiment(GaussianSpec(), tree=tree).problems())
+    assert [problem.location for problem in found] == [("tree",)]
+    assert found[0].message.startswith(message)

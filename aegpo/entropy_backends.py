@@ -2,6 +2,10 @@
 
 Every function takes query (B, heads, queries, d), key (B, heads, keys, d) and the factor of the scores, and returns
 entropy and log-sum-exp, (B, heads, queries) float32 nats each. The private operators of torch are called here only.
+
+"fused" is a CPU's attention operator, "chunked" plain torch on any device and the only one with gradients. Not run for
+want of a GPU: "cuda-flash", "cuda-efficient" and "triton"; the Triton kernel has been run in Triton's interpreter and
+compiled for compute capabilities 8.0 to 10.0. "auto" never chooses it.
 """
 
 from __future__ import annotations

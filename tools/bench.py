@@ -1,6 +1,7 @@
 """Measures what the project promises about its own speed, as ratios, in one run.
 
     python tools/bench.py engine
+    python tools/bench.py entropy
 
 prints the figures and writes them to tools/BENCHMARKS.md, with the command, the date and the machine. Wall-clock on a
 busy machine is an upper bound; the load at the start is part of the record.
@@ -312,19 +313,35 @@ def write_section(path: Path, title: str, lines: Sequence[str]) -> None:
     path.write_text("\n\n## ".join([before.strip("\n"), *sections]) + "\n", encoding="utf-8")
 
 
-def engine_report(options: argparse.Namespace) -> list[str]:
-    """Runs everything and returns the section's lines."""
+def engine_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[str]]]:
+    """What the engine costs beside the network, and how fast the command line answers."""
     file = load_experiment_file(options.file, load_registries(plugin_manager()), options.set)
     unknown = [arm for arm in options.arm if arm not in file.arms]
     if unknown:
         raise SystemExit(f"{options.file} has no arm {', '.join(unknown)}; known: {', '.join(file.arms)}")
     arms = [(arm, file.arms[arm]) for arm in options.arm]
-    load = os.getloadavg()[0]
-    measured = [
+    return [
         bench_start(options.repeats),
         bench_branching(arms[-1][1], options.repeats),
         bench_profile(arms, options.steps),
     ]
+
+
+def entropy_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[str]]]:
+    """What the measure of attention entropy costs, and how exact it is."""
+    from bench_entropy import bench_entropy  # beside this script
+
+    figures, lines = bench_entropy(options.repeats)
+    return [([Figure(*figure) for figure in figures], lines)]
+
+
+BENCHMARKS = {"engine": engine_figures, "entropy": entropy_figures}
+
+
+def report(options: argparse.Namespace) -> list[str]:
+    """Runs everything and returns the section's lines."""
+    load = os.getloadavg()[0]
+    measured = BENCHMARKS[options.what](options)
     command, today = shlex.join(["python", "tools/bench.py", *sys.argv[1:]]), datetime.datetime.now(tz=datetime.UTC)
     return [
         f"`{command}`, {today:%Y-%m-%d}, {machine(options.threads)}; load average at the start {load:.1f}.",
@@ -340,7 +357,7 @@ def engine_report(options: argparse.Namespace) -> list[str]:
 def command_line() -> argparse.ArgumentParser:
     """What the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["engine"], help="which benchmark")
+    parser.add_argument("what", choices=list(BENCHMARKS), help="which benchmark")
     parser.add_argument("--file", type=Path, default=ROOT / ABLATION, help="experiment that is profiled")
     parser.add_argument("--arm", action="append", help="arms that are profiled (default: grpo and aegpo)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in aegpo run")
@@ -356,7 +373,7 @@ def main() -> None:
     options = command_line().parse_args()
     options.arm = options.arm or ["grpo", "aegpo"]
     torch.set_num_threads(options.threads)
-    lines = engine_report(options)
+    lines = report(options)
     print("\n".join(lines))
     if not options.print_only:
         write_section(RECORD, f"{options.what}, {torch.device('cuda' if torch.cuda.is_available() else 'cpu')}", lines)

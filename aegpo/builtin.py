@@ -21,6 +21,7 @@ from aegpo.registry import Registry
 from aegpo.rewards.aesthetic import AestheticReward
 from aegpo.rewards.clip import ClipReward
 from aegpo.rewards.hpsv2 import Hpsv2Reward
+from aegpo.rewards.image_reward import ImageRewardReward
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.pickscore import PickScoreReward
 from aegpo.rewards.scene import SceneReward
@@ -72,6 +73,7 @@ def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
     registry.add(PickScoreReward)
     registry.add(ClipReward)
     registry.add(AestheticReward)
+    registry.add(ImageRewardReward)
 
 
 @hookimpl

@@ -24,6 +24,7 @@ from aegpo.rewards.hpsv2 import Hpsv2Reward
 from aegpo.rewards.image_reward import ImageRewardReward
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.pickscore import PickScoreReward
+from aegpo.rewards.remote import RemoteReward
 from aegpo.rewards.scene import SceneReward
 from aegpo.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.selectors import (
@@ -74,6 +75,7 @@ def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
     registry.add(ClipReward)
     registry.add(AestheticReward)
     registry.add(ImageRewardReward)
+    registry.add(RemoteReward)
 
 
 @hookimpl

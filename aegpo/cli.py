@@ -190,6 +190,27 @@ def schema(plugin: Plugins = []) -> None:  # noqa: B006
     print(json.dumps(file_schema(load_registries(plugin_manager(plugin))), indent=2))
 
 
+@app.command("serve-reward")
+def serve_reward(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="a reward, e.g. hpsv2", show_default=False)],
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="set a field of the reward, e.g. version=v2.0")
+    ] = [],  # noqa: B006
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    token_env: Annotated[str | None, typer.Option(metavar="NAME", help="environment variable with a token")] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="largest request that is read")] = 256 * 2**20,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Serve a reward over HTTP, for runs that name it as 'remote'."""
+    from aegpo.plugins import load_registries, plugin_manager
+    from aegpo.serving import ServeRequest, serve
+
+    rewards = load_registries(plugin_manager(plugin)).rewards
+    serve(ServeRequest(kind, tuple(settings), host, port, device, token_env, max_bytes), rewards)
+
+
 def _console() -> Console:
     from rich.console import Console
 

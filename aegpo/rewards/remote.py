@@ -1,0 +1,74 @@
+"""Reward `remote`: any reward, computed by a server; `aegpo serve-reward` is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from aegpo.errors import AegpoError
+from aegpo.rewards import wire
+from aegpo.rewards.servers import Server, ServerRewardSpec
+from aegpo.specs import Positive
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class RemoteReward(ServerRewardSpec):
+    """What a server at `url` answers, in its own scale; higher must be better.
+
+    The server answers POST `url`/score with ``{"scores": [...]}`` (aegpo/rewards/wire.py has both kinds of body) and
+    GET `url`/health with status 200. With `body: safetensors` it gets every bit that a reward in the run would. If it
+    is away for longer than the retries wait, the run ends with its state saved; no score is ever made up.
+    """
+
+    kind: Literal["remote"] = "remote"
+    body: Literal["safetensors", "json"] = Field(
+        "safetensors", description="float32 tensors, or JSON with PNG images of 8 bits"
+    )
+    micro_batch: Positive = Field(32, description="images in a request")
+    health: bool = Field(True, description="ask for `url`/health before the run begins")
+
+    def build(self, device: torch.device) -> RemoteScorer:
+        """Asks the server how it is.
+
+        Raises:
+            AegpoError: if it does not answer, or the token's variable is not set.
+        """
+        server = Server(self)
+        if self.health:
+            server.get("/health")
+        return RemoteScorer(self, server)
+
+
+class RemoteScorer:
+    """Sends images in pieces and puts the scores together again."""
+
+    def __init__(self, spec: RemoteReward, server: Server) -> None:
+        self._spec, self._server = spec, server
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32."""
+        import torch
+
+        starts = range(0, len(prompts), self._spec.micro_batch)
+        pieces = [
+            (images[at : at + self._spec.micro_batch], prompts[at : at + self._spec.micro_batch]) for at in starts
+        ]
+        scores = self._server.each(self._ask, pieces)
+        return torch.tensor([score for piece in scores for score in piece], dtype=torch.float32, device=images.device)
+
+    def _ask(self, piece: tuple[Tensor, Sequence[str]]) -> list[float]:
+        body = wire.pack(*piece, self._spec.body)
+        answer = self._server.post("/score", body, wire.CONTENT_TYPES[self._spec.body])
+        scores = answer.get("scores") if isinstance(answer, dict) else None
+        if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
+            raise AegpoError(
+                f'{self._server.who}: the server answered {answer!r:.300}; {{"scores": [...]}} was expected'
+            )
+        if len(scores) != len(piece[1]):
+            raise AegpoError(f"{self._server.who}: the server answered {len(scores)} scores for {len(piece[1])} images")
+        return scores

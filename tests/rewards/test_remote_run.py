@@ -1,0 +1,102 @@
+"""A run whose server is killed loses nothing: it ends with its state saved, and goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from test_remote import PATIENCE, start
+
+from aegpo.checkpoints import load_latest
+
+EXPERIMENT = """
+name: remote
+training_steps: 6
+model: {kind: shapes, weights: WEIGHTS}
+prompts: {train_count: 3, evaluation_count: 4}
+rollouts: {prompts_per_step: 2, rollouts_per_step: 6, denoising_steps: 3}
+rewards:
+  - {kind: remote, name: far, url: URL, retries: 1, backoff: 0.05}
+  - {kind: palette, weight: 0.5}
+allocator: {kind: entropy, low: 2, high: 4}
+selector: uniform
+tree: independent
+sampler: flow-sde
+advantage: group
+objective: clipped
+evaluation: {every: 3, images: 2}
+checkpoint: {every: 4}
+"""
+
+
+def command(out: str) -> list[str]:
+    return [sys.executable, "-m", "aegpo", "run", "remote.yaml", "--out", out, "--no-report"]
+
+
+def launch(folder, out: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(out), cwd=folder, env=environment, **pipes)
+
+
+def rows(folder, out: str, name: str) -> bytes:
+    path = folder / out / "remote" / "main" / "seed-0" / name
+    return path.read_bytes() if path.exists() else b""
+
+
+def stop(process) -> None:
+    process.kill()
+    process.wait(PATIENCE)
+    process.stdout.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_run_whose_server_is_killed_goes_on_as_if_it_had_not_been(tmp_path, tiny_weights):
+    server, url = start("palette", "--port", "0")
+    text = EXPERIMENT.replace("URL", url).replace("WEIGHTS", str(tiny_weights))
+    (tmp_path / "remote.yaml").write_text(text)
+    straight = launch(tmp_path, "straight")
+    assert straight.wait(PATIENCE) == 0, straight.stdout.read()
+
+    broken = launch(tmp_path, "broken")
+    while b'"step": 2' not in rows(tmp_path, "broken", "metrics.jsonl"):
+        assert broken.poll() is None
+        time.sleep(0.005)
+    stop(server)
+    output = broken.communicate(timeout=PATIENCE)[0]
+    assert broken.returncode == 2, output
+    assert "Traceback" not in output
+    assert f"error: reward 'far': {url}/score could not be asked in 2 attempts: ConnectionError" in output
+    assert "and all before it are saved; the same command goes on from there" in output
+    checkpoint = load_latest(tmp_path / "broken" / "remote" / "main" / "seed-0" / "checkpoints")
+    assert checkpoint is not None
+    recorded = rows(tmp_path, "broken", "metrics.jsonl").count(b"\n")
+    assert 2 <= recorded == checkpoint.step < 6
+
+    again = launch(tmp_path, "broken")
+    assert "/health could not be asked in 2 attempts" in again.communicate(timeout=PATIENCE)[0]
+    assert again.returncode == 2
+    server, _ = start("palette", "--port", url.rsplit(":", 1)[1])
+    again = launch(tmp_path, "broken")
+    assert again.wait(PATIENCE) == 0, shlex.join(command("broken")) + again.stdout.read()
+    stop(server)
+    for name in ("metrics.jsonl", "evaluations.jsonl", "images/step-000006.png"):
+        assert rows(tmp_path, "broken", name) == rows(tmp_path, "straight", name) != b"", name
+    folders = [tmp_path / out / "remote" / "main" / "seed-0" / "checkpoints" for out in ("straight", "broken")]
+    ends = [load_latest(folder) for folder in folders]
+    assert ends[0].tensors.keys() == ends[1].tensors.keys()
+    assert all(torch.equal(tensor, ends[1].tensors[name]) for name, tensor in ends[0].tensors.items())
+    far, near = ([row.split(f'"reward/{name}": ')[1].split(",")[0] for row in first(tmp_path)] for name in LABELS)
+    assert far == near
+
+
+LABELS = ("far", "palette")
+
+
+def first(folder) -> list[str]:
+    return rows(folder, "straight", "metrics.jsonl").decode().splitlines()

@@ -26,6 +26,7 @@ from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.pickscore import PickScoreReward
 from aegpo.rewards.remote import RemoteReward
 from aegpo.rewards.scene import SceneReward
+from aegpo.rewards.vlm import VlmJudgeReward, VlmPreferenceReward
 from aegpo.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.selectors import (
     DepthPrunedSelector,
@@ -76,6 +77,8 @@ def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
     registry.add(AestheticReward)
     registry.add(ImageRewardReward)
     registry.add(RemoteReward)
+    registry.add(VlmJudgeReward)
+    registry.add(VlmPreferenceReward)
 
 
 @hookimpl

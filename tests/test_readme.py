@@ -25,6 +25,7 @@ from aegpo.testing import check_reward
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LASTING = ("run", "serve-reward")  # commands that go on for long; others test them
 STEP = re.compile(r"\d{6}")
 CHEAP = {  # the smallest run that still evaluates, branches and checkpoints
     "training_steps": 2,
@@ -130,7 +131,7 @@ def test_every_command_is_accepted_with_its_file_arms_and_seeds(words, workplace
     assert set(given.get("seed", ())) <= set(file.seeds)
 
 
-@pytest.mark.parametrize("words", [words for words in commands("aegpo") if words[0] != "run"], ids=shown)
+@pytest.mark.parametrize("words", [words for words in commands("aegpo") if words[0] not in LASTING], ids=shown)
 def test_every_command_that_trains_nothing_succeeds(words, workplace, runs):
     shutil.copytree(runs, workplace / "runs")
     result = CliRunner().invoke(app, words, catch_exceptions=False)

@@ -80,12 +80,13 @@ def load_pretrained(who: str, load: Callable[[str], Any], source: str, field: st
         raise unreachable(who, source, "", field, error) from error
 
 
-def unreachable(who: str, source: str, filename: str, field: str, error: Exception) -> AegpoError:
-    """What to say when the hub does not give a file."""
+def unreachable(who: str, source: str, filename: str, field: str, error: Exception, options: str = "") -> AegpoError:
+    """What to say when the hub does not give a file; `options` go into the command that gets it."""
     what = f"{filename!r} of {source!r}" if filename else repr(source)
+    command = " ".join(word for word in ("hf download", source, options, filename) if word)
     return AegpoError(
-        f"{who}: cannot get {what} from the hub: {_first_line(error)}; with a network, run "
-        f"'hf download {source}{' ' + filename if filename else ''}' once, or give {field!r} a local copy"
+        f"{who}: cannot get {what} from the hub: {_first_line(error)}; with a network, run '{command}' once, "
+        f"or give {field!r} a local copy"
     )
 
 

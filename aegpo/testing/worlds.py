@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def check_reward(spec: RewardSpec, prompts: Sequence[str] = (), size: tuple[int, int] = (24, 24)) -> None:
     """Finite float32 scores, one an image, the same in every call and whatever else is in the batch.
 
+    A group-wise reward gets every prompt twice, and is not asked about an image alone.
+
     Args:
         spec: the reward.
         prompts: texts it can score, at least 3; default: captions of the embedded world.
@@ -35,6 +37,7 @@ def check_reward(spec: RewardSpec, prompts: Sequence[str] = (), size: tuple[int,
 
     check_spec(spec)
     texts = list(prompts) or list(ShapesSpec().captions("evaluation", 6, 0))
+    texts = texts * 2 if spec.group_wise else texts
     reward = spec.build(torch.device("cpu"))
     images = torch.rand((len(texts), 3, *size), generator=torch.Generator().manual_seed(0))
     images[0], images[1] = 0.0, 1.0
@@ -45,7 +48,7 @@ def check_reward(spec: RewardSpec, prompts: Sequence[str] = (), size: tuple[int,
         raise ContractError(f"reward {spec.kind!r} changes the images it is given; work on a copy")
     if not torch.equal(scores, reward.score(images, texts)):
         raise ContractError(f"reward {spec.kind!r} scores the same images differently in two calls")
-    for index, text in enumerate(texts):
+    for index, text in enumerate([] if spec.group_wise else texts):
         alone = reward.score(images[index : index + 1], [text])
         contracts.check_scores(spec.kind, alone, [text])
         if not torch.allclose(alone[0], scores[index], rtol=ROUNDING, atol=ROUNDING):

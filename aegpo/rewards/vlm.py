@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w]|\.\d)")
+_SCALE = re.compile(r"(?:/|\bout of\b)\s*\d+(?:\.\d+)?")  # the 10 of 7/10, which is no grade
 _LETTER = re.compile(r"(?<!\w)(A|B|TIE)(?!\w)")
 _SHOWN = 200  # characters of an answer in an error
 
@@ -118,7 +119,7 @@ class VlmJudge:
         return torch.tensor(grades, dtype=torch.float32, device=images.device)
 
     def _grade(self, answer: str) -> float | None:
-        numbers = _NUMBER.findall(answer)
+        numbers = _NUMBER.findall(_SCALE.sub("", answer))
         grade = float(numbers[-1]) if numbers else None
         return grade if grade is not None and self._spec.lowest <= grade <= self._spec.highest else None
 

@@ -114,7 +114,16 @@ def test_a_model_that_never_grades_is_an_error_and_not_a_score(answer, shown):
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("7", 7), ("7/10", 7), ("7 out of 10.", 7), ("Grade: 7.", 7), ("**8.5**", 8.5), ("v2 is 3", 3), ("-0.5 or so", None), ("1.2.3", None)],
+    [
+        ("7", 7),
+        ("7/10", 7),
+        ("7 out of 10.", 7),
+        ("Grade: 7.", 7),
+        ("**8.5**", 8.5),
+        ("v2 is 3", 3),
+        ("-0.5 or so", None),
+        ("1.2.3", None),
+    ],
 )
 def test_what_counts_as_a_number(answer, expected):
     spec = judge("http://127.0.0.1:9")

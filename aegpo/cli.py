@@ -159,6 +159,43 @@ def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -
     console.print(describe.costs(loaded, {arm: cost(experiment) for arm, experiment in loaded.arms.items()}))
 
 
+@app.command("profile-entropy")
+def profile_entropy(
+    path: Annotated[
+        Path, typer.Argument(metavar="SPEC_OR_RUN", help="experiment file, or folder of a run", show_default=False)
+    ],
+    prompts: Annotated[Path | None, typer.Option(help="file, one prompt a line; default: the held-out prompts")] = None,
+    arm: Annotated[str | None, typer.Option(help="arm; default: the one of a file that reads entropy most")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed; default: the first of the file")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="training step of a checkpoint; default: the newest")] = None,
+    layers: Annotated[list[str], typer.Option(metavar="PATTERN", help="layers by name, * and ? are wildcards")] = ["*"],  # noqa: B006
+    rows: Annotated[int | None, typer.Option(min=1, help="query rows measured in each call; default: all")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the profile; default: below profiles/")] = None,
+    validate: Annotated[bool, typer.Option("--validate", help="ask whether the signal means anything here")] = False,
+    overrides: Overrides = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Profile attention entropy: of a run against its base, or of an experiment's base alone."""
+    from rich.console import Console
+
+    from aegpo.profiling import ProfileRequest, profile
+
+    request = ProfileRequest(
+        path=path,
+        prompts=prompts,
+        arm=arm,
+        seed=seed,
+        checkpoint=checkpoint,
+        layers=tuple(layers),
+        rows=rows or "all",
+        out=out,
+        validate=validate,
+        overrides=tuple(overrides),
+        plugins=tuple(plugin),
+    )
+    profile(request, _console(), Console(stderr=True))
+
+
 @app.command()
 def plugins(
     part: Annotated[str, typer.Argument(metavar="[KIND/NAME]", help="one part, e.g. allocators/entropy")] = "",

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from aegpo.base_curves import BaseCurves
-from aegpo.entropy import JOINT_BLOCKS, measure_call
+from aegpo.entropy import measure_call
 from aegpo.errors import AegpoError
 from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Prompt
 from aegpo.rollouts import Execution, Trunk, start_latents
 from aegpo.samplers import euler
-from aegpo.specs import ProbeSpec
+from aegpo.specs import JOINT_BLOCKS, ProbeSpec
 
 _SEEDS = 1_000_003  # keeps the start noises of prompts apart under neighbouring seeds
 
@@ -185,7 +185,7 @@ def nothing_measured(block: str, patterns: Sequence[str], seen: Mapping[str, str
     if not any(fnmatchcase(layer, pattern) for layer in seen for pattern in patterns):
         return f"probe: no layer matches {', '.join(map(repr, patterns))}; layers are {_abridged(list(seen))}"
     kinds = dict.fromkeys(kind for layer, kind in seen.items() if any(fnmatchcase(layer, each) for each in patterns))
-    blocks = [name for kind in kinds for name in (("joint", *JOINT_BLOCKS) if kind == "joint" else (kind,))]
+    blocks = [name for kind in kinds for name in (JOINT_BLOCKS if kind == "joint" else (kind,))]
     return f"probe: the network has no {block!r} attention in these layers; it has {', '.join(blocks)}"
 
 

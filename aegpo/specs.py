@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Location = tuple[str | int, ...]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+JOINT_BLOCKS = ("joint", "image-image", "image-text", "text-image", "text-text")  # of layers with image and text
 Decay = Annotated[float, Field(ge=0, lt=1)]
 # diffusers' names of the projections of attention, of the image and of the words (Flow-GRPO's list)
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")

@@ -23,6 +23,7 @@ ABLATION = ROOT / "experiments" / "ablation.yaml"
 QUICK = (
     ["--help"],
     ["run", "--help"],
+    ["profile-entropy", "--help"],
     ["check", str(ABLATION)],
     ["plugins"],
     ["plugins", "trees/branching"],

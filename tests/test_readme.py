@@ -20,6 +20,7 @@ from aegpo.cli import app
 from aegpo.launching import LaunchRequest, launch
 from aegpo.loading import load_experiment_file
 from aegpo.plugins import load_registries, plugin_manager
+from aegpo.profiling import csvs
 from aegpo.testing import check_reward
 
 ROOT = Path(__file__).parent.parent
@@ -143,12 +144,17 @@ def test_every_command_of_the_command_line_is_on_the_page():
     assert {words[0] for words in commands("aegpo")} == set(typer.main.get_command(app).commands)
 
 
-def test_every_option_on_the_page_exists_and_those_of_run_that_are_not_on_it_are_few():
+@pytest.mark.parametrize("name", ["run", "profile-entropy"])
+def test_every_option_on_the_page_exists_and_those_of_the_main_commands_that_are_not_on_it_are_few(name):
     found = typer.main.get_command(app).commands
-    options = {name: {option for param in each.params for option in param.opts} for name, each in found.items()}
+    options = {each: {option for param in command.params for option in param.opts} for each, command in found.items()}
     on_the_page = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", TEXT))
     assert on_the_page <= set().union(*options.values())
-    assert options["run"] - on_the_page <= {"file", "--help", "-h", "--no-report"}
+    assert options[name] - on_the_page <= {"file", "path", "--help", "-h", "--no-report"}
+
+
+def test_the_columns_of_the_profile_are_on_the_page():
+    assert all(f"`{column}`" in TEXT for column in (*csvs.ENTROPY, *csvs.PROMPTS))
 
 
 @pytest.mark.parametrize("words", commands("nox"), ids=shown)

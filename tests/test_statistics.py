@@ -5,6 +5,7 @@ import pytest
 
 from aegpo.statistics import (
     Interval,
+    bootstrap_interval,
     crossed_interval,
     detectable_shift,
     first_reach,
@@ -12,7 +13,10 @@ from aegpo.statistics import (
     incomplete_beta,
     mean_interval,
     p_value,
+    permutation_p,
+    ranks,
     smallest_detectable,
+    spearman,
     t_cdf,
     t_quantile,
     t_test_power,
@@ -148,3 +152,42 @@ def test_first_reach_interpolates_and_says_never():
     assert first_reach(x, y, 0.4) == 10
     assert first_reach(x, y, 0.1) == 0
     assert first_reach(x, y, 0.41) is None
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def test_equal_values_share_the_mean_of_their_ranks():
+    assert ranks(np.array([3.0, 1.0, 3.0, 0.0])).tolist() == [2.5, 1.0, 2.5, 0.0]
+    assert ranks(np.array([[2.0, 1.0], [5.0, 5.0]])).tolist() == [[1.0, 0.0], [0.5, 0.5]]
+
+
+def test_rank_correlation_is_that_of_monotone_relations():
+    x = np.array([0.1, 0.5, 0.2, 0.9])
+    assert spearman(x, np.exp(x)) == pytest.approx(1)
+    assert spearman(x, -(x**3)) == pytest.approx(-1)
+    # with d the differences of ranks, 1 - 6 sum d^2 / (n (n^2 - 1)) = 1 - 6 * 6 / 60
+    assert spearman(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0])) == pytest.approx(1 - 6 * 4 / 60)
+    assert math.isnan(spearman(x, np.ones(4)))
+    assert math.isnan(spearman(x[:1], x[:1]))
+
+
+def test_a_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        sample = rng.normal(1.0, 2.0, 40)
+        found = bootstrap_interval(lambda rows, sample=sample: float(sample[rows].mean()), 40, rng)
+        covered += found.low < 1.0 < found.high
+    assert covered >= 86
+    assert bootstrap_interval(lambda rows: 0.0, 2, rng) is None
+    assert bootstrap_interval(lambda rows: math.nan, 9, rng) is None
+
+
+def test_permutations_give_large_p_to_noise_and_small_p_to_a_relation():
+    rng = np.random.default_rng(0)
+    x = rng.random(30)
+    assert permutation_p(x, x, rng) == pytest.approx(1 / 2001)
+    values = [permutation_p(rng.random(20), rng.random(20), rng) for _ in range(40)]
+    assert 0.3 < np.mean(values) < 0.7
+    assert math.isnan(permutation_p(x, np.ones(30), rng))

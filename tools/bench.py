@@ -2,8 +2,9 @@
 
     python tools/bench.py engine
     python tools/bench.py entropy
+    python tools/bench.py probe
 
-prints the figures and writes them to tools/BENCHMARKS.md, with the command, the date and the machine. Wall-clock on a
+print the figures and write them to tools/BENCHMARKS.md, with the command, the date and the machine. Wall-clock on a
 busy machine is an upper bound; the load at the start is part of the record.
 """
 
@@ -335,7 +336,16 @@ def entropy_figures(options: argparse.Namespace) -> list[tuple[list[Figure], lis
     return [([Figure(*figure) for figure in figures], lines)]
 
 
-BENCHMARKS = {"engine": engine_figures, "entropy": entropy_figures}
+def probe_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[str]]]:
+    """What the probe's options cost and keep, on the last of the chosen arms."""
+    from bench_probe import bench_probe  # beside this script
+
+    file = load_experiment_file(options.file, load_registries(plugin_manager()), options.set)
+    figures, lines = bench_probe(file.arms[options.arm[-1]], options.train, options.batches)
+    return [([Figure(*figure) for figure in figures], lines)]
+
+
+BENCHMARKS = {"engine": engine_figures, "entropy": entropy_figures, "probe": probe_figures}
 
 
 def report(options: argparse.Namespace) -> list[str]:
@@ -363,6 +373,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in aegpo run")
     parser.add_argument("--steps", type=int, default=5, help="training steps profiled for each arm")
     parser.add_argument("--repeats", type=int, default=5, help="repetitions of which the best counts")
+    parser.add_argument("--train", type=int, default=15, help="probe: training steps before anything is measured")
+    parser.add_argument("--batches", type=int, default=12, help="probe: training steps' prompts that are measured")
     parser.add_argument("--threads", type=int, default=1, help="as a run has when it shares the cores with others")
     parser.add_argument("--print-only", action="store_true", help="leave tools/BENCHMARKS.md as it is")
     return parser

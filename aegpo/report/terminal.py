@@ -41,8 +41,8 @@ def show(summary: Summary, page: Path, console: Console) -> None:
     console.print(Text(f"report: {page}"), soft_wrap=True)
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Prints as many columns as the terminal has room for, and says which it left out."""
+def print_table(table: Table, console: Console, note: bool = False) -> None:
+    """Prints as many columns as the terminal has room for, says which it left out and, if asked to, adds the note."""
     left_out: list[str] = []
     endless = console.options.update(width=10_000)  # to measure what a table needs, not what it can be squeezed into
     for name in (*DISPENSABLE, None):
@@ -53,6 +53,8 @@ def print_table(table: Table, console: Console) -> None:
     console.print(shown)
     if left_out:
         console.print(Text(f"only on the page: {', '.join(left_out)}", style="dim"))
+    if note and table.note:
+        console.print(Text(table.note, style="dim"))
     console.print()
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from aegpo.interfaces import FloatArray, Model
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.specs import JOINT_BLOCKS
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ class Sd3Spec(PipelineSpec):
     network: ClassVar[str] = "transformer"
     latent_channels: ClassVar[int] = 16
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
-    attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image", "self")
+    attention_blocks: ClassVar[tuple[str, ...] | None] = (*JOINT_BLOCKS, "self")
     # Flow-GRPO's list (scripts/train_sd3.py, Nov 2025), which leaves out the image-only attention of 3.5
     adapter_targets: ClassVar[tuple[str, ...]] = (
         "attn.to_q",

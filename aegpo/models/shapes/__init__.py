@@ -10,7 +10,7 @@ from pydantic import Field
 
 from aegpo.interfaces import FloatArray, Model
 from aegpo.models.shapes.captions import captions
-from aegpo.specs import ModelSpec
+from aegpo.specs import JOINT_BLOCKS, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ class ShapesSpec(ModelSpec):
 
     kind: Literal["shapes"] = "shapes"
     has_captions: ClassVar[bool] = True
-    attention_blocks: ClassVar[tuple[str, ...] | None] = ("joint", "image-text", "image-image")
+    attention_blocks: ClassVar[tuple[str, ...] | None] = JOINT_BLOCKS
     guidance: float = Field(
         1.0,
         ge=1,

@@ -1,0 +1,315 @@
+"""What each option of the entropy probe costs, and how well it keeps the exact probe's choices.
+
+A policy is trained for some steps; then every setting measures the same prompts, a training step's at a time, and is
+compared with the exact probe: all steps, all rows. Costs are processor time, so that a busy machine does not matter
+much, as a share of a training step with that probe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from aegpo.base_curves import BaseCurves
+from aegpo.costs import cost
+from aegpo.engine import Engine
+from aegpo.entropy import attention_entropy
+from aegpo.interfaces import BoolArray, FloatArray, Prompt, Signals
+from aegpo.planning import LATE, Planner
+from aegpo.plugins import plugin_manager
+from aegpo.probe import EntropyProbe, Probed
+from aegpo.specs import Experiment, ProbeSpec
+from aegpo.statistics import spearman
+
+EXACT = ProbeSpec()
+ALL_STEPS = tuple(range(10))
+SETTINGS: Mapping[str, ProbeSpec] = {
+    "exact: all steps, all rows": EXACT,
+    "rows 25": ProbeSpec(rows=25),
+    "rows 12": ProbeSpec(rows=12),
+    "rows 6": ProbeSpec(rows=6),
+    "steps 0-6": ProbeSpec(steps=ALL_STEPS[:7]),
+    "steps 0-4": ProbeSpec(steps=ALL_STEPS[:5]),
+    "steps 0-3": ProbeSpec(steps=ALL_STEPS[:4]),
+    "steps 0, 3, 5, 8": ProbeSpec(steps=(0, 3, 5, 8)),
+    "source rollout": ProbeSpec(source="rollout"),
+    "source rollout, steps 0-4": ProbeSpec(source="rollout", steps=ALL_STEPS[:5]),
+    "source rollout, steps 0-4, rows 12": ProbeSpec(source="rollout", steps=ALL_STEPS[:5], rows=12),
+    "samples 2": ProbeSpec(samples=2),
+    "samples 4": ProbeSpec(samples=4),
+    "the exact one from other noise": ProbeSpec(seed=1),
+}
+AGES = (2, 5, 10)  # training steps since a curve was measured
+TARGET_SHARE, TARGET_AGREEMENT = 0.02, 0.95
+FLUX = {"tokens": 4608, "heads": 24, "width": 128, "layers": 19 + 38, "steps": 20}
+# Multiply-adds of one token outside of attention: a two-stream block has 340 M weights of which a token meets half, a
+# one-stream block has 141 M (diffusers' FluxTransformer2DModel, width 3072)
+FLUX_TOKEN = 19 * 340e6 / 2 + 38 * 141e6
+HEADS_TRIED = 2  # of FLUX's, for the measured ratio: cost is linear in heads
+
+
+@dataclass
+class Result:
+    """One setting over all training steps tried."""
+
+    forwards_first: float = 0.0  # of a training step whose prompts were never measured
+    forwards_again: float = 0.0  # of one whose base entropies are known
+    saved: float = 0.0  # forwards that the rollouts need not make
+    seconds_first: float = 0.0
+    seconds_again: float = 0.0
+    spearman: list[float] = field(default_factory=list)
+    halves: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+
+
+class Bench:
+    """A trained engine, and the exact probe's answers on the prompts that come next."""
+
+    def __init__(self, experiment: Experiment, train: int, batches: int) -> None:
+        self.engine = Engine.build(experiment.model_copy(update={"probe": EXACT}), plugin_manager())
+        self.planner = Planner.build(experiment)
+        self.snapshots: dict[int, dict[str, torch.Tensor]] = {}
+        self.rest = [0.0, 0.0]  # processor seconds of steps without the probe, and steps
+        for number in range(1, train + 1):
+            self._train(number)
+        self.batches = [self.engine.prompts.at(train + 1 + each) for each in range(batches)]
+        self.conds = [self.engine.model.encode([prompt.text for prompt in batch]) for batch in self.batches]
+        self.exact, _ = self.run(EXACT)
+        self.per_forward = self._per_forward()
+
+    def _train(self, number: int) -> None:
+        probe = self.engine.probe
+        assert probe is not None, "an arm that reads entropy"
+        spent = [0.0]
+        measure = probe.measure
+
+        def timed(step: int, prompts: Sequence[Prompt], cond: object) -> Probed:
+            begin = time.process_time()
+            found = measure(step, prompts, cond)  # type: ignore[arg-type]
+            spent[0] += time.process_time() - begin
+            return found
+
+        probe.measure = timed  # type: ignore[method-assign]
+        begin = time.process_time()
+        self.engine.step(number)
+        whole = time.process_time() - begin
+        probe.measure = measure  # type: ignore[method-assign]
+        if number > 2:  # after warming up
+            self.rest = [self.rest[0] + whole - spent[0], self.rest[1] + 1]
+        self.snapshots[number] = {name: value.clone() for name, value in self.engine.learner.state_dict().items()}
+
+    @property
+    def step_seconds(self) -> float:
+        """Processor seconds of a training step without its probe."""
+        return self.rest[0] / self.rest[1]
+
+    def run(self, spec: ProbeSpec) -> tuple[list[Probed], tuple[float, float]]:
+        """What a setting measures for every batch, and its seconds: with the base unknown, and known."""
+        first = again = 0.0
+        found: list[Probed] = []
+        for batch, cond in zip(self.batches, self.conds, strict=True):
+            probe = EntropyProbe(self.engine.how, spec, BaseCurves())
+            begin = time.process_time()
+            found.append(probe.measure(1, batch, cond))
+            middle = time.process_time()
+            probe.measure(2, batch, cond)
+            first, again = first + middle - begin, again + time.process_time() - middle
+        return found, (first / len(found), again / len(found))
+
+    def _per_forward(self) -> float:
+        """Processor seconds of one velocity evaluation in a batch of the rollout's size."""
+        how, cond = self.engine.how, self.conds[0]
+        rows = torch.arange(how.micro_batch) % len(self.batches[0])
+        latents = torch.randn(how.micro_batch, *self.engine.model.latent_shape)
+        begin = time.process_time()
+        for level in range(3):
+            with torch.no_grad():
+                how.velocity(latents, how.sigmas[level].expand(len(latents)), cond.select(rows))
+        return (time.process_time() - begin) / (3 * how.micro_batch)
+
+    def compare(self, found: Sequence[Probed], result: Result) -> None:
+        """Adds how well each batch agrees with the exact probe."""
+        for one, exact in zip(found, self.exact, strict=True):
+            mine, theirs = self.decide(one), self.decide(exact)
+            result.spearman.append(spearman(mine.delta, theirs.delta))
+            result.halves.append(float((upper(mine.delta) == upper(theirs.delta)).mean()))
+            chosen, wanted = self.steps(mine), self.steps(theirs)
+            result.steps.append(float((chosen & wanted).sum() / wanted.sum()))
+
+    def decide(self, probed: Probed) -> Signals:
+        """What the parts are told, after any warm-up."""
+        spec = self.engine.experiment
+        return Signals(LATE, len(probed.entropy), spec.sigmas, probed.entropy, probed.base_entropy)
+
+    def steps(self, signals: Signals) -> BoolArray:  # (P, T)
+        """The steps the arm's selector chooses."""
+        return self.planner.selector.select(signals, np.random.default_rng(0))
+
+    def saved(self, found: Sequence[Probed]) -> float:
+        """Forwards of the rollouts that the probe's trunks make superfluous, mean over batches."""
+        plans = [self.planner.plan(self.decide(each), np.random.default_rng(0)).plan for each in found]
+        return float(np.mean([each.trunk.saved(p) if each.trunk else 0 for each, p in zip(found, plans, strict=True)]))
+
+    def measure(self, spec: ProbeSpec) -> Result:
+        """One setting."""
+        found, (first, again) = self.run(spec)
+        base = sum(each.forwards for each in found) / len(found)
+        result = Result(base, base / 2, self.saved(found), first, again)
+        self.compare(found, result)
+        return result
+
+    def share(self, result: Result, again: bool) -> float:
+        """The probe's part of a training step, net of the forwards it saves the rollouts."""
+        seconds = (result.seconds_again if again else result.seconds_first) - result.saved * self.per_forward
+        return seconds / (self.step_seconds + seconds)
+
+    def aged(self, age: int, train: int) -> Result:
+        """Curves of the policy as it was some training steps ago, against those of now."""
+        learner, now = self.engine.learner, learner_state(self.engine)
+        learner.load_state_dict(self.snapshots[train - age], learner.updates)
+        found, _ = self.run(EXACT)
+        learner.load_state_dict(now, learner.updates)
+        result = Result()
+        self.compare(found, result)
+        return result
+
+
+def learner_state(engine: Engine) -> dict[str, torch.Tensor]:
+    """A copy of what was learned."""
+    return {name: value.clone() for name, value in engine.learner.state_dict().items()}
+
+
+def upper(delta: FloatArray) -> BoolArray:  # (P,)
+    """The half that the entropy allocator gives more."""
+    above = np.zeros(len(delta), dtype=np.bool_)
+    above[np.argsort(delta, kind="stable")[len(delta) // 2 :]] = True
+    return above
+
+
+def agreeing(results: Mapping[str, Result]) -> list[str]:
+    """The settings that keep the median split and the chosen steps."""
+    return [
+        name
+        for name, result in results.items()
+        if min(np.mean(result.halves), np.mean(result.steps)) >= TARGET_AGREEMENT
+    ]
+
+
+def row(name: str, result: Result, bench: Bench) -> str:
+    """A line of the table."""
+    cells = [f"{result.forwards_first:.0f}", f"{result.forwards_again:.0f}", f"{result.saved:.0f}"]
+    cells += [f"{1000 * result.seconds_first:.0f}", f"{1000 * result.seconds_again:.0f}"]
+    cells += [f"{100 * bench.share(result, again):.1f} %" for again in (False, True)]
+    return f"| {name} | {' | '.join([*cells, *agreement(result)])} |"
+
+
+def agreement(result: Result) -> list[str]:
+    """Means over training steps."""
+    return [f"{np.mean(values):.3f}" for values in (result.spearman, result.halves, result.steps)]
+
+
+def bench_probe(experiment: Experiment, train: int, batches: int) -> tuple[list[tuple[str, float, float]], list[str]]:
+    """Figures with the most they should be, and the section's lines."""
+    bench = Bench(experiment, train, batches)
+    results = {name: bench.measure(spec) for name, spec in SETTINGS.items()}
+    aged = {age: bench.aged(age, train) for age in AGES if age < train}
+    prompts = sum(len(batch) for batch in bench.batches)
+    spec = experiment.rollouts
+    exact = results[next(iter(results))]
+    figures = [
+        (f"share of a step: the exact probe, base entropies {known}", bench.share(exact, again), TARGET_SHARE)
+        for again, known in ((False, "unknown"), (True, "known"))
+    ]
+    cheapest = min(agreeing(results), key=lambda name: bench.share(results[name], again=True))
+    what = f"share of a step: cheapest that agrees ({cheapest}), base entropies known"
+    figures.append((what, bench.share(results[cheapest], again=True), TARGET_SHARE))
+    return figures, [
+        f"Policy after {train} training steps; {prompts} prompts it has not met, {spec.prompts_per_step} at a time; "
+        f"{spec.rollouts_per_step} rollouts of {spec.denoising_steps} steps. A step without its probe takes "
+        f"{1000 * bench.step_seconds:.0f} ms of processor time. First: prompts whose base entropies are not known yet; "
+        "again: those whose are. Saved: forwards the rollouts take over; shares are net of them. Agreement with the "
+        "exact probe within a training step: rank correlation of delta, prompts on the same side of the median, and "
+        f"chosen steps in common. Target: at most {100 * TARGET_SHARE:.0f} % with at least {TARGET_AGREEMENT} of the "
+        "last two.",
+        "",
+        "| probe | forwards, first | again | saved | ms, first | again | share of a step, first | again | Spearman of "
+        "delta | same half | same steps |",
+        "| --- |" + " ---: |" * 10,
+        *(row(name, result, bench) for name, result in results.items()),
+        "",
+        f"Settings that agree well enough: {'; '.join(agreeing(results))}.",
+        "",
+        "`refresh`: curves of the policy as it was n training steps ago. They cost nothing between, if prompts come "
+        "again within n steps; in `ablation.yaml` none does.",
+        "",
+        "| n | forwards of the policy | Spearman of delta | same half | same steps |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+        *(f"| {age} | 1/{age} | {' | '.join(agreement(result))} |" for age, result in aged.items()),
+        "",
+        *flux_lines(experiment),
+    ]
+
+
+# --- a model of FLUX's size, by computation --------------------------------------------------------------------------
+
+
+def flux_lines(experiment: Experiment) -> list[str]:
+    """What the probe would cost on FLUX: forwards counted by plans, entropy by its ratio to one attention call."""
+    tokens, heads, width = FLUX["tokens"], FLUX["heads"], FLUX["width"]
+    ratios = {"all rows": call_ratio("all"), "256 rows": call_ratio(256), "64 rows": call_ratio(64)}
+    attention = 2.0 * tokens**2 * heads * width * FLUX["layers"]
+    tap = attention / (FLUX_TOKEN * tokens + attention)
+    longer = experiment.rollouts.model_copy(update={"denoising_steps": FLUX["steps"]})
+    fields = {name: getattr(experiment, name) for name in type(experiment).model_fields} | {"rollouts": longer}
+    spent = {
+        source: cost(type(experiment)(**{**fields, "probe": ProbeSpec.model_validate({"source": source})}))
+        for source in ("probe", "rollout")
+    }
+    lines = [
+        f"A FLUX-class model ({tokens} tokens, {heads} heads of {width}, {FLUX['layers']} layers, {FLUX['steps']} "
+        f"denoising steps), by computation, not run: attention is {100 * tap:.0f} % of a forward's multiply-adds "
+        f"({FLUX_TOKEN / 1e9:.1f} G a token elsewhere). Entropy of one call in multiples of a plain attention call, "
+        f"float32 on this CPU, {HEADS_TRIED} heads: "
+        + ", ".join(f"{ratio:.2f} for {name}" for name, ratio in ratios.items())
+        + ". Work of a step is forwards + 3 x trained transitions, the middle of what plans can be; the probe's share "
+        "of it, net of the forwards it saves the rollouts:",
+        "",
+        "| probe | first | again |",
+        "| --- | ---: | ---: |",
+    ]
+    prompts = experiment.rollouts.prompts_per_step
+    work = {source: (each.work.low + each.work.high) / 2 for source, each in spent.items()}
+    for source in spent:
+        saved = work["probe"] - work[source]
+        for name, ratio in ratios.items():
+            once = prompts * FLUX["steps"] * (1 + tap * ratio)
+            costs = [times * once - saved for times in (2, 1)]
+            shares = [100 * each / (work["probe"] + each) for each in costs]
+            lines.append(f"| source {source}, {name} | {shares[0]:.1f} % | {shares[1]:.1f} % |")
+    return [*lines, ""]
+
+
+def call_ratio(rows: int | str) -> float:
+    """Processor time of one call's entropy as a multiple of the attention call itself, best of three."""
+    shape = (1, HEADS_TRIED, FLUX["tokens"], FLUX["width"])
+    query, key, value = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    chosen = None if rows == "all" else torch.randperm(FLUX["tokens"])[: int(rows)]
+    scale = FLUX["width"] ** -0.5
+    plain = best(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value))
+    entropy = best(lambda: attention_entropy(query, key, scale=scale, rows=chosen))
+    return entropy / plain
+
+
+def best(work: Callable[[], object]) -> float:
+    """Least processor time of three tries, after one to warm up."""
+    spent = []
+    for _ in range(4):
+        begin = time.process_time()
+        with torch.no_grad():
+            work()
+        spent.append(time.process_time() - begin)
+    return min(spent[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aegpo.advantages import DepthAdvantage, GroupAdvantage
+from aegpo.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
 from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.hookspecs import hookimpl
 from aegpo.models.flux import FluxSpec
@@ -124,9 +124,11 @@ def aegpo_register_samplers(registry: Registry[SamplerSpec]) -> None:
 
 @hookimpl
 def aegpo_register_advantages(registry: Registry[AdvantageSpec]) -> None:
-    """Credit within the group, or within the depth of a tree."""
+    """Credit within the group, the depth of a tree, the children of a step, or against a prompt's past."""
     registry.add(GroupAdvantage)
     registry.add(DepthAdvantage)
+    registry.add(ProcessAdvantage)
+    registry.add(RunningAdvantage)
 
 
 @hookimpl

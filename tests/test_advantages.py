@@ -12,21 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_trees import questions, trees
-from worlds import plan_of
+from worlds import GaussianSpec, plan_of, small_experiment
 
-from aegpo.advantages import DepthAdvantage, GroupAdvantage
-from aegpo.interfaces import Edges, RolloutPlan, Rollouts
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
+from aegpo.interfaces import Edges, Prompt, RolloutPlan, Rollouts
+from aegpo.trees import BranchingTree, IndependentTree, TrunkTree
 
 DATA = Path(__file__).parent / "data"
 
 
-def rollouts_of(plan: RolloutPlan, log_prob=None) -> Rollouts:
+def rollouts_of(plan: RolloutPlan, log_prob=None, prompts=(0, 1, 2, 3)) -> Rollouts:
     """What an advantage reads of an execution: the plan and its log-probabilities."""
     nothing = torch.zeros(0)
     log_prob = log_prob or tuple(torch.zeros(len(parent)) for parent in plan.parent)
     edges = Edges(nothing, nothing, nothing, nothing, nothing, nothing, torch.zeros(plan.trained_edges))
-    return Rollouts(plan, nothing, nothing, log_prob, edges)
+    return Rollouts(plan, nothing, nothing, log_prob, edges, tuple(Prompt(index, "") for index in prompts))
 
 
 def credit(advantage, scores, plan: RolloutPlan, weights=(1.0,), log_prob=None) -> torch.Tensor:
@@ -80,6 +80,7 @@ scores_of = st.integers(0, 2**31).map(lambda seed: np.random.default_rng(seed).n
 advantages = st.one_of(
     st.builds(GroupAdvantage, std=st.sampled_from(["none", "group", "batch"]), unbiased=st.booleans()),
     st.builds(DepthAdvantage),
+    st.builds(ProcessAdvantage, unbiased=st.booleans()),
 )
 
 
@@ -187,3 +188,121 @@ def test_depth_advantages_are_cut_off_at_the_clip():
     scores = [1.0, *[0.0] * 39]
     assert credit(DepthAdvantage(), scores, plan).max() == 5.0
     assert credit(DepthAdvantage(clip=None), scores, plan).max() > 6.0
+
+
+# --- several rewards -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "advantage", [GroupAdvantage(epsilon=1e-8), GroupAdvantage(std="batch", clip=None), DepthAdvantage(clip=None)]
+)
+def test_rewards_can_be_normalised_one_by_one_first(advantage):
+    # MixGRPO's advantage_aggr and GDPO: the weighted sum of what each reward alone would give.
+    scores = np.stack([SCORES, 1000 * SCORES**2], axis=1)
+    each = [credit(advantage, column, SIDE_BY_SIDE) for column in scores.T]
+    combined = advantage.model_copy(update={"combine": "per-reward"})
+    found = credit(combined, scores, SIDE_BY_SIDE, weights=(0.25, 0.75))
+    torch.testing.assert_close(found, 0.25 * each[0] + 0.75 * each[1])
+    summed = credit(advantage, scores, SIDE_BY_SIDE, weights=(0.25, 0.75))
+    assert not torch.allclose(found, summed, atol=1e-3)  # where the reward of larger scale decides alone
+    torch.testing.assert_close(credit(combined, scores[:, :1], SIDE_BY_SIDE), each[0])
+
+
+# --- DanceGRPO's subset ----------------------------------------------------------------------------------------------
+
+
+def test_the_best_and_the_worst_of_the_batch_get_credit():
+    plan = plan_of(IndependentTree(), [4, 4], [[1, 0], [1, 0]])
+    scores = [0.0, 1.0, 2.0, 9.0, 0.0, 0.1, 0.2, 0.3]
+    whole = credit(GroupAdvantage(std="none"), scores, plan)
+    found = credit(GroupAdvantage(std="none", best_of=4), scores, plan)
+    assert found.nonzero().flatten().tolist() == [0, 1, 3, 7]  # -3, -2 and 6, 0.15: the first prompt has the extremes
+    assert torch.equal(found[[0, 1, 3, 7]], whole[[0, 1, 3, 7]])
+    fair = credit(GroupAdvantage(std="none", best_of=2, best_of_scope="prompt"), scores, plan)
+    assert fair.nonzero().flatten().tolist() == [0, 3, 4, 7]
+    assert torch.equal(credit(GroupAdvantage(std="none", best_of=8), scores, plan), whole)
+
+
+def test_more_best_rollouts_than_there_are_are_refused():
+    found = list(small_experiment(GaussianSpec(), advantage=GroupAdvantage(best_of=10)).problems())
+    assert [(problem.location, problem.message) for problem in found] == [
+        (("advantage",), "'best_of' keeps 10 rollouts of a step, but there are 8; at most 8")
+    ]
+
+
+# --- BranchGRPO's width pruning --------------------------------------------------------------------------------------
+
+BRANCH = plan_of(BranchingTree(splits=(0, 3, 6, 9), noise="all"), [16], [[1] * 20])
+LEVELS = np.repeat(np.arange(20), [int(level.sum()) for level in BRANCH.trained])
+LEAF_SCORES = np.random.default_rng(3).normal(size=16)
+
+
+def test_best_per_branch_keeps_the_earliest_steps_of_every_chain():
+    # BranchGRPO's mode 1 at ratio 0.5: 80 of 218 edges go, 138 / 16 = 8.625 stay; all of them in the last five steps.
+    found = credit(DepthAdvantage(pruning="chain-start"), LEAF_SCORES, BRANCH)
+    assert int((found != 0).sum()) == 138
+    assert sorted(set(LEVELS[(found == 0).numpy()])) == [15, 16, 17, 18, 19]
+    whole = credit(DepthAdvantage(), LEAF_SCORES, BRANCH)
+    assert torch.equal(found[found != 0], whole[found != 0])
+
+
+def test_extremes_keep_the_best_and_worst_edges_of_all_trees():
+    whole = credit(DepthAdvantage(), LEAF_SCORES, BRANCH)
+    found = credit(DepthAdvantage(pruning="extremes"), LEAF_SCORES, BRANCH)
+    assert int((found != 0).sum()) == 138
+    late = torch.from_numpy(LEVELS >= 10)
+    kept, dropped = whole[late & (found != 0)], whole[late & (found == 0)]
+    assert torch.equal(found[~late], whole[~late])
+    assert kept[kept > dropped.median()].min() >= dropped.max()
+    assert kept[kept < dropped.median()].max() <= dropped.min()
+
+
+# --- TempFlow-GRPO ---------------------------------------------------------------------------------------------------
+
+
+def test_process_rewards_compare_the_children_of_one_step():
+    plan = plan_of(TrunkTree(), [5, 4], [[1, 1, 0], [0, 1, 0]])
+    scores = np.array([5.0, 1.0, 9.0, 2.0, 4.0, 7.0, 7.0, 1.0, 1.0])
+    found = credit(ProcessAdvantage(epsilon=1e-6, clip=None), scores, plan).numpy()
+    order = np.concatenate([plan.first_leaf[level + 1][mask] for level, mask in enumerate(plan.trained)])
+    groups = np.repeat([0, 1, 2], [3, 2, 4])  # first step of prompt 0; second steps of prompts 0 and 1
+    for group in range(3):
+        values = scores[order[groups == group]]
+        expected = (values - values.mean()) / (values.std() + 1e-6)
+        np.testing.assert_allclose(found[groups == group], expected, atol=1e-5)
+
+
+def test_process_advantages_of_side_by_side_rollouts_are_group_advantages():
+    process, group = ProcessAdvantage(), GroupAdvantage(unbiased=False)
+    torch.testing.assert_close(credit(process, SCORES, SIDE_BY_SIDE), credit(group, SCORES, SIDE_BY_SIDE))
+
+
+# --- DDPO ------------------------------------------------------------------------------------------------------------
+
+
+def test_running_statistics_are_those_of_the_prompts_own_last_rewards():
+    # DDPO's tracker: until a prompt has `least` rewards, the step's own mean and std; then those of its buffer.
+    advantage = RunningAdvantage(buffer=6, least=4, clip=None).build()
+    weights, rng = torch.ones(1), np.random.default_rng(0)
+    remembered: dict[int, list[float]] = {}
+    for _ in range(4):
+        scores = rng.normal(size=5)
+        rollouts = rollouts_of(SIDE_BY_SIDE, prompts=(7, 9))
+        found = advantage.estimate(torch.from_numpy(scores)[:, None], weights, rollouts).numpy()
+        for prompt, rows in ((7, slice(0, 3)), (9, slice(3, 5))):
+            kept = remembered[prompt] = [*remembered.get(prompt, []), *scores[rows]][-6:]
+            compared = np.array(kept) if len(kept) >= 4 else scores
+            expected = (scores[rows] - compared.mean()) / (compared.std() + 1e-6)
+            np.testing.assert_allclose(found[rows], expected, atol=1e-5)
+
+
+def test_running_statistics_go_on_after_a_checkpoint():
+    first, second = (RunningAdvantage(buffer=6, least=4).build() for _ in range(2))
+    weights, rollouts = torch.ones(1), rollouts_of(SIDE_BY_SIDE)
+    scores = torch.from_numpy(SCORES)[:, None]
+    first.estimate(scores, weights, rollouts)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    ahead, resumed = (part.estimate(scores**2, weights, rollouts) for part in (first, second))
+    assert torch.equal(ahead, resumed)
+    fresh = RunningAdvantage(buffer=6, least=4).build().estimate(scores**2, weights, rollouts)
+    assert not torch.equal(ahead, fresh)

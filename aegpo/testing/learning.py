@@ -74,7 +74,7 @@ def _rollouts(plan: RolloutPlan, generator: Any) -> Any:
     """Made-up rollouts of a plan: what an execution would return, with random numbers for latents."""
     import torch
 
-    from aegpo.interfaces import Edges, Rollouts
+    from aegpo.interfaces import Edges, Prompt, Rollouts
 
     def joined(arrays: Iterator[IntArray]) -> Tensor:
         return torch.from_numpy(np.concatenate(list(arrays)))
@@ -93,7 +93,8 @@ def _rollouts(plan: RolloutPlan, generator: Any) -> Any:
         log_prob=torch.cat([log_prob[level][torch.from_numpy(mask)] for level, mask in trained]),
     )
     images = torch.rand((plan.num_rollouts, 3, 4, 4), generator=generator)
-    return Rollouts(plan, images[:, :1, :2, :2], images, log_prob, edges)
+    prompts = tuple(Prompt(index, f"prompt {index}") for index in range(int(plan.group.max()) + 1))
+    return Rollouts(plan, images[:, :1, :2, :2], images, log_prob, edges, prompts)
 
 
 def check_objective(spec: ObjectiveSpec) -> None:

@@ -16,7 +16,9 @@ from aegpo.plugins import load_registries, plugin_manager
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-ABLATION = FOLDER / "ablation.yaml"
+ABLATION, BASELINES = FOLDER / "ablation.yaml", FOLDER / "baselines.yaml"
+VARIANTS, CONTROLS = FOLDER / "aegpo_on_variants.yaml", FOLDER / "controls.yaml"
+EQUAL = 0.04  # of the mean: what whole numbers of rollouts allow
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
@@ -46,7 +48,10 @@ def header(path) -> str:
 
 
 def test_there_are_the_experiments_that_the_readme_names():
-    assert {"ablation.yaml", "smoke.yaml"} <= {path.name for path in FILES}
+    named = {"ablation.yaml", "smoke.yaml", "baselines.yaml", "aegpo_on_variants.yaml", "controls.yaml"}
+    assert named <= {path.name for path in FILES}
+    index = (FOLDER / "README.md").read_text()
+    assert all(f"`{path.name}`" in index for path in FILES)
 
 
 @each_file
@@ -118,3 +123,66 @@ def test_the_ablation_scores_palette_and_scene_whichever_it_trains_on(registries
         assert {"palette", "scene"} <= kinds
         assert len(file.seeds) >= 3
         assert experiment.prompts.train_count >= 200
+
+
+# --- baselines, variants, controls -----------------------------------------------------------------------------------
+
+
+def dearest(experiment) -> float:
+    """Work of a step at its dearest with the probe: entropy peaks of the embedded model lie early, where it is."""
+    found = cost(experiment)
+    return found.work.high + found.probe
+
+
+@pytest.mark.parametrize("path", [BASELINES, VARIANTS], ids=lambda path: path.stem)
+def test_arms_cost_the_same_work_in_every_step(path, registries):
+    work = {arm: dearest(experiment) for arm, experiment in load_experiment_file(path, registries).arms.items()}
+    middle = (min(work.values()) + max(work.values())) / 2
+    off = {arm: round(each / middle - 1, 3) for arm, each in work.items()}
+    assert all(abs(each) <= EQUAL for each in off.values()), off
+
+
+@pytest.mark.parametrize("path", [BASELINES, VARIANTS], ids=lambda path: path.stem)
+def test_every_arm_takes_two_optimizer_steps_on_the_same_prompts(path, registries):
+    file = load_experiment_file(path, registries)
+    first = next(iter(file.arms.values()))
+    for experiment in file.arms.values():
+        assert experiment.optimizer.rollouts_per_update * 2 == experiment.rollouts.rollouts_per_step
+        assert experiment.optimizer.learning_rate == first.optimizer.learning_rate
+        assert (experiment.prompts, experiment.evaluation) == (first.prompts, first.evaluation)
+        assert experiment.rollouts.prompts_per_step == first.rollouts.prompts_per_step
+        assert experiment.prompts.train_count == file.arms["aegpo"].training_steps * 4  # each prompt once
+    assert len(file.seeds) >= 3
+
+
+def test_every_variant_keeps_its_objective_and_sampler_and_gets_aegpos_decisions(registries):
+    before, after = (load_experiment_file(path, registries).arms for path in (BASELINES, VARIANTS))
+    assert before.keys() == after.keys()
+    for arm, experiment in after.items():
+        assert experiment.selector.kind == "entropy-peak"
+        assert experiment.allocator.kind == "entropy"
+        for axis in ("objective", "sampler"):
+            assert getattr(experiment, axis) == getattr(before[arm], axis), (arm, axis)
+
+
+def test_no_arm_gets_a_warning_without_saying_why(registries):
+    for path in FILES:
+        assert load_experiment_file(path, registries).warnings == (), path.name
+
+
+def test_controls_cost_the_same_rollouts_and_change_one_decision_each(registries):
+    arms = load_experiment_file(CONTROLS, registries).arms
+    assert len({str(cost(experiment).leaves) for experiment in arms.values()}) == 1
+    for arm, experiment in arms.items():
+        if arm.startswith("allocation"):
+            assert experiment.selector == arms["grpo"].selector
+            assert experiment.tree == arms["grpo"].tree
+        if arm.startswith("selection"):
+            assert experiment.allocator == arms["grpo"].allocator
+            assert experiment.tree == arms["selection"].tree
+
+
+def test_no_arm_is_missing_from_the_paper_index(registries):
+    index = (FOLDER / "README.md").read_text()
+    for arm in load_experiment_file(BASELINES, registries).arms:
+        assert re.search(rf"^\| [^|]+\| [^|]+\| `{re.escape(arm)}` \|", index, re.MULTILINE), arm

@@ -3,6 +3,7 @@
     python tools/bench.py engine
     python tools/bench.py entropy
     python tools/bench.py probe
+    python tools/bench.py methods
 
 print the figures and write them to tools/BENCHMARKS.md, with the command, the date and the machine. Wall-clock on a
 busy machine is an upper bound; the load at the start is part of the record.
@@ -345,7 +346,19 @@ def probe_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[
     return [([Figure(*figure) for figure in figures], lines)]
 
 
-BENCHMARKS = {"engine": engine_figures, "entropy": entropy_figures, "probe": probe_figures}
+def methods_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[str]]]:
+    """What a training step of every published method costs, as a ratio to GRPO's."""
+    from bench_methods import methods_table  # beside this script
+
+    return [([], methods_table(options.steps))]
+
+
+BENCHMARKS = {
+    "engine": engine_figures,
+    "entropy": entropy_figures,
+    "probe": probe_figures,
+    "methods": methods_figures,
+}
 
 
 def report(options: argparse.Namespace) -> list[str]:

@@ -146,6 +146,7 @@ def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -
     from aegpo import describe
     from aegpo.costs import cost, unread_prompts
     from aegpo.loading import load_experiment_file
+    from aegpo.memory import footprints, gpu_memory
     from aegpo.plugins import load_registries, plugin_manager
 
     loaded = load_experiment_file(file, load_registries(plugin_manager(plugin)), overrides)
@@ -157,6 +158,8 @@ def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -
     if len(loaded.arms) > 1:
         console.print(describe.differences(loaded))
     console.print(describe.costs(loaded, {arm: cost(experiment) for arm, experiment in loaded.arms.items()}))
+    if needs := footprints(loaded):
+        console.print(describe.memory(needs, gpu_memory()))
 
 
 @app.command("profile-entropy")

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from aegpo.costs import Cost
 from aegpo.errors import AegpoError
+from aegpo.interfaces import Footprint
 from aegpo.loading import ExperimentFile
 from aegpo.marks import dotted
 from aegpo.registry import Entry, Spec, suggestion
@@ -65,6 +66,25 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
     table.caption = (
         "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch; 4 x with a KL to "
         "the base.\nprobe = forwards of the entropy probe: of the policy in a mean step, of the base once a prompt."
+    )
+    return table
+
+
+def memory(figures: Mapping[str, Footprint], room: int | None) -> Table:
+    """What each arm needs in memory, in GiB; `room` is what there is, in bytes, if it is known."""
+    table = Table(title="What it needs in memory, in GiB", title_justify="left", caption_justify="left")
+    table.add_column("arm")
+    for heading in ("parameters", "trainable", "weights", "optimizer", "activations", "in all", "fits"):
+        table.add_column(heading, justify="right")
+    for arm, needs in figures.items():
+        sizes = (needs.weights, needs.optimizer, needs.activations, needs.total)
+        fits = "?" if room is None else "yes" if needs.total <= room else "no"
+        cells = [f"{size / 2**30:.1f}" for size in sizes]
+        table.add_row(escape(arm), f"{needs.parameters:,}", f"{needs.trainable:,}", *cells, fits)
+    there = "no GPU here" if room is None else f"the GPU has {room / 2**30:.1f}"
+    table.caption = (
+        f"{there}. Activations of one micro-batch of the optimizer: lower 'optimizer.micro_batch' first where it does "
+        "not fit.\nAn estimate from the network's config; sampling, decoding and rewards come on top."
     )
     return table
 

@@ -20,6 +20,7 @@ from aegpo.interfaces import (
     Advantage,
     Allocator,
     FloatArray,
+    Footprint,
     ForwardObjective,
     Model,
     Objective,
@@ -79,6 +80,10 @@ class ModelSpec(PartSpec):
     @property
     def dimensions(self) -> int | None:
         """C x H x W of the latents; None: known once it is loaded."""
+        return None
+
+    def footprint(self, experiment: Experiment) -> Footprint | None:
+        """What a run needs in memory, or None where that is not worth a look."""
         return None
 
     def build(self, device: torch.device) -> Model:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray, Model
+from aegpo.interfaces import FloatArray
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.specs import JOINT_BLOCKS
@@ -14,8 +15,12 @@ from aegpo.specs import JOINT_BLOCKS
 if TYPE_CHECKING:
     import torch
 
+    from aegpo.models.pipeline.model import Family
+
 PATCH = 2  # latents of 2 x 2 are packed into a token
 DEV = FlowSchedule(shift=3.0, use_dynamic_shifting=True)  # scheduler_config.json of FLUX.1-dev
+# transformer/config.json of FLUX.1-dev, where it is not diffusers' default
+ARCHITECTURE = {"guidance_embeds": True, "joint_attention_dim": 4096, "pooled_projection_dim": 768}
 
 
 class FluxSpec(PipelineSpec):
@@ -26,6 +31,8 @@ class FluxSpec(PipelineSpec):
 
     kind: Literal["flux"] = "flux"
     pipeline_class: ClassVar[str] = "FluxPipeline"
+    network_class: ClassVar[str] = "FluxTransformer2DModel"
+    architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     network: ClassVar[str] = "transformer"
     latent_channels: ClassVar[int] = 16
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
@@ -66,8 +73,12 @@ class FluxSpec(PipelineSpec):
         """Latents along a side of a token."""
         return PATCH
 
-    def build(self, device: torch.device) -> Model:
-        """Loads the transformer and the VAE; text encoders are loaded when a prompt is not in the cache."""
-        from aegpo.models.flux.model import build
+    def family(self, network: Any, device: torch.device) -> Family:
+        """What this kind of pipeline does its own way."""
+        from aegpo.models.flux.model import FluxFamily
 
-        return build(self, device)
+        return FluxFamily(self, network)
+
+    def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
+        """Tokens and width of the text, and width of the pooled embedding, for a network's config."""
+        return self.max_sequence_length, int(config["joint_attention_dim"]), int(config["pooled_projection_dim"])

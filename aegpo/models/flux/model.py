@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from aegpo.interfaces import Conditioning
 from aegpo.models.flux import PATCH
-from aegpo.models.pipeline.model import PipelineModel
 
 if TYPE_CHECKING:
     from aegpo.models.flux import FluxSpec
@@ -72,8 +70,3 @@ def positions(rows: int, columns: int, device: torch.device) -> Tensor:
     """(rows * columns, 3): nothing, row and column of each image token."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).view(-1, 3).float().to(device)
-
-
-def build(spec: FluxSpec, device: torch.device) -> PipelineModel:
-    """The model of a spec."""
-    return PipelineModel(spec, FluxTransformer2DModel, lambda network: FluxFamily(spec, network), device)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -40,14 +41,13 @@ class Family(Protocol):
 class PipelineModel:
     """A diffusers pipeline's network as a part of the engine."""
 
-    def __init__(
-        self, spec: PipelineSpec, network_class: Any, family: Callable[[Any], Family], device: torch.device
-    ) -> None:
-        """Loads everything but the text encoders; `family(network)` is made once the network is known."""
+    def __init__(self, spec: PipelineSpec, device: torch.device) -> None:
+        """Loads everything but the text encoders."""
         self.spec = spec
         self._device, self._folder = device, pipeline_folder(spec)
+        network_class = getattr(diffusers, spec.network_class)
         network = load_component(spec, self._folder, spec.network, network_class, spec.dtype)
-        self._family = family(network)
+        self._family = spec.family(network, device)
         self._network = Network(network, spec, device)
         self._decoder = Decoder(spec, self._folder, device)
         length = self._family.text_length

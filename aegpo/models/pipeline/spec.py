@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import FloatArray
+from aegpo.interfaces import FloatArray, Footprint, Model
 from aegpo.models.pipeline.source import check_class, component_config, folder_at_hand, local_folder
 from aegpo.specs import Experiment, ModelSpec, Positive
 
+if TYPE_CHECKING:
+    import torch
+
+    from aegpo.models.pipeline.model import Family
+
 PIXELS_PER_LATENT = 8  # of every published VAE here
+CLIP_TOKENS = 77  # of every published CLIP here
 
 
 class PipelineSpec(ModelSpec):
     """A network out of a pipeline that `save_pretrained` wrote, or of one on the hub."""
 
     pipeline_class: ClassVar[str]  # in diffusers, and what model_index.json says
+    network_class: ClassVar[str]  # in diffusers
+    architecture: ClassVar[Mapping[str, Any]]  # the published network's config, for estimates before a download
     network: ClassVar[str]  # the component that is trained: transformer, unet
     latent_channels: ClassVar[int]  # of the published VAE
     unneeded: ClassVar[tuple[str, ...]] = ()  # components of the pipeline that nothing here reads
@@ -60,6 +68,26 @@ class PipelineSpec(ModelSpec):
         """(steps+1,) noise levels of images of height x width pixels, as the pipeline's own scheduler has them."""
         raise NotImplementedError(f"model {self.kind!r} does not define noise_levels(steps, height, width)")
 
+    def family(self, network: Any, device: torch.device) -> Family:
+        """What this kind of pipeline does its own way; `network` is the one to be trained."""
+        raise NotImplementedError(f"model {self.kind!r} does not define family(network, device)")
+
+    def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
+        """Tokens and width of the text, and width of the pooled embedding, for a network's config."""
+        raise NotImplementedError(f"model {self.kind!r} does not define text_shape(config)")
+
+    def build(self, device: torch.device) -> Model:
+        """Loads the network and the VAE; text encoders are loaded when a prompt is not in the cache."""
+        from aegpo.models.pipeline.model import PipelineModel
+
+        return PipelineModel(self, device)
+
+    def footprint(self, experiment: Experiment) -> Footprint:
+        """What a run needs in memory, from configs alone; imports torch."""
+        from aegpo.models.pipeline.footprint import footprint
+
+        return footprint(self, experiment)
+
     def patch(self) -> int:
         """Latents along a side of what the network sees as one token."""
         return 1
@@ -76,13 +104,16 @@ class PipelineSpec(ModelSpec):
     def dimensions(self) -> int | None:
         """C x H x W of the latents."""
         pixels = self.pixels_per_latent()
-        channels = int(self.config_at_hand("vae").get("latent_channels", self.latent_channels))
-        return channels * (self.height // pixels) * (self.width // pixels)
+        return self.channels() * (self.height // pixels) * (self.width // pixels)
 
     def config_at_hand(self, component: str, file: str = "config.json") -> dict[str, Any]:
         """What a component's JSON says; empty where a hub id has not been downloaded."""
         folder = folder_at_hand(self.path, self.revision)
         return {} if folder is None else component_config(self.kind, folder, component, file)
+
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.config_at_hand("vae").get("latent_channels", self.latent_channels))
 
     def pixels_per_latent(self) -> int:
         """How many pixels a latent is wide."""

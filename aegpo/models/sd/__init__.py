@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray, Model
+from aegpo.interfaces import FloatArray
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
 
 if TYPE_CHECKING:
     import torch
+
+    from aegpo.models.pipeline.model import Family
 
 # scheduler_config.json of stable-diffusion-v1-5 and of stable-diffusion-xl-base-1.0, as far as DDIM reads it
 NOISE = DdimSchedule(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1
 )
+# unet/config.json of stable-diffusion-v1-5, where it is not diffusers' default
+ARCHITECTURE = {"sample_size": 64, "cross_attention_dim": 768}
 
 
 class SdSpec(PipelineSpec):
@@ -28,6 +33,8 @@ class SdSpec(PipelineSpec):
 
     kind: Literal["sd"] = "sd"
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
+    network_class: ClassVar[str] = "UNet2DConditionModel"
+    architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     network: ClassVar[str] = "unet"
     latent_channels: ClassVar[int] = 4
     unneeded: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
@@ -54,8 +61,12 @@ class SdSpec(PipelineSpec):
         """DDIM's times as noise levels, the same at every resolution."""
         return self.schedule().sigmas(steps)
 
-    def build(self, device: torch.device) -> Model:
-        """Loads the UNet and the VAE; the text encoder is loaded when a prompt is not in the cache."""
-        from aegpo.models.sd.model import build
+    def family(self, network: Any, device: torch.device) -> Family:
+        """What this kind of pipeline does its own way."""
+        from aegpo.models.sd.model import SdFamily
 
-        return build(self, device)
+        return SdFamily(self, device)
+
+    def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
+        """Tokens and width of the text, and width of the pooled embedding, for a network's config."""
+        return CLIP_TOKENS, int(config["cross_attention_dim"]), None

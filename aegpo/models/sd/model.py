@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from aegpo.interfaces import Conditioning
 from aegpo.models.pipeline.diffusion import VariancePreserving
-from aegpo.models.pipeline.model import PipelineModel
 
 if TYPE_CHECKING:
     from aegpo.models.sd import SdSpec
@@ -44,8 +42,3 @@ class SdFamily:
     def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """noise - x0."""
         return self._diffusion.velocity(prediction, latents, sigma)
-
-
-def build(spec: SdSpec, device: torch.device) -> PipelineModel:
-    """The model of a spec."""
-    return PipelineModel(spec, UNet2DConditionModel, lambda network: SdFamily(spec, device), device)

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray, Model
+from aegpo.interfaces import FloatArray
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
 from aegpo.specs import JOINT_BLOCKS
 
 if TYPE_CHECKING:
     import torch
 
+    from aegpo.models.pipeline.model import Family
+
 PATCH, POSITIONS = 2, 384  # transformer/config.json of stable-diffusion-3.5-medium (3 and 3.5-large: 192 positions)
 SHIFT = 3.0  # scheduler_config.json of stable-diffusion-3-medium and stable-diffusion-3.5-medium, -large
+# transformer/config.json of stable-diffusion-3.5-medium
+ARCHITECTURE = {
+    "sample_size": 128,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": POSITIONS,
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": tuple(range(13)),
+}
 
 
 class Sd3Spec(PipelineSpec):
@@ -26,6 +42,8 @@ class Sd3Spec(PipelineSpec):
 
     kind: Literal["sd3"] = "sd3"
     pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
+    network_class: ClassVar[str] = "SD3Transformer2DModel"
+    architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     network: ClassVar[str] = "transformer"
     latent_channels: ClassVar[int] = 16
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
@@ -64,8 +82,13 @@ class Sd3Spec(PipelineSpec):
         positions = int(self.config_at_hand("transformer").get("pos_embed_max_size", POSITIONS))
         return positions * self.patch() * self.pixels_per_latent()
 
-    def build(self, device: torch.device) -> Model:
-        """Loads the transformer and the VAE; text encoders are loaded when a prompt is not in the cache."""
-        from aegpo.models.sd3.model import build
+    def family(self, network: Any, device: torch.device) -> Family:
+        """What this kind of pipeline does its own way."""
+        from aegpo.models.sd3.model import Sd3Family
 
-        return build(self, device)
+        return Sd3Family(self)
+
+    def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
+        """Tokens and width of the text, and width of the pooled embedding, for a network's config."""
+        length = CLIP_TOKENS + self.max_sequence_length
+        return length, int(config["joint_attention_dim"]), int(config["pooled_projection_dim"])

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from aegpo.interfaces import Conditioning
-from aegpo.models.pipeline.model import PipelineModel
 
 if TYPE_CHECKING:
     from aegpo.models.sd3 import Sd3Spec
@@ -47,8 +45,3 @@ class Sd3Family:
     def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """The prediction is the velocity."""
         return prediction
-
-
-def build(spec: Sd3Spec, device: torch.device) -> PipelineModel:
-    """The model of a spec."""
-    return PipelineModel(spec, SD3Transformer2DModel, lambda network: Sd3Family(spec), device)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray, Model
+from aegpo.interfaces import FloatArray
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
 from aegpo.models.sd import NOISE
 from aegpo.specs import Positive
 
 if TYPE_CHECKING:
     import torch
+
+    from aegpo.models.pipeline.model import Family
+# unet/config.json of stable-diffusion-xl-base-1.0, where it is not diffusers' default
+ARCHITECTURE = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
 
 
 class SdxlSpec(PipelineSpec):
@@ -24,6 +41,8 @@ class SdxlSpec(PipelineSpec):
 
     kind: Literal["sdxl"] = "sdxl"
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
+    network_class: ClassVar[str] = "UNet2DConditionModel"
+    architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     network: ClassVar[str] = "unet"
     latent_channels: ClassVar[int] = 4
     unneeded: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
@@ -47,8 +66,14 @@ class SdxlSpec(PipelineSpec):
         """DDIM's times as noise levels, the same at every resolution."""
         return self.schedule().sigmas(steps)
 
-    def build(self, device: torch.device) -> Model:
-        """Loads the UNet and the VAE; text encoders are loaded when a prompt is not in the cache."""
-        from aegpo.models.sdxl.model import build
+    def family(self, network: Any, device: torch.device) -> Family:
+        """What this kind of pipeline does its own way."""
+        from aegpo.models.sdxl.model import SdxlFamily
 
-        return build(self, device)
+        return SdxlFamily(self, device)
+
+    def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
+        """Tokens and width of the text, and width of the pooled embedding, for a network's config."""
+        told = int(config["projection_class_embeddings_input_dim"])
+        times = 6 * int(config["addition_time_embed_dim"])
+        return CLIP_TOKENS, int(config["cross_attention_dim"]), told - times

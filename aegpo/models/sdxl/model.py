@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from aegpo.interfaces import Conditioning
 from aegpo.models.pipeline.diffusion import VariancePreserving
-from aegpo.models.pipeline.model import PipelineModel
 
 if TYPE_CHECKING:
     from aegpo.models.sdxl import SdxlSpec
@@ -52,8 +50,3 @@ class SdxlFamily:
     def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """noise - x0."""
         return self._diffusion.velocity(prediction, latents, sigma)
-
-
-def build(spec: SdxlSpec, device: torch.device) -> PipelineModel:
-    """The model of a spec."""
-    return PipelineModel(spec, UNet2DConditionModel, lambda network: SdxlFamily(spec, device), device)

@@ -1,0 +1,96 @@
+"""Estimates what a run needs in memory: the network is built on the meta device, where weights take no space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from aegpo.interfaces import Conditioning, Footprint
+from aegpo.learning import add_adapters
+from aegpo.models.pipeline.loading import DTYPES
+from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.specs import Experiment
+
+FLOAT32 = 4
+MOMENTS = 2  # of AdamW
+BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
+DECODER = 84_000_000  # weights of every published AutoencoderKL here, 83.65 to 83.82 million
+
+
+def footprint(spec: PipelineSpec, experiment: Experiment) -> Footprint:
+    """Weights and states are exact up to buffers; activations are the outputs of all layers that training keeps.
+
+    With gradient checkpointing those are the outputs of blocks, and all of the largest block. Sampling, decoding,
+    rewards and the allocator's slack come on top.
+    """
+    config = spec.config_at_hand(spec.network) or spec.architecture
+    with torch.device("meta"):
+        network = getattr(diffusers, spec.network_class).from_config(dict(config))
+        nn.Module.to(network, dtype=DTYPES[spec.dtype])
+        add_adapters(network, experiment.policy, spec.adapter_targets)
+    sizes = [(weight.numel(), weight.element_size(), weight.requires_grad) for weight in network.parameters()]
+    trainable = sum(count for count, _, trained in sizes if trained)
+    weights = sum(count * size for count, size, _ in sizes) + DECODER * DTYPES[spec.vae_dtype].itemsize
+    if experiment.policy.train == "full" and not spec.offload_base:
+        weights += trainable * DTYPES[spec.dtype].itemsize
+    states = 1 + MOMENTS + (experiment.policy.ema is not None)
+    return Footprint(
+        parameters=sum(count for count, _, _ in sizes),
+        trainable=trainable,
+        weights=weights,
+        optimizer=states * trainable * FLOAT32,
+        activations=experiment.optimizer.micro_batch * _activations(spec, network),
+    )
+
+
+@torch.no_grad()
+def _activations(spec: PipelineSpec, network: Any) -> int:
+    """Bytes that the backward pass of one transition needs."""
+    device, pixels = torch.device("meta"), spec.pixels_per_latent()
+    family = spec.family(network, device)
+    shape = (1, spec.channels(), spec.height // pixels, spec.width // pixels)
+    length, width, pooled = spec.text_shape(network.config)
+    text = torch.empty(1, length, width, device=device)
+    cond = Conditioning(text, None if pooled is None else torch.empty(1, pooled, device=device))
+    nn.Module.float(network)
+    with _kept_outputs(network) as kept:
+        family.predict(network, torch.empty(shape, device=device), torch.empty(1, device=device), cond)
+    layers, blocks = kept
+    numbers = sum(layers.values())
+    if spec.gradient_checkpointing:
+        inside = {block: sum(n for name, n in layers.items() if name.startswith(f"{block}.")) for block in blocks}
+        numbers += sum(blocks.values()) - sum(inside.values()) + max(inside.values())
+    evaluations = 2 if family.scale != 1.0 and spec.guidance_gradient == "both" else 1
+    return evaluations * numbers * DTYPES[spec.dtype].itemsize
+
+
+@contextmanager
+def _kept_outputs(network: nn.Module) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Inside, counts the numbers that layers and blocks return, by name."""
+    layers: dict[str, int] = {}
+    blocks: dict[str, int] = {}
+    handles = []
+
+    def count(into: dict[str, int], name: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            found = sum(tensor.numel() for tensor in tensors if isinstance(tensor, Tensor))
+            into[name] = into.get(name, 0) + found
+
+        return hook
+
+    for name, module in network.named_modules():
+        if type(module).__name__.endswith(BLOCKS):
+            handles.append(module.register_forward_hook(count(blocks, name)))
+        elif not any(True for _ in module.children()):
+            handles.append(module.register_forward_hook(count(layers, name)))
+    try:
+        yield layers, blocks
+    finally:
+        for handle in handles:
+            handle.remove()

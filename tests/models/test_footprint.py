@@ -1,0 +1,125 @@
+"""What `aegpo check` says about memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from worlds import CPU, small_experiment
+
+from aegpo import describe
+from aegpo.interfaces import Footprint
+from aegpo.learning import add_adapters
+from aegpo.models.flux import FluxSpec
+from aegpo.models.sd import SdSpec
+from aegpo.models.sd3 import Sd3Spec
+from aegpo.models.sdxl import SdxlSpec
+from aegpo.models.shapes import ShapesSpec
+from aegpo.specs import OptimizerSpec, PolicySpec
+
+LORA = PolicySpec(train="lora", rank=4)
+
+
+def needs(spec, policy=LORA, micro_batch=1) -> Footprint:
+    experiment = small_experiment(spec, policy=policy, optimizer=OptimizerSpec(micro_batch=micro_batch))
+    return spec.footprint(experiment)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parameters"),
+    [
+        (SdSpec, 859_520_964),  # the published UNets and transformers, counted in their checkpoints
+        (SdxlSpec, 2_567_463_684),
+        (FluxSpec, 11_901_408_320),
+    ],
+)
+def test_published_networks_are_counted_without_a_download(spec, parameters):
+    found = needs(spec(path="nobody/has-this"))
+    assert found.parameters - found.trainable == parameters
+    assert found.weights > 2 * parameters
+
+
+@pytest.mark.parametrize("spec", [SdSpec, SdxlSpec, Sd3Spec, FluxSpec])
+def test_a_folder_is_counted_as_it_is_trained(spec, pipeline_folders):
+    kind = spec.model_fields["kind"].default
+    chosen = spec(path=str(pipeline_folders[kind]), dtype="float32", height=16, width=16)
+    model = chosen.build(CPU)
+    add_adapters(model.policy, LORA, chosen.adapter_targets)
+    found, counts = needs(chosen), [(w.numel(), w.requires_grad) for w in model.policy.parameters()]
+    assert found.parameters == sum(count for count, _ in counts)
+    assert found.trainable == sum(count for count, trained in counts if trained)
+    assert found.optimizer == 3 * 4 * found.trainable
+
+
+def test_needs_grow_with_what_is_asked_for(pipeline_folders):
+    fields = {"path": str(pipeline_folders["sd3"]), "dtype": "float32"}
+    small = Sd3Spec(height=16, width=16, gradient_checkpointing=False, guidance=1.0, **fields)
+    checkpointed = small.model_copy(update={"gradient_checkpointing": True})
+    assert needs(small, micro_batch=3).activations == 3 * needs(small).activations
+    assert needs(checkpointed).activations < needs(small).activations
+    assert needs(small.model_copy(update={"guidance": 2.0})).activations == 2 * needs(small).activations
+    assert needs(small.model_copy(update={"height": 32, "width": 32})).activations > needs(small).activations
+    full, offloaded = PolicySpec(), small.model_copy(update={"offload_base": True})
+    assert needs(small, full).trainable == needs(small, full).parameters
+    assert needs(small, full).weights - needs(offloaded, full).weights == 4 * needs(small, full).trainable
+    average = needs(small, PolicySpec(ema=0.9)).optimizer
+    assert average * 3 == needs(small, full).optimizer * 4
+
+
+def test_the_estimate_of_activations_is_near_what_autograd_keeps(pipeline_folders):
+    """The tensors autograd saves, weights left out, against the estimate; within a factor of two."""
+    fields = {"path": str(pipeline_folders["sd3"]), "dtype": "float32", "height": 16, "width": 16, "guidance": 1.0}
+    spec = Sd3Spec(gradient_checkpointing=False, **fields)
+    model = spec.build(CPU)
+    model.policy.requires_grad_(True)
+    weights = {weight.data_ptr() for weight in model.policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        velocity = model.velocity(torch.zeros(1, *model.latent_shape), torch.tensor([0.5]), model.encode(["a cube"]))
+    assert velocity.requires_grad
+    estimate = spec.footprint(small_experiment(spec, optimizer=OptimizerSpec(micro_batch=1))).activations
+    # the estimate takes CLIP's published 77 tokens; the small pipeline has 12
+    tokens = (77 + 256 + 16) / (12 + 256 + 16)
+    assert 0.5 < estimate / (tokens * sum(kept.values())) < 2
+
+
+def test_the_table_says_what_does_not_fit():
+    figures = {"small": Footprint(10, 1, 2**30, 2**30, 2**30), "large": Footprint(10, 1, 2**34, 2**30, 2**30)}
+    console = Console(width=160, record=True)
+    console.print(describe.memory(figures, 2**32))
+    text = console.export_text()
+    small, large = (next(line for line in text.splitlines() if arm in line) for arm in ("small", "large"))
+    assert "3.0" in small
+    assert "yes" in small
+    assert "18.0" in large
+    assert "no" in large
+    assert "the GPU has 4.0" in text
+    assert ShapesSpec().footprint(small_experiment(ShapesSpec())) is None
+
+
+def test_check_prints_it_for_real_models_and_loads_no_torch_for_the_embedded_one(pipeline_folders, tmp_path):
+    (tmp_path / "a.txt").write_text("a red circle\n")
+    (tmp_path / "b.txt").write_text("a blue circle\n")
+    model = {"kind": "sd", "path": str(pipeline_folders["sd"]), "height": 16, "width": 16}
+    parts = {"allocator": "uniform", "selector": "uniform", "tree": "independent", "sampler": "flow-sde"}
+    parts |= {"advantage": "group", "objective": "clipped", "rewards": ["palette"], "policy": {"train": "lora"}}
+    parts |= {"rollouts": {"prompts_per_step": 1}}
+    prompts = {"train": str(tmp_path / "a.txt"), "evaluation": str(tmp_path / "b.txt")}
+    (tmp_path / "sd.yaml").write_text(json.dumps({"model": model, "prompts": prompts, **parts}))
+    words = [sys.executable, "-m", "aegpo", "check", str(tmp_path / "sd.yaml")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "What it needs in memory" in done.stdout
+    assert "no GPU here" in done.stdout

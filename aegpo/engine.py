@@ -36,7 +36,7 @@ from aegpo.painting import resized
 from aegpo.planning import Planner
 from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
-from aegpo.rollouts import Execution, Trunk, roll_out, sample_deterministic
+from aegpo.rollouts import Execution, Trunk, Velocity, roll_out, sample_deterministic
 from aegpo.scoring import HeldOut, build_scorers, score
 from aegpo.specs import Experiment
 
@@ -91,7 +91,7 @@ class Engine:
         contracts.check_conditioning(spec.model.kind, cond, [text])
         sigma, sigma_next = self.how.sigmas[:1], self.how.sigmas[1:2]
         latents = torch.zeros((1, *self.model.latent_shape), device=self.device)
-        velocity = self._velocity(latents, sigma, cond)
+        velocity = self.how.velocity(latents, sigma, cond)
         contracts.check_velocity(spec.model.kind, velocity, latents)
         contracts.check_images(spec.model.kind, self.model.decode(latents), 1)
         gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
@@ -301,7 +301,7 @@ class Engine:
         storage = STORAGE[spec.rollouts.storage]
         return Execution(
             model,
-            self._velocity,
+            self._velocity_of(model),
             spec.sampler.build(),
             sigmas,
             spec.rollouts.micro_batch,
@@ -309,9 +309,14 @@ class Engine:
             keep_velocity=spec.objective.needs_old and spec.objective.process == "reverse",
         )
 
-    def _velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        with self.accelerator.autocast():
-            return self.model.velocity(latents, sigma, cond).float()
+    def _velocity_of(self, model: Model) -> Velocity:
+        """What a model says, in the run's precision; evaluation may take it at another size than training."""
+
+        def velocity(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+            with self.accelerator.autocast():
+                return model.velocity(latents, sigma, cond).float()
+
+        return velocity
 
     def _reward_weights(self) -> Tensor:  # (R,)
         return torch.tensor([spec.weight for spec in self.experiment.rewards], device=self.device)

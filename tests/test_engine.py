@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import types
 from typing import ClassVar, Literal
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from worlds import BrightnessReward, GaussianSpec, recorded_gradients, small_experiment
+from worlds import BrightnessReward, GaussianModel, GaussianSpec, recorded_gradients, small_experiment
 
 import aegpo
 from aegpo import checkpoints
@@ -637,3 +638,38 @@ def test_a_reward_that_misbehaves_is_blamed_by_name(how, message):
     with pytest.raises(ContractError) as error:
         engine.step(1)
     assert str(error.value) == message
+
+
+class SizedModel(GaussianModel):
+    """A model that is told the size of its images, as SDXL is, and remembers which one it was asked for."""
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.size, self.asked = (4, 4), []
+
+    def at(self, height: int, width: int) -> SizedModel:
+        other = copy.copy(self)  # shares `asked`
+        other.size = (height, width)
+        return other
+
+    def velocity(self, latents, sigma, cond):
+        self.asked.append(self.size)
+        return super().velocity(latents, sigma, cond)
+
+
+class SizedSpec(GaussianSpec):
+    kind: Literal["sized"] = "sized"
+
+    def build(self, device):
+        return SizedModel(self)
+
+
+def test_evaluation_asks_the_model_at_its_own_size_and_training_at_the_models():
+    evaluation = EvaluationSpec(every=2, images=2, height=6, width=8)
+    engine = Engine.build(small_experiment(SizedSpec(), evaluation=evaluation), plugin_manager())
+    engine.model.asked.clear()
+    engine.images(engine.held_out)
+    assert set(engine.model.asked) == {(6, 8)}
+    engine.model.asked.clear()
+    engine.step(1)
+    assert set(engine.model.asked) == {(4, 4)}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import IntArray, Signals
+from aegpo.interfaces import FloatArray, IntArray, Signals
 from aegpo.specs import AllocatorSpec, Experiment
 
 
@@ -69,14 +69,9 @@ class RandomAllocator(_SplitAllocator):
         return self.split(rng.permutation(signals.num_prompts))
 
 
-class EntropyAllocator(_SplitAllocator):
-    """More rollouts for prompts whose attention entropy moved furthest from the base policy (AEGPO, Sec. 4.1).
+class _DeltaAllocator(_SplitAllocator):
+    """A split by delta-entropy at the batch median, after a warm-up."""
 
-    The batch median of delta-entropy splits the prompts. Until `warmup` steps have passed, and where prompts tie at
-    the median, every prompt gets the same: at the first step the policy is the base and every delta is zero.
-    """
-
-    kind: Literal["entropy"] = "entropy"
     needs_entropy: ClassVar[bool] = True
     warmup: int = Field(1, ge=0, description="training steps with uniform allocation first (our choice)")
 
@@ -94,6 +89,88 @@ class EntropyAllocator(_SplitAllocator):
         yield from super().problems(experiment)
         if (self.low + self.high) % 2:
             yield f"'low' + 'high' must be even for the equal split of the warm-up, not {self.low} + {self.high}"
+
+
+class EntropyAllocator(_DeltaAllocator):
+    """More rollouts for prompts whose attention entropy moved furthest from the base policy (AEGPO, Sec. 4.1).
+
+    The batch median of delta-entropy splits the prompts. Until `warmup` steps have passed, and where prompts tie at
+    the median, every prompt gets the same: at the first step the policy is the base and every delta is zero.
+    """
+
+    kind: Literal["entropy"] = "entropy"
+
+
+class InvertedAllocator(_DeltaAllocator):
+    """AEGPO's split upside down: more rollouts for prompts whose attention entropy moved least. A control."""
+
+    kind: Literal["inverted"] = "inverted"
+
+    def split(self, order: IntArray) -> IntArray:  # (P,)
+        """Counts for prompts ranked from the most to the least deserving of the paper's rule."""
+        return super().split(order[::-1])
+
+
+class RewardStdAllocator(AllocatorSpec):
+    """Rollouts in proportion to the spread of a prompt's rewards so far (Neyman allocation; DynaMO): a control.
+
+    n_i is proportional to the std of rewards within the prompt's group, averaged over its visits, within `low` and
+    `high`; fractions go to the largest remainders. It costs nothing. Prompts that were not seen yet count with the mean
+    std of those that were; where nothing is known, or nothing varies, all get the same.
+    """
+
+    kind: Literal["reward-std"] = "reward-std"
+    low: int = Field(8, ge=2, description="least rollouts of a prompt (AEGPO's lower half: 8)")
+    high: int = Field(16, ge=2, description="most rollouts of a prompt (AEGPO's upper half: 16)")
+
+    def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
+        """Counts by `signals.reward_std`."""
+        equal = np.ones(signals.num_prompts)
+        std = equal if signals.reward_std is None else signals.reward_std
+        known = std[~np.isnan(std)]
+        std = np.where(np.isnan(std), known.mean() if known.size else 1.0, std)
+        return proportional(std if std.any() else equal, budget, self.low, self.high)
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """A budget between the bounds."""
+        prompts, budget = experiment.rollouts.prompts_per_step, experiment.rollouts.rollouts_per_step
+        if self.high < self.low:
+            yield f"'high' ({self.high}) is below 'low' ({self.low})"
+        elif not prompts * self.low <= budget <= prompts * self.high:
+            yield (
+                f"{prompts} prompts with {self.low} to {self.high} rollouts spend {prompts * self.low} to "
+                f"{prompts * self.high}, but rollouts_per_step is {budget}; set it within, or change 'low' and 'high'"
+            )
+
+    def cautions(self, experiment: Experiment) -> Iterator[str]:
+        """Prompts that never come again teach nothing about themselves."""
+        seen = experiment.training_steps * experiment.rollouts.prompts_per_step
+        if experiment.prompts.train is None and seen <= experiment.prompts.train_count:
+            yield (
+                f"{seen} prompts are seen in the run and {experiment.prompts.train_count} exist, so none comes twice "
+                "and every split is equal; train longer, or lower 'prompts.train_count'"
+            )
+
+
+def proportional(weights: FloatArray, budget: int, low: int, high: int) -> IntArray:  # (P,)
+    """Whole numbers in proportion to weights, within bounds, that add up to `budget`: by largest remainders.
+
+    The factor of proportionality is found by halving: the sum of clipped shares grows with it.
+    """
+    assert len(weights) * low <= budget <= len(weights) * high, "checked at load"
+    weights = np.maximum(weights, 1e-9 * weights.max())  # so that shares of 0 can grow, too
+    least, most = 0.0, high / float(weights.min())
+    for _ in range(200):
+        middle = (least + most) / 2
+        below = np.clip(middle * weights, low, high).sum() < budget
+        least, most = (middle, most) if below else (least, middle)
+    shares = np.clip(most * weights, low, high)
+    counts = np.floor(shares + 1e-9).astype(np.int64)
+    order = np.argsort(-(shares - counts), kind="stable")
+    while (missing := budget - int(counts.sum())) > 0:
+        counts[[index for index in order if counts[index] < high][:missing]] += 1
+    assert missing == 0, "floors of shares do not exceed the budget"
+    return counts
 
 
 def _uniform(prompts: int, budget: int) -> IntArray:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from aegpo.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
-from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
+from aegpo.allocators import (
+    EntropyAllocator,
+    InvertedAllocator,
+    RandomAllocator,
+    RewardStdAllocator,
+    UniformAllocator,
+)
 from aegpo.hookspecs import hookimpl
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
@@ -83,10 +89,12 @@ def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
 
 @hookimpl
 def aegpo_register_allocators(registry: Registry[AllocatorSpec]) -> None:
-    """AEGPO's allocation, its control and GRPO's."""
+    """AEGPO's allocation, its controls and GRPO's."""
     registry.add(UniformAllocator)
     registry.add(RandomAllocator)
     registry.add(EntropyAllocator)
+    registry.add(InvertedAllocator)
+    registry.add(RewardStdAllocator)
 
 
 @hookimpl

@@ -19,6 +19,7 @@ from aegpo import checkpoints, contracts, unreported
 from aegpo.base_curves import BaseCurves, fingerprint
 from aegpo.devices import STORAGE, choose_device, make_accelerator
 from aegpo.errors import AegpoError, RewardError
+from aegpo.history import RewardHistory
 from aegpo.interfaces import (
     Conditioning,
     Evaluation,
@@ -56,6 +57,7 @@ class Engine:
         self.rewards = build_scorers(experiment.rewards, self.device)
         self.guards = build_scorers(experiment.evaluation.rewards, self.device)
         self.planner = Planner.build(experiment)
+        self.history = RewardHistory()
         self.advantage = experiment.advantage.build()
         self.objective = experiment.objective.build()
         self.how = self._execution(experiment.rollouts.denoising_steps)
@@ -122,6 +124,7 @@ class Engine:
             rewards = torch.stack(list(scores.values()), dim=1)
             credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
             contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
+            self.history.add(prompts, rewards @ self._reward_weights(), plan.group)
         with watch("update"):
             learned = self.learner.update(rollouts, credit, cond, rng)
             self.learner.end_step(number)
@@ -135,6 +138,7 @@ class Engine:
 
     def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int, Trunk | None]:
         signals = Signals(number, len(prompts), self.experiment.sigmas, stds=self.experiment.step_table.std)
+        signals = replace(signals, reward_std=self.history.std(prompts))
         if self.probe is None:
             return signals, 0, None
         probed = self.probe.measure(number, prompts, cond)
@@ -289,7 +293,7 @@ class Engine:
         return named
 
     def _stateful(self) -> dict[str, Stateful]:
-        parts = {"probe": self.probe, **self._parts()}
+        parts = {"probe": self.probe, "history": self.history, **self._parts()}
         stateful = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
         # A scorer that is a module has weights, but they are not what the run has learned.
         return {name: part for name, part in stateful.items() if not isinstance(part, nn.Module)}

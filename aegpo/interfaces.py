@@ -59,6 +59,7 @@ class Signals:
     entropy: FloatArray | None = None  # (P, T) nats, current policy; NaN at steps that were not measured
     base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts, noise and steps
     stds: FloatArray | None = None  # (T,) std of the run's stochastic step at each level
+    reward_std: FloatArray | None = None  # (P,) of rewards within the prompt's groups so far; NaN: not seen yet
 
     @property
     def num_steps(self) -> int:

@@ -93,7 +93,10 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
     known = Signals(FIRST, prompts, experiment.sigmas, stds=experiment.step_table.std)
     if not experiment.needs_entropy:
         stride = max(1, (experiment.training_steps - FIRST) // (_DRAWS - 1))  # the whole run: windows slide
-        yield from (replace(known, step=FIRST + index * stride) for index in range(_DRAWS))
+        rng = np.random.default_rng(0)  # rewards that vary differently, as allocators may read
+        for index in range(_DRAWS):
+            spread = np.full(prompts, np.nan) if index == 0 else rng.random(prompts)
+            yield replace(known, step=FIRST + index * stride, reward_std=spread)
         return
     rng = np.random.default_rng(0)
     unmeasured = np.setdiff1d(np.arange(steps), experiment.probe.measured(steps))

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
+from aegpo.allocators import (
+    EntropyAllocator,
+    InvertedAllocator,
+    RandomAllocator,
+    RewardStdAllocator,
+    UniformAllocator,
+    proportional,
+)
 from aegpo.contracts import check_counts
-from aegpo.interfaces import Signals
-from aegpo.specs import RolloutsSpec
+from aegpo.engine import Engine
+from aegpo.history import RewardHistory
+from aegpo.interfaces import Prompt, Signals
+from aegpo.plugins import plugin_manager
+from aegpo.specs import PromptsSpec, RolloutsSpec
 
 
 def signals(delta, step: int = 100) -> Signals:
@@ -135,3 +148,96 @@ def test_impossible_splits_are_refused_with_the_nearest_possible_ones():
     assert problems(EntropyAllocator(low=7, high=8), 2, 15) == [
         "'low' + 'high' must be even for the equal split of the warm-up, not 7 + 8"
     ]
+
+
+def test_the_inverted_split_is_the_entropy_split_upside_down():
+    given_signals, rng = signals([0.3, 0.1, 0.4, 0.2]), np.random.default_rng(0)
+    assert InvertedAllocator().allocate(given_signals, 48, rng).tolist() == [8, 16, 8, 16]
+    assert InvertedAllocator(warmup=200).allocate(given_signals, 48, rng).tolist() == [12] * 4
+
+
+# --- Neyman ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.data(), st.integers(1, 12), st.integers(2, 8), st.integers(0, 10))
+def test_proportional_counts_keep_the_budget_the_bounds_and_the_order(data, prompts, low, more):
+    high = low + more
+    budget = data.draw(st.integers(prompts * low, prompts * high))
+    weights = np.array(data.draw(st.lists(st.integers(0, 50), min_size=prompts, max_size=prompts)), dtype=np.float64)
+    weights = weights if weights.any() else weights + 1
+    counts = proportional(weights, budget, low, high)
+    assert counts.dtype == np.int64
+    assert counts.sum() == budget
+    assert counts.min() >= low
+    assert counts.max() <= high
+    ranked = counts[np.argsort(weights, kind="stable")]
+    assert (np.diff(ranked) >= -1).all()  # equal weights may differ by a remainder
+
+
+def test_proportional_counts_are_neymans():
+    assert proportional(np.array([1.0, 2.0, 3.0]), 60, 2, 60).tolist() == [10, 20, 30]
+    assert proportional(np.array([1.0, 1.0, 1.0]), 10, 2, 8).tolist() == [4, 3, 3]  # the first remainder wins ties
+    assert proportional(np.array([1.0, 2.0, 9.0]), 24, 4, 12).tolist() == [4, 8, 12]  # bounds bind at both ends
+
+
+def known(std) -> Signals:
+    return Signals(5, len(std), np.linspace(1, 0, 5), reward_std=np.array(std, dtype=np.float64))
+
+
+@pytest.mark.parametrize(
+    ("std", "expected"),
+    [
+        ([0.1, 0.2, 0.3, 0.2], [6, 12, 18, 12]),
+        ([np.nan, 0.2, 0.2, 0.2], [12, 12, 12, 12]),  # unknown counts as the mean
+        ([np.nan] * 4, [12] * 4),
+        ([0.0] * 4, [12] * 4),
+        ([0.0, 0.0, 1.0, 1.0], [6, 6, 18, 18]),
+    ],
+)
+def test_more_rollouts_where_rewards_vary_more(std, expected):
+    allocator = RewardStdAllocator(low=6, high=18)
+    assert allocator.allocate(known(std), 48, np.random.default_rng(0)).tolist() == expected
+
+
+def test_reward_history_is_the_mean_variance_over_visits_and_survives_a_checkpoint():
+    history, rng = RewardHistory(), np.random.default_rng(0)
+    prompts, group = (Prompt(4, "a"), Prompt(2, "b")), np.array([0, 0, 0, 1, 1])
+    seen = [rng.normal(size=5) for _ in range(3)]
+    for scores in seen:
+        history.add(prompts, torch.from_numpy(scores), group)
+    expected = [np.sqrt(np.mean([s[rows].var(ddof=1) for s in seen])) for rows in (slice(0, 3), slice(3, 5))]
+    restored = RewardHistory()
+    restored.load_state_dict(json.loads(json.dumps(history.state_dict())))
+    for found in (history, restored):
+        np.testing.assert_allclose(found.std(prompts), expected)
+        assert np.isnan(found.std([Prompt(0, "c")])).all()
+
+
+def test_a_run_allocates_by_the_rewards_it_has_seen():
+    rollouts = RolloutsSpec(prompts_per_step=2, rollouts_per_step=12, denoising_steps=4)
+    allocator = RewardStdAllocator(low=2, high=10)
+    experiment = small_experiment(
+        GaussianSpec(), allocator=allocator, rollouts=rollouts, prompts=PromptsSpec(train_count=2, evaluation_count=2)
+    )
+    engine = Engine.build(experiment, plugin_manager())
+    first, second = (engine.step(number) for number in (1, 2))
+    assert first.counts.tolist() == [6, 6]  # nothing is known yet
+    std = {
+        prompt.index: value for prompt, value in zip(second.prompts, engine.history.std(second.prompts), strict=True)
+    }
+    assert len(std) == 2
+    assert second.counts.tolist() != [6, 6]
+
+
+def test_a_budget_outside_the_bounds_and_prompts_that_never_come_again_are_reported():
+    bounded = small_experiment(
+        GaussianSpec(), allocator=RewardStdAllocator(), training_steps=40
+    )  # 2 prompts, 8 rollouts
+    assert [found.message for found in bounded.problems()] == [
+        "2 prompts with 8 to 16 rollouts spend 16 to 32, but rollouts_per_step is 8; set it within, or change 'low' and "
+        "'high'"
+    ]
+    once = small_experiment(GaussianSpec(), allocator=RewardStdAllocator(low=2, high=6))
+    assert [(found.location, found.warning) for found in once.problems()] == [(("allocator",), True)]
+    often = once.model_copy(update={"training_steps": 40})
+    assert list(often.problems()) == []

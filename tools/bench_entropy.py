@@ -241,9 +241,9 @@ def cost_table(found: Found) -> list[str]:
     """Time and memory by size."""
     names = list(next(iter(found.values()))[1])
     lines = [
-        f"Time as a multiple of one plain attention call, and MiB held at most beside the inputs; one "
-        f"sequence, {HEADS} heads. On a busy machine ratios are uncertain by some tens of per cent, so that some are below "
-        "what arithmetic allows:",
+        "Time as a multiple of one plain attention call, and MiB held at most beside the inputs; one sequence, "
+        f"{HEADS} heads. On a busy machine ratios are uncertain by some tens of per cent, so that some are below what "
+        "arithmetic allows:",
         "",
         f"| precision | d | N | attention, ms | {' | '.join(names)} |",
         f"| --- | ---: | ---: | ---: |{' ---: |' * len(names)}",

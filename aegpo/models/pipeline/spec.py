@@ -56,7 +56,9 @@ class PipelineSpec(ModelSpec):
     gradient_checkpointing: bool = Field(
         True, description="compute activations again in the backward pass: a fraction of the memory, a third more time"
     )
-    compile: bool = Field(False, description="torch.compile of the trained network; the probe and the base run eager")
+    compile: bool = Field(
+        False, description="torch.compile of the trained network; probe and base run eager; not run yet"
+    )
     offload_base: bool = Field(
         False, description="full fine-tuning: the frozen copy waits in CPU memory and moves over when it is needed"
     )

@@ -86,6 +86,15 @@ def check_noise(name: str, std: FloatArray, plan: RolloutPlan) -> None:
             )
 
 
+def check_last_split(name: str, plan: RolloutPlan) -> None:
+    """A plan whose images come from a deterministic last step: no two of them from the same state."""
+    if (np.bincount(plan.parent[-1]) > 1).any():
+        raise ContractError(
+            f"tree {name!r} splits at the last denoising step, whose noise 'decode: predicted-clean' leaves out of the "
+            "images, so they would be the same; choose earlier steps, or 'decode: final'"
+        )
+
+
 def check_sigmas(name: str, sigmas: Tensor, steps: int, partial: bool = False) -> None:
     """A model's (T+1,) noise levels: strictly falling from 1 to 0, or, if `partial`, within 1 and 0."""
     who = f"model {name!r}"

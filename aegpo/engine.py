@@ -33,6 +33,7 @@ from aegpo.interfaces import (
     StepReport,
 )
 from aegpo.learning import DIVERGED, Learner, add_adapters
+from aegpo.noise import residual_noise
 from aegpo.painting import resized
 from aegpo.planning import Planner
 from aegpo.probe import EntropyProbe
@@ -130,6 +131,8 @@ class Engine:
             self.learner.end_step(number)
         metrics = _describe(scores, self._reward_weights(), rollouts) | learned
         forwards = plan.forwards - (0 if trunk is None else trunk.saved(plan))
+        left = residual_noise(plan, self.experiment.step_table, self.experiment.sigmas, self.how.predicted_clean)
+        metrics["residual_noise"] = left
         metrics |= {"forwards": forwards, "probe_forwards": probe_forwards, "trained_edges": plan.trained_edges}
         delta = signals.delta if signals.entropy is not None else None
         return StepReport(
@@ -311,6 +314,7 @@ class Engine:
             spec.rollouts.micro_batch,
             storage,
             keep_velocity=spec.objective.needs_old and spec.objective.process == "reverse",
+            predicted_clean=spec.rollouts.decode == "predicted-clean",
         )
 
     def _velocity_of(self, model: Model) -> Velocity:

@@ -56,6 +56,8 @@ class Planner:
         contracts.check_plan(spec.tree.kind, plan, counts, selected)
         contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
         contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)
+        if spec.rollouts.decode == "predicted-clean":
+            contracts.check_last_split(spec.tree.kind, plan)
         return Planned(counts, selected, plan)
 
 

@@ -37,6 +37,7 @@ class Execution:
     micro_batch: int
     storage: torch.dtype
     keep_velocity: bool = False  # of trained edges, for objectives that need the policy that sampled
+    predicted_clean: bool = False  # images come from a deterministic last step, whatever the trained one did
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,10 @@ def roll_out(
         kept = velocity[parent] if how.keep_velocity else None
         edges.append(_trained_edges(plan, level, latents[parent], children, kept))
         log_probs.append(children.log_prob)
-        latents = children.latents
+        if how.predicted_clean and level == plan.num_steps - 1:
+            latents = _deterministic(how, latents[parent], velocity[parent], level).to(how.storage)
+        else:
+            latents = children.latents
     latents = final_latents(latents, how.sigmas).to(how.storage)
     images = torch.cat([how.model.decode(part.float()) for part in torch.split(latents, how.micro_batch)])
     return Rollouts(plan, latents, images, tuple(log_probs), _joined(edges), tuple(prompts))
@@ -173,7 +177,7 @@ def _children(
     """The next level from each child's parent state (N_{i+1}, C, H, W)."""
     sigma = how.sigmas[level].expand(len(latents))
     sigma_next = how.sigmas[level + 1].expand(len(latents))
-    following = euler(latents, velocity, sigma, sigma_next).to(how.storage)
+    following = _deterministic(how, latents, velocity, level).to(how.storage)
     log_prob = torch.zeros(len(latents), device=latents.device)
     rows = torch.from_numpy(np.flatnonzero(noisy)).to(latents.device)
     if len(rows):
@@ -183,6 +187,12 @@ def _children(
         following[rows] = (gaussian.mean + spread * noise).to(how.storage)
         log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
     return _Level(following, log_prob)
+
+
+def _deterministic(how: Execution, latents: Tensor, velocity: Tensor, level: int) -> Tensor:
+    """The step of a level without noise."""
+    sigma, sigma_next = (how.sigmas[each].expand(len(latents)) for each in (level, level + 1))
+    return euler(latents, velocity, sigma, sigma_next)
 
 
 def _trained_edges(plan: RolloutPlan, level: int, latents: Tensor, children: _Level, velocity: Tensor | None) -> Edges:

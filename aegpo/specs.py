@@ -307,6 +307,11 @@ class RolloutsSpec(Spec):
     storage: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="dtype trajectories are kept in; log-probabilities are computed on the stored value"
     )
+    decode: Literal["final", "predicted-clean"] = Field(
+        "final",
+        description="what becomes an image: the last state, with the last step's noise if it had any, or what the last "
+        "step's velocity predicts without noise, x - sigma v (DanceGRPO and BranchGRPO)",
+    )
 
 
 class PolicySpec(Spec):

@@ -27,6 +27,7 @@ from aegpo.progress import Display, Record, display
 from aegpo.registry import suggestion
 from aegpo.runs import (
     Run,
+    changed_batches,
     changed_versions,
     check_manifest,
     locked,
@@ -161,6 +162,8 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
         manifest = open_manifest(run, distributions(manager), torch.get_num_threads())
         for change in changed_versions(manifest):
             _say(console, f"{run.label}: goes on with other versions than it began with: {change}")
+        for change in changed_batches(run, manifest):
+            _say(console, f"{run.label}: goes on with another micro-batch than it began with: {change}")
         torch.set_num_threads(manifest["threads"])
         checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line))
         for index, spec in enumerate(_trackers(run)):

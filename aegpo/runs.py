@@ -99,6 +99,9 @@ def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None
 def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) -> dict[str, Any]:
     """Writes the run's manifest, or reads and checks the one an earlier start wrote.
 
+    A start that failed before a step was done leaves nothing worth keeping, so its manifest is replaced if the
+    experiment was corrected since.
+
     Args:
         run: the run.
         plugins: name and version of each distribution that registered parts.
@@ -110,7 +113,7 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
     """
     check_manifest(run)
     path = run.folder / "manifest.json"
-    if not path.exists():
+    if not path.exists() or (not _learned(run) and _changes(run, read_manifest(run.folder))):
         if run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
             raise CheckpointError(
                 f"{run.folder} has checkpoints but no manifest.json, so nobody knows what experiment they are of; put "
@@ -150,22 +153,43 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_manifest(run: Run) -> None:
-    """Refuses a folder in which another experiment was begun, with the differences.
+    """Refuses a folder in which another experiment has learned something, with the differences.
+
+    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only.
 
     Raises:
-        CheckpointError: if the folder has a manifest of another experiment.
+        CheckpointError: if the folder has a manifest of another experiment and at least one step of it.
     """
     if not (run.folder / "manifest.json").exists():
         return
-    begun = read_manifest(run.folder)["experiment"]
-    wanted = json.loads(json.dumps(run.experiment.model_dump(mode="json")))
-    changes = differences(begun, wanted)
-    if changes:
+    changes = [line for line in _changes(run, read_manifest(run.folder)) if not _is_micro_batch(line)]
+    if changes and _learned(run):
         lines = "\n".join(f"  {change}" for change in changes)
         raise CheckpointError(
             f"{run.label} was begun with another experiment in {run.folder}:\n{lines}\n"
             "undo the change to go on, start the run over with --fresh, or keep both with another --out"
         )
+
+
+def changed_batches(run: Run, manifest: Mapping[str, Any]) -> list[str]:
+    """Each `micro_batch` that is not the one the run was begun with: bits may differ from a run without the change."""
+    return [line for line in _changes(run, manifest) if _is_micro_batch(line)]
+
+
+def _changes(run: Run, manifest: Mapping[str, Any]) -> list[str]:
+    wanted = json.loads(json.dumps(run.experiment.model_dump(mode="json")))
+    return differences(manifest["experiment"], wanted)
+
+
+def _is_micro_batch(change: str) -> bool:
+    return change.partition(": ")[0].endswith(".micro_batch")
+
+
+def _learned(run: Run) -> bool:
+    """True if a step was recorded or a checkpoint written."""
+    metrics = run.folder / "metrics.jsonl"
+    recorded = metrics.exists() and metrics.stat().st_size > 0
+    return recorded or (run.checkpoints.is_dir() and any(run.checkpoints.iterdir()))
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

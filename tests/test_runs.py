@@ -84,6 +84,7 @@ def test_the_commit_is_that_of_the_working_directory_and_null_outside_of_a_repos
 
 def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(tmp_path, registries, run):
     begin(run)
+    (run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
     changes = ("optimizer.learning_rate=0.5", "rewards.0.weight=2", "allocator={kind: random, low: 10, high: 14}")
     changed = a_run(tmp_path, registries, *changes)
     with pytest.raises(CheckpointError) as caught:
@@ -98,6 +99,37 @@ def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(
         f"  optimizer.learning_rate: {json.dumps(rate)} -> 0.5",
         "undo the change to go on, start the run over with --fresh, or keep both with another --out",
     ]
+
+
+def test_a_start_that_learned_nothing_does_not_bind_the_corrected_experiment(tmp_path, registries, run):
+    begin(run, threads=3)
+    corrected = a_run(tmp_path, registries, "optimizer.learning_rate=0.5")
+    runs.check_manifest(corrected)
+    manifest = begin(corrected, threads=1)
+    assert manifest == runs.read_manifest(run.folder)
+    assert manifest["experiment"]["optimizer"]["learning_rate"] == 0.5
+    assert manifest["threads"] == 1
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/step-000001/state.json"])
+def test_a_start_that_learned_something_binds(tmp_path, registries, run, left):
+    begin(run)
+    (run.folder / left).parent.mkdir(parents=True, exist_ok=True)
+    (run.folder / left).write_text("x")
+    with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate"):
+        begin(a_run(tmp_path, registries, "optimizer.learning_rate=0.5"))
+
+
+def test_a_run_may_go_on_with_smaller_micro_batches_and_the_change_is_told(tmp_path, registries, run):
+    begin(run)
+    (run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    smaller = a_run(tmp_path, registries, "rollouts.micro_batch=8", "optimizer.micro_batch=4")
+    manifest = begin(smaller)
+    assert runs.changed_batches(smaller, manifest) == [
+        f"rollouts.micro_batch: {run.experiment.rollouts.micro_batch} -> 8",
+        f"optimizer.micro_batch: {run.experiment.optimizer.micro_batch} -> 4",
+    ]
+    assert runs.changed_batches(run, manifest) == []
 
 
 def test_the_same_experiment_and_a_folder_without_a_manifest_are_accepted(run):

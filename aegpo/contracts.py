@@ -7,19 +7,40 @@ are only read through their own methods, so this module imports none either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aegpo.errors import ContractError
+from aegpo.errors import AegpoError, ContractError
 from aegpo.interfaces import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, RolloutPlan, Signals
+from aegpo.shortage import is_shortage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_GROUP = 2  # rollouts a group needs to be compared
+
+
+@contextmanager
+def blaming(part: str, name: str) -> Iterator[None]:
+    """Inside, a part is called: what it raises is told with its kind and name.
+
+    Errors that say what would be right pass as they are, and so does a lack of memory, which is no part's fault.
+
+    Raises:
+        ContractError: if the part fails; its cause is the part's own error.
+    """
+    try:
+        yield
+    except AegpoError:
+        raise
+    except Exception as error:
+        if is_shortage(error):
+            raise
+        raise ContractError(f"{part} {name!r} failed with {type(error).__name__}: {error}") from error
 
 
 def check_counts(name: str, counts: IntArray, signals: Signals, budget: int) -> None:

@@ -6,7 +6,7 @@ import copy
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aegpo import checkpoints, contracts, unreported
 from aegpo.base_curves import BaseCurves, fingerprint
 from aegpo.devices import STORAGE, choose_device, make_accelerator
-from aegpo.errors import AegpoError, RewardError
+from aegpo.errors import AegpoError, MemoryShortageError, RewardError
 from aegpo.history import RewardHistory
 from aegpo.interfaces import (
     Conditioning,
@@ -40,6 +40,7 @@ from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.rollouts import Execution, Trunk, Velocity, roll_out, sample_deterministic
 from aegpo.scoring import HeldOut, build_scorers, score
+from aegpo.shortage import enough_memory, lower
 from aegpo.specs import Experiment
 
 
@@ -51,7 +52,8 @@ class Engine:
         self.device = choose_device(experiment.device)
         self.accelerator = make_accelerator(experiment, self.device)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
-        self.model = experiment.model.build(self.device)
+        with contracts.blaming("model", experiment.model.kind):
+            self.model = experiment.model.build(self.device)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
         with self.model.base():
             pass  # the base policy is what the model is now
@@ -84,22 +86,32 @@ class Engine:
 
     @classmethod
     def build(cls, experiment: Experiment, hooks: pluggy.PluginManager) -> Engine:
-        """Builds every part of an experiment on its device."""
-        return cls(experiment, hooks)
+        """Builds every part of an experiment on its device.
+
+        Raises:
+            AegpoError: if a part cannot be built, or breaks its contract on a first latent.
+        """
+        remedy = "load the model in a smaller 'dtype', train LoRA adapters, or use a device with more memory"
+        with enough_memory("the parts were built", remedy):
+            return cls(experiment, hooks)
 
     @torch.no_grad()
     def _check_parts(self, text: str) -> None:
         """Tries model and sampler on one latent, so that a foreign part is blamed before any work is done."""
-        spec, cond = self.experiment, self.model.encode([text])
+        spec, cond = self.experiment, self._encode([text])
         contracts.check_conditioning(spec.model.kind, cond, [text])
         sigma, sigma_next = self.how.sigmas[:1], self.how.sigmas[1:2]
         latents = torch.zeros((1, *self.model.latent_shape), device=self.device)
         velocity = self.how.velocity(latents, sigma, cond)
         contracts.check_velocity(spec.model.kind, velocity, latents)
-        contracts.check_images(spec.model.kind, self.model.decode(latents), 1)
-        gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
-        contracts.check_transition(spec.sampler.kind, gaussian, latents)
-        contracts.check_log_prob(spec.sampler.kind, self.how.sampler.log_prob(gaussian, gaussian.mean), latents)
+        with contracts.blaming("model", spec.model.kind):
+            image = self.model.decode(latents)
+        contracts.check_images(spec.model.kind, image, 1)
+        with contracts.blaming("sampler", spec.sampler.kind):
+            gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
+            contracts.check_transition(spec.sampler.kind, gaussian, latents)
+            log_prob = self.how.sampler.log_prob(gaussian, gaussian.mean)
+        contracts.check_log_prob(spec.sampler.kind, log_prob, latents)
 
     # --- one training step ---------------------------------------------------------------------------------------
 
@@ -108,13 +120,13 @@ class Engine:
         spec, watch = self.experiment, Stopwatch()
         rng, generator = self._randomness(number)
         prompts = self.prompts.at(number)
-        with watch("probe"):
-            cond = self.model.encode([prompt.text for prompt in prompts])
+        with watch("probe"), self._sampling("the probe measured"):
+            cond = self._encode([prompt.text for prompt in prompts])
             signals, probe_forwards, trunk = self._signals(number, prompts, cond)
         with watch("plan"):
             planned = self.planner.plan(signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan = planned.plan
-        with watch("rollout"), self.learner.sampling_weights():
+        with watch("rollout"), self._sampling("rollouts were sampled"), self.learner.sampling_weights():
             rollouts = roll_out(self.how, plan, cond, generator, prompts, trunk)
             if self.learner.updates and not bool(rollouts.images.isfinite().all()):
                 raise AegpoError(DIVERGED)  # the adapter was fine when the run began
@@ -123,10 +135,12 @@ class Engine:
             texts = [prompts[row].text for row in plan.group]
             scores = score(self.rewards, rollouts.images, texts)
             rewards = torch.stack(list(scores.values()), dim=1)
-            credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
+            with contracts.blaming("advantage", spec.advantage.kind):
+                credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
             contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
             self.history.add(prompts, rewards @ self._reward_weights(), plan.group)
-        with watch("update"):
+        fewer = lower("optimizer.micro_batch", spec.optimizer.micro_batch)
+        with watch("update"), enough_memory("the policy was updated", fewer):
             learned = self.learner.update(rollouts, credit, cond, rng)
             self.learner.end_step(number)
         metrics = _describe(scores, self._reward_weights(), rollouts) | learned
@@ -177,7 +191,8 @@ class Engine:
         how = self._execution(steps, resized(self.model, spec))
         generator = torch.Generator().manual_seed(spec.evaluation.seed)
         noise = torch.randn((len(texts), *how.model.latent_shape), generator=generator).to(self.device)
-        return sample_deterministic(how, noise, self.model.encode(texts))
+        with self._sampling("held-out prompts were painted"):
+            return sample_deterministic(how, noise, self._encode(texts))
 
     # --- a whole run ---------------------------------------------------------------------------------------------
 
@@ -186,6 +201,7 @@ class Engine:
 
         Raises:
             RewardError: if a reward fails; all that was learned before is on disk then, and the message says so.
+            MemoryShortageError: if memory runs out; the message says what to lower, and what is on disk.
         """
         self.hooks.hook.aegpo_on_run_start(run=info)
         if self.probe is not None:
@@ -208,18 +224,22 @@ class Engine:
         return "finished"
 
     def _reported(self, info: RunInfo, number: int, saved: int) -> StepReport:
-        """A step with its evaluation, if one is due; if a reward fails, nothing that was learned is lost."""
+        """A step with its evaluation, if one is due; if a reward or the memory fails, what was learned is not lost."""
         before, report, self._unreported = self._memory(), self._unreported, None
+        updates = self.learner.updates
         try:
             report = report or self.step(number)
             return self._with_evaluation(report) if self._due(number, self.experiment.evaluation.every) else report
-        except RewardError as error:
-            if report is None and saved < number - 1:
-                self._save(info, number - 1, before)
-            elif report is not None and number > 1:
-                self._save(info, number - 1, unreported_step=report)
-            kept = f"step {number - 1} and all before it are saved" if number > 1 else "nothing was learned yet"
-            raise RewardError(f"{error}\n{kept}; the same command goes on from there") from error.__cause__
+        except (RewardError, MemoryShortageError) as error:
+            last = number - 1
+            if report is None and self.learner.updates != updates:
+                last = saved  # the weights are those of half a step, which no checkpoint may have
+            elif report is None and saved < last:
+                self._save(info, last, before)
+            elif report is not None and last > 0:
+                self._save(info, last, unreported_step=report)
+            kept = f"step {last} and all before it are saved" if last > 0 else "nothing was learned yet"
+            raise type(error)(f"{error}\n{kept}; the same command goes on from there") from error.__cause__
 
     def _due(self, number: int, every: int) -> bool:
         return number % every == 0 or number == self.experiment.training_steps
@@ -303,7 +323,8 @@ class Engine:
 
     def _execution(self, steps: int, model: Model | None = None) -> Execution:
         spec, model = self.experiment, model or self.model
-        sigmas = model.sigmas(steps).to(self.device)
+        with contracts.blaming("model", spec.model.kind):
+            sigmas = model.sigmas(steps).to(self.device)
         contracts.check_sigmas(spec.model.kind, sigmas, steps, spec.model.partial_schedule)
         storage = STORAGE[spec.rollouts.storage]
         return Execution(
@@ -321,10 +342,18 @@ class Engine:
         """What a model says, in the run's precision; evaluation may take it at another size than training."""
 
         def velocity(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-            with self.accelerator.autocast():
+            with contracts.blaming("model", self.experiment.model.kind), self.accelerator.autocast():
                 return model.velocity(latents, sigma, cond).float()
 
         return velocity
+
+    def _encode(self, texts: Sequence[str]) -> Conditioning:
+        with contracts.blaming("model", self.experiment.model.kind):
+            return self.model.encode(texts)
+
+    def _sampling(self, doing: str) -> AbstractContextManager[None]:
+        """Inside, `rollouts.micro_batch` latents at a time go through the network."""
+        return enough_memory(doing, lower("rollouts.micro_batch", self.experiment.rollouts.micro_batch))
 
     def _reward_weights(self) -> Tensor:  # (R,)
         return torch.tensor([spec.weight for spec in self.experiment.rewards], device=self.device)

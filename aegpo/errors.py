@@ -27,5 +27,9 @@ class RewardError(ContractError):
     """A reward that failed or misbehaved; nothing was learned from the step, so the run can go on before it."""
 
 
+class MemoryShortageError(AegpoError):
+    """Not enough memory for a stage of a run; the message says which setting to lower."""
+
+
 class CheckpointError(AegpoError):
     """A checkpoint or run folder that cannot be used, and what to do about it."""

@@ -164,11 +164,13 @@ class Learner:
         if self._objective.process == "forward":
             seen = renoised(self._how, self._objective, batch)
             _refuse_divergence(seen.velocity)
-            return *self._objective.loss(seen), 0.0
+            with contracts.blaming("objective", type(self._objective).__name__):
+                return *self._objective.loss(seen), 0.0
         update = transitions(self._how, self._objective, batch)
         _refuse_divergence(update.log_prob)
         off = float((update.log_prob - update.old_log_prob).detach().expm1().abs().max())
-        return *self._objective.loss(update), off
+        with contracts.blaming("objective", type(self._objective).__name__):
+            return *self._objective.loss(update), off
 
     def _advance(self) -> float:
         """One optimizer step; returns the gradient norm before clipping."""
@@ -176,9 +178,9 @@ class Learner:
         norm = self._accelerator.clip_grad_norm_(list(self.weights.values()), limit)
         if self._accelerator.scaler is None and not math.isfinite(float(norm)):
             raise AegpoError(DIVERGED)
+        self.updates += 1  # counted before, so that whoever sees it fail half-way knows that weights may have changed
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.updates += 1
         if self.average is not None and self._ema_decay is not None:
             self.average.approach(min(self._ema_decay, (1 + self.updates) / (10 + self.updates)))
         return float(norm)

@@ -83,7 +83,9 @@ class Painter:
         Raises:
             ContractError: if the model paints what is no image.
         """
-        images = sample_deterministic(how, noise, self.model.encode(texts))
+        with contracts.blaming("model", self.experiment.model.kind):
+            cond = self.model.encode(texts)
+        images = sample_deterministic(how, noise, cond)
         contracts.check_images(self.experiment.model.kind, images, len(texts))
         return images
 
@@ -94,7 +96,7 @@ class Painter:
             yield
 
     def _velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        with self._accelerator.autocast():
+        with contracts.blaming("model", self.experiment.model.kind), self._accelerator.autocast():
             return self._sized.velocity(latents, sigma, cond).float()
 
 

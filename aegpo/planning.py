@@ -44,15 +44,18 @@ class Planner:
         """How many rollouts each prompt gets, at which steps it learns, and the forest that follows.
 
         Raises:
-            ContractError: if a part returns what its interface forbids.
+            ContractError: if a part fails, or returns what its interface forbids.
             PlanError: if the tree cannot have these rollouts with these steps.
         """
         spec, budget = self.experiment, self.experiment.rollouts.rollouts_per_step
-        counts = self.allocator.allocate(signals, budget, rng)
+        with contracts.blaming("allocator", spec.allocator.kind):
+            counts = self.allocator.allocate(signals, budget, rng)
         contracts.check_counts(spec.allocator.kind, counts, signals, budget)
-        selected = self.selector.select(signals, rng)
+        with contracts.blaming("selector", spec.selector.kind):
+            selected = self.selector.select(signals, rng)
         contracts.check_selection(spec.selector.kind, selected, signals)
-        plan = self.tree.plan(counts, selected, rng)
+        with contracts.blaming("tree", spec.tree.kind):
+            plan = self.tree.plan(counts, selected, rng)
         contracts.check_plan(spec.tree.kind, plan, counts, selected)
         contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
         contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)

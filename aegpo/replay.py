@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from aegpo import contracts
 from aegpo.interfaces import Conditioning, Edges, ForwardObjective, Objective, Renoised, Rollouts, Update
 from aegpo.rollouts import Execution
 
@@ -46,18 +47,21 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
     latents, level = batch.latents, batch.level
     sigma, sigma_next = how.sigmas[level], how.sigmas[level + 1]
     velocity, base_velocity = _velocities(how, objective, batch)
-    gaussian = how.sampler.transition(latents, velocity, sigma, sigma_next)
 
     def mean(other: Tensor | None) -> Tensor | None:
         return None if other is None else how.sampler.transition(latents, other, sigma, sigma_next).mean
 
+    with contracts.blaming("sampler", type(how.sampler).__name__):
+        gaussian = how.sampler.transition(latents, velocity, sigma, sigma_next)
+        log_prob = how.sampler.log_prob(gaussian, batch.edges.next_latents[batch.rows].float())
+        base_mean, old_mean = mean(base_velocity), mean(batch.old_velocity)
     return Update(
-        log_prob=how.sampler.log_prob(gaussian, batch.edges.next_latents[batch.rows].float()),
+        log_prob=log_prob,
         old_log_prob=batch.edges.log_prob[batch.rows],
         advantage=batch.credit[batch.rows],
         mean=gaussian.mean,
-        base_mean=mean(base_velocity),
-        old_mean=mean(batch.old_velocity),
+        base_mean=base_mean,
+        old_mean=old_mean,
         std=gaussian.std,
         delta=sigma - sigma_next,
         level=level,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aegpo import contracts
 from aegpo.interfaces import (
     BoolArray,
     Conditioning,
@@ -104,7 +105,7 @@ def roll_out(
         else:
             latents = children.latents
     latents = final_latents(latents, how.sigmas).to(how.storage)
-    images = torch.cat([how.model.decode(part.float()) for part in torch.split(latents, how.micro_batch)])
+    images = _decoded(how, latents.float())
     return Rollouts(plan, latents, images, tuple(log_probs), _joined(edges), tuple(prompts))
 
 
@@ -115,8 +116,12 @@ def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning) -> T
     for level, (sigma, sigma_next) in enumerate(zip(how.sigmas[:-1], how.sigmas[1:], strict=True)):
         velocity = batched_velocity(how, latents, level, cond, every)
         latents = euler(latents, velocity, sigma.expand(len(latents)), sigma_next.expand(len(latents)))
-    latents = final_latents(latents, how.sigmas)
-    return torch.cat([how.model.decode(part) for part in torch.split(latents, how.micro_batch)])
+    return _decoded(how, final_latents(latents, how.sigmas))
+
+
+def _decoded(how: Execution, latents: Tensor) -> Tensor:  # (B, 3, h, w)
+    with contracts.blaming("model", type(how.model).__name__):
+        return torch.cat([how.model.decode(part) for part in torch.split(latents, how.micro_batch)])
 
 
 def start_latents(noise: Tensor, sigmas: Tensor) -> Tensor:
@@ -181,11 +186,13 @@ def _children(
     log_prob = torch.zeros(len(latents), device=latents.device)
     rows = torch.from_numpy(np.flatnonzero(noisy)).to(latents.device)
     if len(rows):
-        gaussian = how.sampler.transition(latents[rows].float(), velocity[rows], sigma[rows], sigma_next[rows])
+        with contracts.blaming("sampler", type(how.sampler).__name__):
+            gaussian = how.sampler.transition(latents[rows].float(), velocity[rows], sigma[rows], sigma_next[rows])
         noise = _noise(len(rows), how, generator)
         spread = gaussian.std.view(-1, *(1 for _ in noise.shape[1:]))
         following[rows] = (gaussian.mean + spread * noise).to(how.storage)
-        log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
+        with contracts.blaming("sampler", type(how.sampler).__name__):
+            log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
     return _Level(following, log_prob)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aegpo import contracts
+from aegpo import contracts, shortage
 from aegpo.errors import AegpoError, RewardError
 from aegpo.interfaces import FloatArray, Reward
 from aegpo.specs import RewardSpec
@@ -23,11 +23,19 @@ class Scorer:
     reward: Reward
     lane: str  # of RewardSpec.lane
     group_wise: bool  # of RewardSpec.group_wise
+    micro_batch: int | None = None  # of its spec, if it has one
 
 
 def build_scorers(specs: Sequence[RewardSpec], device: torch.device) -> list[Scorer]:
     """Every reward of the list, on its device."""
-    return [Scorer(spec.label, spec.build(device), spec.lane, spec.group_wise) for spec in specs]
+    return [_build_scorer(spec, device) for spec in specs]
+
+
+def _build_scorer(spec: RewardSpec, device: torch.device) -> Scorer:
+    with contracts.blaming("reward", spec.label):
+        reward = spec.build(device)
+    batch = spec.model_dump(include={"micro_batch"}).get("micro_batch")
+    return Scorer(spec.label, reward, spec.lane, spec.group_wise, batch)
 
 
 def score(scorers: Sequence[Scorer], images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -66,12 +74,21 @@ def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Tensor
     except AegpoError as error:
         raise RewardError(str(error)) from error.__cause__
     except Exception as error:
+        if shortage.is_shortage(error):
+            raise RewardError(_too_large(scorer, error)) from None
         raise RewardError(f"reward {scorer.label!r} failed with {type(error).__name__}: {error}") from error
     if shown._version != version:
         raise RewardError(
             f"reward {scorer.label!r} changed the images in place, which others still need; copy them first"
         )
     return given.detach().to(images.device)
+
+
+def _too_large(scorer: Scorer, error: Exception) -> str:
+    remedy = "let it score fewer images at once, or run it elsewhere: see 'aegpo serve-reward'"
+    if scorer.micro_batch is not None:
+        remedy = shortage.lower(f"{scorer.label}.micro_batch", scorer.micro_batch)
+    return f"reward {scorer.label!r} ran out of memory ({shortage.brief(error)}); {remedy}"
 
 
 class HeldOut:

@@ -83,6 +83,15 @@ class Signals:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """The end of a plan, without noise: a solver of its own, on noise levels of its own."""
+
+    start: int  # the first level whose step the solver takes
+    sigmas: FloatArray  # (T'+1,) noise levels of the whole plan; the run's own up to the last noisy or trained step
+    solver: Literal["euler", "dpm"]
+
+
+@dataclass(frozen=True)
 class RolloutPlan:
     """A forest of trajectories, one or more trees a prompt, as index arrays; built before any model call.
 
@@ -95,6 +104,7 @@ class RolloutPlan:
     noisy: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step adds noise
     trained: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step is learned from
     start: IntArray | None = None  # (N_0,) which start noise each root has; None: one of its own
+    tail: Tail | None = None  # None: Euler steps on the run's noise levels to the end
 
     @property
     def num_steps(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aegpo import contracts
+from aegpo.endings import with_tail
 from aegpo.errors import ContractError, PlanError
 from aegpo.interfaces import Allocator, BoolArray, FloatArray, IntArray, RolloutPlan, Signals, TimestepSelector, Tree
 from aegpo.specs import Experiment, Problem
@@ -61,6 +62,8 @@ class Planner:
         contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)
         if spec.rollouts.decode == "predicted-clean":
             contracts.check_last_split(spec.tree.kind, plan)
+        if spec.rollouts.tail is not None:
+            plan = with_tail(plan, spec.sigmas, spec.rollouts.tail)
         return Planned(counts, selected, plan)
 
 

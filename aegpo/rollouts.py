@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aegpo import contracts
+from aegpo.endings import second_order
 from aegpo.interfaces import (
     BoolArray,
     Conditioning,
@@ -86,6 +87,8 @@ def roll_out(
     number. All noise comes from the CPU `generator`, in the plan's order; a `trunk` replaces what it has.
     """
     device = how.sigmas.device
+    if plan.tail is not None:
+        how = replace(how, sigmas=torch.from_numpy(plan.tail.sigmas).to(how.sigmas))
     noise = _start(how, plan, generator)
     if trunk is not None:
         rows, nodes = _on_trunk(trunk, plan, trunk_levels(plan)[trunk.prompt] > 0, 0)
@@ -93,10 +96,14 @@ def roll_out(
     latents = start_latents(noise, how.sigmas).to(how.storage)
     log_probs: list[Tensor] = []
     edges: list[Edges] = []
+    previous: Tensor | None = None  # what was predicted of the image one level before
     for level in range(plan.num_steps):
         velocity = _level_velocity(how, plan, level, latents, cond, trunk)
         parent = _index(plan.parent[level], device)
-        children = _children(how, latents[parent], velocity[parent], level, plan.noisy[level], generator)
+        clean = latents.float() - how.sigmas[level] * velocity
+        followed = _followed(how, plan, level, velocity, clean, previous)
+        previous = clean[parent]
+        children = _children(how, latents[parent], followed[parent], level, plan.noisy[level], generator)
         kept = velocity[parent] if how.keep_velocity else None
         edges.append(_trained_edges(plan, level, latents[parent], children, kept))
         log_probs.append(children.log_prob)
@@ -194,6 +201,20 @@ def _children(
         with contracts.blaming("sampler", type(how.sampler).__name__):
             log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
     return _Level(following, log_prob)
+
+
+def _followed(
+    how: Execution, plan: RolloutPlan, level: int, velocity: Tensor, clean: Tensor, previous: Tensor | None
+) -> Tensor:  # (N_i, C, H, W)
+    """The velocity that is followed from every node: the network's, or in a tail of order 2 the corrected one.
+
+    The last step is of order 1, as published; the first one looks back at the last noisy step, as published.
+    """
+    tail = plan.tail
+    if tail is None or tail.solver == "euler" or level < tail.start or previous is None or level == plan.num_steps - 1:
+        return velocity
+    before, now, following = (float(each) for each in tail.sigmas[level - 1 : level + 2])
+    return second_order(velocity, clean, previous, (before, now, following))
 
 
 def _deterministic(how: Execution, latents: Tensor, velocity: Tensor, level: int) -> Tensor:

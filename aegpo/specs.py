@@ -297,6 +297,18 @@ class PromptsSpec(Spec):
     seed: int = Field(0, description="which captions are drawn; the same for every arm and seed")
 
 
+class TailSpec(Spec):
+    """How a trajectory ends after its last noisy step (MixGRPO-Flash: DPM-Solver++, of order 2, in fewer steps).
+
+    Of T steps the last noisy or trained one is number n: max(1, int((T - n) ratio) - 1) steps follow instead of
+    T - n - 1, as in the published code. Deviations: they are spaced evenly in the run's schedule, by linear
+    interpolation (published: in time, shifted again), and a single step ends at the image (published: short of it).
+    """
+
+    solver: Literal["euler", "dpm"] = Field("dpm", description="DPM-Solver++ multistep of order 2, or Euler")
+    ratio: float = Field(0.4, gt=0, le=1, description="share of the steps (MixGRPO-Flash: 0.4, Flash*: 0.2); 1: all")
+
+
 class RolloutsSpec(Spec):
     """How many trajectories a training step samples, and of which length."""
 
@@ -312,6 +324,7 @@ class RolloutsSpec(Spec):
         description="what becomes an image: the last state, with the last step's noise if it had any, or what the last "
         "step's velocity predicts without noise, x - sigma v (DanceGRPO and BranchGRPO)",
     )
+    tail: TailSpec | None = Field(None, description="solver and number of the steps after the last noisy one")
 
 
 class PolicySpec(Spec):

@@ -58,7 +58,7 @@ def trunk_levels(plan: RolloutPlan) -> IntArray:  # (P,)
     prompts = int(plan.group.max()) + 1
     lengths: IntArray = np.zeros(prompts, dtype=np.int64)
     alone = np.full(prompts, plan.start is None)
-    for level in range(plan.num_steps):
+    for level in range(plan.num_steps if plan.tail is None else plan.tail.start):
         alone &= np.bincount(plan.prompt[level], minlength=prompts) == 1
         lengths += alone
         alone[plan.prompt[level + 1][plan.noisy[level]]] = False

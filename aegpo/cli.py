@@ -141,6 +141,47 @@ def export(
 
 
 @app.command()
+def evaluate(
+    subject: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="a run OUT/NAME/ARM/seed-S, all seeds of an arm OUT/NAME/ARM, or an experiment file: its model alone",
+            show_default=False,
+        ),
+    ],
+    rewards: Annotated[
+        list[str],
+        typer.Option(metavar="REWARD", help="a kind, or a mapping {kind: ...}; may be repeated; default: the run's"),
+    ] = [],  # noqa: B006
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|hpsv2", help="default: the experiment's held-out prompts", show_default=False),
+    ] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="each from a start noise of its own")] = 1,
+    checkpoint: Checkpoint = None,
+    seed: Annotated[int, typer.Option(min=0, help="start noise, the same for base and policy")] = 0,
+    steps: Steps = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder that is made; default: evaluations/RUN", show_default=False)
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Score a run's policy beside its base, or a model alone, by rewards and prompts of your choice."""
+    from aegpo.evaluation import EvaluateRequest, evaluate
+    from aegpo.report.evaluated import meaning, tables
+    from aegpo.report.terminal import print_table
+
+    options = (images_per_prompt, checkpoint, seed, steps, out, tuple(plugin), tuple(overrides))
+    made, found = evaluate(EvaluateRequest(subject, tuple(rewards), prompts, *options))
+    console = _console()
+    for table in tables(found):
+        print_table(table, console)
+    print(f"{meaning(found)}\n{made / 'index.html'}")
+
+
+@app.command()
 def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -> None:  # noqa: B006
     """Validate a file, show what differs between its arms and what each costs. Loads no model."""
     from aegpo import describe

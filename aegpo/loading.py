@@ -10,13 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
+
+from pydantic import SerializeAsAny, create_model
 
 from aegpo import planning
 from aegpo.errors import SpecError
 from aegpo.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
-from aegpo.registry import suggestion
-from aegpo.specs import Experiment, Location, Registries, experiment_type
+from aegpo.registry import Spec, suggestion
+from aegpo.specs import Experiment, Location, Registries, RewardSpec, experiment_type
 from aegpo.validation import Finding, validate
 
 FILE_KEYS = ("extends", "arms", "seeds")  # of a file, beside the fields of Experiment
@@ -87,6 +90,54 @@ def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experim
     if experiment is None:
         raise SpecError("\n".join(f"{dotted(finding.location)}: {finding.message}" for finding in findings))
     return experiment
+
+
+def parse_rewards(texts: Sequence[str], registries: Registries, option: str = "--rewards") -> tuple[RewardSpec, ...]:
+    """Rewards that are given one a text, as in a file: a kind, or a mapping such as ``{kind: hpsv2, path: ...}``.
+
+    Args:
+        texts: YAML each.
+        registries: the rewards there are.
+        option: what messages call the place of the texts.
+
+    Raises:
+        SpecError: with every mistake, as a file has them.
+    """
+    mistakes: list[Mistake] = []
+    items: list[Marked] = []
+    for text in texts:
+        value, found = parse(text, option, lines=False)
+        mark = Mark(option, None, 1, text)
+        if value is None and not found:
+            found = [Mistake(mark, "", "there is no reward; give a kind such as 'hpsv2', or a mapping with a 'kind'")]
+        mistakes += found
+        items.append(Marked(None, mark, mark) if value is None else value)
+    refuse(mistakes)
+    start = Mark(option, None, 1, "")
+    tree = Marked({"rewards": Marked(tuple(items), start, start)}, start, start)
+    rewards, findings = validate(_rewards_type(registries), tree.plain)
+    refuse([_mistake(tree, finding) for finding in findings])
+    assert rewards is not None, "what has no mistakes is valid"
+    labels: dict[str, Marked] = {}
+    for spec, item in zip(rewards.rewards, items, strict=True):
+        if spec.label in labels:
+            what = f"two rewards are called {spec.label!r}; give one a 'name' of its own"
+            mistakes.append(Mistake(item.mark, "", what))
+        labels[spec.label] = item
+    refuse(mistakes)
+    return rewards.rewards
+
+
+class _Rewards(Spec):
+    """Rewards alone."""
+
+    rewards: tuple[SerializeAsAny[RewardSpec], ...]
+
+
+def _rewards_type(registries: Registries) -> type[_Rewards]:
+    of_the_union: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
+    narrowed: Any = {"rewards": (of_the_union, ...)}
+    return create_model("_Rewards", __base__=_Rewards, __doc__=_Rewards.__doc__, **narrowed)
 
 
 # --- from texts to one tree an arm -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reads prompts: text and JSON files, datasets, and the benchmark of HPSv2 with its four styles."""
+"""Reads prompts: text and JSON files, and datasets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from aegpo.interfaces import Prompt
 from aegpo.specs import DatasetPrompts
 
 KEY = "prompt"  # of the text in .json and .jsonl
-STYLE = "style"  # of the group that `aegpo evaluate` makes a row of
-BENCHMARK = "zhwang/HPDv2"  # hub id of the dataset of Human Preference Score v2 (arXiv 2306.09341)
-STYLES = ("anime", "concept-art", "paintings", "photo")  # as hpsv2.benchmark_prompts names them
 
 
 def read_file(path: Path) -> tuple[Prompt, ...]:
@@ -68,32 +65,6 @@ def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
     if not texts:
         raise AegpoError(f"prompts: column {source.column!r} of {source.label} is empty")
     return texts
-
-
-def read_benchmark() -> tuple[Prompt, ...]:
-    """The 3200 prompts of the HPSv2 benchmark, 800 for each of its styles, which are their metadata.
-
-    Raises:
-        AegpoError: if they are not in the cache and the hub cannot be reached.
-    """
-    found: list[Prompt] = []
-    for style in STYLES:
-        path = _benchmark_file(style)
-        found += [Prompt(len(found) + index, each.text, {STYLE: style}) for index, each in enumerate(read_file(path))]
-    return tuple(found)
-
-
-def _benchmark_file(style: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(BENCHMARK, f"benchmark/{style}.json", repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise AegpoError(
-            f"prompts: the HPSv2 benchmark is not in the cache and the hub cannot be reached; with a network, run 'hf "
-            f'download {BENCHMARK} --repo-type dataset --include "benchmark/*.json"\' once, or give a file of prompts'
-        ) from error
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:

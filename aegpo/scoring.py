@@ -102,12 +102,13 @@ class HeldOut:
         self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
         self._relative = [scorer for scorer in scorers if scorer.group_wise]
         self._labels, self._prompts = [scorer.label for scorer in scorers], prompts
-        self._base_scores = _as_numpy(score(self._absolute, base_images, prompts))
+        # (B,) of each reward that compares nothing
+        self.base_scores: Mapping[str, FloatArray] = _as_numpy(score(self._absolute, base_images, prompts))
         self._base_images = base_images.cpu() if self._relative else None
 
     def evaluate(self, images: Tensor) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """(B, 3, h, w) in [0, 1], an image for each prompt -> (B,) of each reward, for the policy and for the base."""
-        scores, base_scores = _as_numpy(score(self._absolute, images, self._prompts)), dict(self._base_scores)
+        scores, base_scores = _as_numpy(score(self._absolute, images, self._prompts)), dict(self.base_scores)
         if self._base_images is not None:
             both = torch.cat([images, self._base_images.to(images.device)])
             for label, values in _as_numpy(score(self._relative, both, (*self._prompts, *self._prompts))).items():

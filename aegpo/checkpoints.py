@@ -54,8 +54,23 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         The checkpoint's own folder.
 
     Raises:
-        CheckpointError: if a tensor cannot be stored.
+        CheckpointError: if a tensor cannot be stored, or the folder cannot be written to, as on a full disk; the
+            checkpoints that were there stay.
     """
+    from safetensors import SafetensorError
+
+    try:
+        return _save(folder, checkpoint, keep)
+    except (OSError, SafetensorError) as error:  # safetensors tells a full disk by its own error
+        shutil.rmtree(folder / f".step-{checkpoint.step:06d}.tmp", ignore_errors=True)
+        there = ", ".join(map(str, steps_in(folder))) or "none"
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} cannot be written to {folder}: {error}; checkpoints that are "
+            f"there: {there}; make room or mend the disk, then give the same command again"
+        ) from error
+
+
+def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
         shutil.rmtree(leftover)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -46,6 +47,7 @@ INTERRUPTED = 130  # exit code of a run that Ctrl-C or SIGTERM stopped, as shell
 _PARENT = "AEGPO_PARENT"  # environment variable that tells a child which process waits for it
 _LOOK_EVERY = 0.5  # seconds between looks at the children
 _LOG_LINES = 15
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,11 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
         except BaseException as error:
             how: Outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             manager.hook.aegpo_on_run_end(run=info, outcome=how)
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise AegpoError(
+                    f"{run.folder} cannot be written to: {error.strerror}; make room, then give the same command "
+                    "again: it goes on from the newest checkpoint"
+                ) from error
             raise
         if outcome == "interrupted":
             return INTERRUPTED

@@ -518,6 +518,10 @@ class Experiment(Spec):
                     place = ("rewards", index) if field == "rewards" else ("evaluation", "rewards", index)
                     yield Problem(place, f"two rewards are called {spec.label!r}; give one a 'name' of its own")
                 labels.append(spec.label)
+        for index, tracker in enumerate(self.trackers):
+            if tracker in self.trackers[:index]:
+                message = f"two trackers are {tracker.kind!r} with the same settings; name it once"
+                yield Problem(("trackers", index), message)
         blocks = self.model.attention_blocks
         if self.needs_entropy and blocks is not None and self.probe.block not in blocks:
             message = f"model {self.model.kind!r} has no {self.probe.block!r} attention; it has {', '.join(blocks)}"

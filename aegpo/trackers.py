@@ -91,12 +91,17 @@ class JsonlObserver:
         """Forgets what was recorded beyond the checkpoint, half-written rows included."""
         self.images.mkdir(parents=True, exist_ok=True)
         kept = _keep_rows(self.metrics, run.first_step)
-        _keep_rows(self.evaluations, run.first_step)
+        evaluated = _keep_rows(self.evaluations, run.first_step)
         _keep_rows(self.timing, run.first_step)
         if kept != list(range(1, run.first_step + 1)):
             raise CheckpointError(
                 f"the checkpoint was written after step {run.first_step}, but {self.metrics} holds {len(kept)} of the "
                 f"{run.first_step} rows before it; put the file back, or start the run over with --fresh"
+            )
+        if run.first_step > 0 and evaluated[:1] != [0]:
+            raise CheckpointError(
+                f"{self.evaluations} lacks the evaluation before training, with which every run begins; put the file "
+                "back, or start the run over with --fresh"
             )
         for image in self.images.glob("step-*.png"):
             if run.first_step == 0 or int(image.stem.removeprefix("step-")) > run.first_step:

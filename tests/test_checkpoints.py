@@ -110,6 +110,35 @@ def test_a_sparse_tensor_is_an_error_that_leaves_the_last_checkpoint(tmp_path):
     assert load_latest(tmp_path).step == 1
 
 
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from aegpo.checkpoints import Checkpoint, save
+from aegpo.errors import CheckpointError
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow beyond
+tensors = {"policy/w": torch.zeros(int(sys.argv[2]))}
+try:
+    save(Path(sys.argv[1]), Checkpoint(2, tensors, {"text": "x" * int(sys.argv[3])}), keep=1)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("weights", "letters"), [(100_000, 1), (1, 100_000)], ids=["tensors", "state"])
+def test_a_disk_that_takes_no_more_is_an_error_that_leaves_the_last_checkpoint(tmp_path, weights, letters):
+    save(tmp_path, checkpoint(1), keep=1)
+    words = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(weights), str(letters)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"the checkpoint of step 2 cannot be written to {tmp_path}: "), done.stderr
+    assert "File too large" in done.stdout
+    assert done.stdout.endswith(
+        "; checkpoints that are there: 1; make room or mend the disk, then give the same command again\n"
+    )
+    assert names(tmp_path) == ["step-000001"]
+    assert load_latest(tmp_path, report=pytest.fail).step == 1
+
+
 def test_no_folder_and_an_empty_folder_mean_no_checkpoint(tmp_path):
     assert load_latest(tmp_path / "none") is None
     assert load_latest(tmp_path) is None

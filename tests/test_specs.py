@@ -36,6 +36,7 @@ from aegpo.specs import (
     TrackerSpec,
     experiment_type,
 )
+from aegpo.trackers import ConsoleTracker, JsonlTracker
 from aegpo.trees import BranchingTree
 
 SECTIONS = (PromptsSpec, RolloutsSpec, PolicySpec, OptimizerSpec, ProbeSpec, EvaluationSpec, CheckpointSpec, Experiment)
@@ -234,6 +235,13 @@ def test_rewards_that_share_a_label_are_refused_where_they_stand():
     guard = EvaluationSpec(rewards=(BrightnessReward(name="guard"), BrightnessReward()))
     assert problems(evaluation=guard) == [(("evaluation", "rewards", 1), message)]
     assert problems(evaluation=EvaluationSpec(rewards=(BrightnessReward(name="guard"),))) == []
+
+
+def test_a_tracker_that_is_named_twice_is_refused_where_it_stands():
+    twice = small_experiment(GaussianSpec(), trackers=(ConsoleTracker(), JsonlTracker(), ConsoleTracker()))
+    (problem,) = twice.problems()
+    assert problem.location == ("trackers", 2)
+    assert problem.message == "two trackers are 'console' with the same settings; name it once"
 
 
 def test_all_problems_are_found_at_once():

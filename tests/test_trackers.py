@@ -166,6 +166,13 @@ def test_rows_that_the_checkpoint_counts_but_the_record_lacks_are_an_error(tmp_p
         record(tmp_path, first_step=4)
 
 
+def test_a_record_without_its_first_evaluation_is_an_error(tmp_path):
+    record(tmp_path)
+    (tmp_path / "evaluations.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"evaluations\.jsonl lacks the evaluation before training.*--fresh"):
+        record(tmp_path, first_step=4)
+
+
 def test_a_grid_shows_every_image_enlarged_without_blur():
     images = torch.zeros(5, 3, 24, 24)
     images[4, 0, 0, 0] = 1.0

@@ -49,6 +49,8 @@ def header(path) -> str:
 
 def test_there_are_the_experiments_that_the_readme_names():
     named = {"ablation.yaml", "smoke.yaml", "baselines.yaml", "aegpo_on_variants.yaml", "controls.yaml"}
+    named |= {"flux_aegpo.yaml", "flux_dance_grpo.yaml", "sd35_aegpo.yaml", "sd35_flow_grpo.yaml"}
+    named |= {"sdxl_aegpo.yaml", "sd15_ddpo.yaml"}
     assert named <= {path.name for path in FILES}
     index = (FOLDER / "README.md").read_text()
     assert all(f"`{path.name}`" in index for path in FILES)

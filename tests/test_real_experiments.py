@@ -61,11 +61,11 @@ def opened(name):
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory) -> dict[str, dict[str, str]]:
     """Fields that put a small checkpoint in the place of the published one, by kind of reward."""
-    from rewards import networks
+    from rewards import small_rewards
 
     root = tmp_path_factory.mktemp("rewards")
-    clip, hps = str(networks.write_clip(root / "clip")), networks.write_tokenizer(root / "hps")
-    torch.save({"state_dict": networks.open_clip(518).state_dict()}, hps / "HPS_v2.1_compressed.pt")
+    clip, hps = str(small_rewards.write_clip(root / "clip")), small_rewards.write_tokenizer(root / "hps")
+    torch.save({"state_dict": small_rewards.open_clip(518).state_dict()}, hps / "HPS_v2.1_compressed.pt")
     head = root / "aesthetic-model.pth"
     torch.save(nn.ModuleDict({"layers": nn.Sequential(nn.Linear(24, 1))}).state_dict(), head)
     blip = write_image_reward(root / "image-reward")

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from networks import CONTEXT, TEXTS, write_clip, write_tokenizer
 from PIL import Image
+from small_rewards import CONTEXT, TEXTS, write_clip, write_tokenizer
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 

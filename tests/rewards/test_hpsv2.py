@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from networks import TEXTS, open_clip, write_tokenizer
+from small_rewards import TEXTS, open_clip, write_tokenizer
 from transformers import CLIPTokenizer
 
 from aegpo.errors import AegpoError

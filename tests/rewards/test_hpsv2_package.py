@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-pytest.importorskip("hpsv2", reason="pip install --no-deps -r requirements/hpsv2.txt")
+if importlib.util.find_spec("hpsv2") is None:  # to import it takes the bridge: the package misses a dependency
+    pytest.skip("pip install --no-deps -r requirements/hpsv2.txt", allow_module_level=True)
 
 from aegpo.rewards.clip_family import cleaned, load_words
 from aegpo.rewards.hpsv2 import FILES, Hpsv2Reward
@@ -28,7 +29,7 @@ PROMPTS = [
     "caf\u00e9 \u201cna\u00efve\u201d \u65e5\u672c \u00e2\u20ac\u2122 \ufb01g \ufb00",
     "a very long prompt, " * 40,
     "",
-    "&lt;start_of_text&gt; 3.14 don't we'll I'd",
+    "&lt;b&gt; 3.14 don't we'll I'd",
 ]
 SHAPES = [(40, 40), (56, 56), (70, 40), (33, 90), (56, 20), (224, 224)]
 

@@ -82,8 +82,8 @@ def plain(text: str) -> str:
 def cleaned(text: str) -> str:
     """A prompt as open_clip cleans it (`basic_clean`, `whitespace_clean`): mended, unescaped, single spaces.
 
-    Its tokens are open_clip's too, but for a prompt that spells out `<start_of_text>` or `<end_of_text>`, which open_clip
-    takes for the marks themselves.
+    Its tokens are open_clip's too, but for a prompt that spells out `<start_of_text>` or `<end_of_text>`: open_clip
+    takes that for the marks themselves.
 
     Raises:
         AegpoError: if ftfy is not installed.

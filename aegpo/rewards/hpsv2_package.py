@@ -94,6 +94,8 @@ def import_hpsv2(who: str) -> Any:
             f"{who}: backend 'package' needs {', '.join(missing)}, which cannot be found; run  {INSTALL}  "
             f"(the file lists {' '.join(PINS)})"
         )
+    # asked now, because transformers remembers the answer: inside, a stand-in would be taken for torchvision
+    importlib.import_module("transformers.utils").is_torchvision_available()
     with _stand_ins():
         importlib.import_module("hpsv2.utils")
         importlib.import_module("hpsv2.img_score")

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from aegpo.errors import AegpoError, CheckpointError, ContractError, PluginError, SpecError
 from aegpo.hookspecs import hookimpl
-from aegpo.interfaces import (
+from aegpo.parts import (
+    AdvantageSpec,
+    AllocatorSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    RewardSpec,
+    SamplerSpec,
+    SelectorSpec,
+    TrackerSpec,
+    TreeSpec,
+)
+from aegpo.records import (
     AttentionCall,
     Conditioning,
     Edges,
@@ -22,18 +33,7 @@ from aegpo.interfaces import (
     Update,
 )
 from aegpo.registry import Registry, Spec
-from aegpo.specs import (
-    AdvantageSpec,
-    AllocatorSpec,
-    Experiment,
-    ModelSpec,
-    ObjectiveSpec,
-    RewardSpec,
-    SamplerSpec,
-    SelectorSpec,
-    TrackerSpec,
-    TreeSpec,
-)
+from aegpo.specs import Experiment
 
 __version__ = "0.1.0"
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray, IntArray, Signals
-from aegpo.specs import AllocatorSpec, Experiment
+from aegpo.parts import AllocatorSpec
+from aegpo.records import FloatArray, IntArray, Signals
+from aegpo.specs import Experiment
 
 
 class UniformAllocator(AllocatorSpec):

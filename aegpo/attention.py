@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall
 from aegpo.layouts import Kind, Layout, Site, known_network, layout_of
+from aegpo.records import AttentionCall
 
 KINDS: tuple[Kind, ...] = ("joint", "self", "cross")
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aegpo.errors import CheckpointError
-from aegpo.interfaces import FloatArray
+from aegpo.records import FloatArray
 from aegpo.runs import write_atomically
 
 if TYPE_CHECKING:

@@ -23,6 +23,17 @@ from aegpo.objectives import (
     MatchingObjective,
     NftObjective,
 )
+from aegpo.parts import (
+    AdvantageSpec,
+    AllocatorSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    RewardSpec,
+    SamplerSpec,
+    SelectorSpec,
+    TrackerSpec,
+    TreeSpec,
+)
 from aegpo.registry import Registry
 from aegpo.rewards.aesthetic import AestheticReward
 from aegpo.rewards.clip import ClipReward
@@ -46,17 +57,6 @@ from aegpo.selectors import (
     TopStdSelector,
     UniformSelector,
     WindowSelector,
-)
-from aegpo.specs import (
-    AdvantageSpec,
-    AllocatorSpec,
-    ModelSpec,
-    ObjectiveSpec,
-    RewardSpec,
-    SamplerSpec,
-    SelectorSpec,
-    TrackerSpec,
-    TreeSpec,
 )
 from aegpo.trackers import ConsoleTracker, JsonlTracker, TensorboardTracker
 from aegpo.trees import BranchingTree, IndependentTree, TrunkTree

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegpo.errors import AegpoError, ContractError
-from aegpo.interfaces import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, RolloutPlan, Signals
+from aegpo.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, RolloutPlan, Signals
 from aegpo.shortage import is_shortage
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aegpo.interfaces import RolloutPlan
 from aegpo.planning import made_up_signals, plan_step
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
+from aegpo.records import RolloutPlan
 from aegpo.specs import DatasetPrompts, Experiment
 from aegpo.trees import trunk_levels
 

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from aegpo.costs import Cost
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Footprint
 from aegpo.loading import ExperimentFile
 from aegpo.marks import dotted
+from aegpo.parts import Registries
+from aegpo.records import Footprint
 from aegpo.registry import Entry, Spec, suggestion
-from aegpo.specs import Registries
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray, RolloutPlan, Tail
+from aegpo.records import FloatArray, RolloutPlan, Tail
 from aegpo.specs import TailSpec
 
 if TYPE_CHECKING:

@@ -20,24 +20,14 @@ from aegpo.base_curves import BaseCurves, fingerprint
 from aegpo.devices import STORAGE, choose_device, make_accelerator
 from aegpo.errors import AegpoError, MemoryShortageError, RewardError
 from aegpo.history import RewardHistory
-from aegpo.interfaces import (
-    Conditioning,
-    Evaluation,
-    Model,
-    Preparable,
-    Prompt,
-    Rollouts,
-    RunInfo,
-    Signals,
-    Stateful,
-    StepReport,
-)
+from aegpo.interfaces import Model, Preparable, Stateful
 from aegpo.learning import DIVERGED, Learner, add_adapters
 from aegpo.noise import residual_noise
 from aegpo.painting import resized
 from aegpo.planning import Planner
 from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
+from aegpo.records import Conditioning, Evaluation, Prompt, Rollouts, RunInfo, Signals, StepReport
 from aegpo.rollouts import Execution, Trunk, Velocity, roll_out, sample_deterministic
 from aegpo.scoring import HeldOut, build_scorers, score
 from aegpo.shortage import enough_memory, lower

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aegpo.entropy_backends import HALF, Backend, measure_rows, split_mask
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall
+from aegpo.records import AttentionCall
 from aegpo.row_samples import PARTS, Part, Rows, draw_rows, sample_rows, stratified_mean, token_parts
 
 __all__ = ["Block", "Measurement", "attention_entropy", "blocks_of", "measure_call", "sample_rows", "stratified_mean"]

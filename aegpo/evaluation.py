@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import FloatArray
 from aegpo.loading import load_experiment_file, parse_rewards
 from aegpo.opening import FoundRun, common_experiment, find_arm
+from aegpo.parts import Registries, RewardSpec
 from aegpo.plugins import load_registries, plugin_manager
 from aegpo.prompt_sources import read_file
 from aegpo.prompts import read_prompts
+from aegpo.records import FloatArray
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
 from aegpo.runs import commit, versions, write_atomically, write_json
 from aegpo.side_by_side import BASE, POLICY, refuse_existing
-from aegpo.specs import Experiment, Registries, RewardSpec
+from aegpo.specs import Experiment
 
 if TYPE_CHECKING:
     from PIL.Image import Image

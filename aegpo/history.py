@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray, Prompt
+from aegpo.records import FloatArray, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor

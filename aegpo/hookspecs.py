@@ -12,9 +12,7 @@ from typing import Literal
 
 import pluggy
 
-from aegpo.interfaces import RunInfo, StepReport
-from aegpo.registry import Registry
-from aegpo.specs import (
+from aegpo.parts import (
     AdvantageSpec,
     AllocatorSpec,
     ModelSpec,
@@ -25,6 +23,8 @@ from aegpo.specs import (
     TrackerSpec,
     TreeSpec,
 )
+from aegpo.records import RunInfo, StepReport
+from aegpo.registry import Registry
 
 PROJECT = "aegpo"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from aegpo import contracts
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Conditioning, Edges, ForwardObjective, Objective, Rollouts
+from aegpo.interfaces import ForwardObjective, Objective
+from aegpo.parts import ATTENTION_TARGETS
 from aegpo.policies import WeightCopy, assign
+from aegpo.records import Conditioning, Edges, Rollouts
 from aegpo.replay import Batch, noise_again, renoised, transitions, velocities
 from aegpo.rollouts import Execution
-from aegpo.specs import ATTENTION_TARGETS, OptimizerSpec, PolicySpec
+from aegpo.specs import OptimizerSpec, PolicySpec
 
 DIVERGED = (
     "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or raise "

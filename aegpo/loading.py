@@ -18,8 +18,9 @@ from pydantic import SerializeAsAny, create_model
 from aegpo import planning
 from aegpo.errors import SpecError
 from aegpo.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
+from aegpo.parts import Location, Registries, RewardSpec
 from aegpo.registry import Spec, suggestion
-from aegpo.specs import Experiment, Location, Registries, RewardSpec, experiment_type
+from aegpo.specs import Experiment, experiment_type
 from aegpo.validation import Finding, validate
 
 FILE_KEYS = ("extends", "arms", "seeds")  # of a file, beside the fields of Experiment

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from aegpo.interfaces import Footprint
 from aegpo.loading import ExperimentFile
+from aegpo.records import Footprint
 
 
 def footprints(file: ExperimentFile) -> dict[str, Footprint]:

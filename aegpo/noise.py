@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray, RolloutPlan, StepTable
+from aegpo.records import FloatArray, RolloutPlan, StepTable
 
 
 def noise_levels(plan: RolloutPlan, table: StepTable, sigmas: FloatArray) -> tuple[FloatArray, ...]:

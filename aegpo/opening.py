@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from aegpo import checkpoints
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.loading import parse_experiment
+from aegpo.parts import Registries
 from aegpo.runs import read_manifest
-from aegpo.specs import Experiment, Registries
+from aegpo.specs import Experiment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,11 @@ from torch import Tensor
 from aegpo import contracts
 from aegpo.devices import STORAGE, choose_device, make_accelerator
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Conditioning, Model, Preparable, Resizable
+from aegpo.interfaces import Model, Preparable, Resizable
 from aegpo.learning import add_adapters
 from aegpo.opening import FoundRun, check_fits
 from aegpo.policies import assign
+from aegpo.records import Conditioning
 from aegpo.rollouts import Execution, sample_deterministic
 from aegpo.specs import Experiment
 

@@ -10,8 +10,10 @@ import numpy as np
 from aegpo import contracts
 from aegpo.endings import with_tail
 from aegpo.errors import ContractError, PlanError
-from aegpo.interfaces import Allocator, BoolArray, FloatArray, IntArray, RolloutPlan, Signals, TimestepSelector, Tree
-from aegpo.specs import Experiment, Problem
+from aegpo.interfaces import Allocator, TimestepSelector, Tree
+from aegpo.parts import Problem
+from aegpo.records import BoolArray, FloatArray, IntArray, RolloutPlan, Signals
+from aegpo.specs import Experiment
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
 _RANDOM_CURVES = 3

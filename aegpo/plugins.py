@@ -18,8 +18,8 @@ import pluggy
 
 from aegpo import builtin, hookspecs
 from aegpo.errors import PluginError
+from aegpo.parts import Registries
 from aegpo.registry import Registry, Spec, suggestion
-from aegpo.specs import Registries
 
 GROUP = "aegpo"  # of entry points
 BLOCK_VARIABLE = "AEGPO_BLOCK_PLUGINS"

@@ -14,10 +14,11 @@ from torch import Tensor
 from aegpo.base_curves import BaseCurves
 from aegpo.entropy import measure_call
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall, Conditioning, FloatArray, Prompt
+from aegpo.parts import JOINT_BLOCKS
+from aegpo.records import AttentionCall, Conditioning, FloatArray, Prompt
 from aegpo.rollouts import Execution, Trunk, start_latents
 from aegpo.samplers import euler
-from aegpo.specs import JOINT_BLOCKS, ProbeSpec
+from aegpo.specs import ProbeSpec
 
 _SEEDS = 1_000_003  # keeps the start noises of prompts apart under neighbouring seeds
 

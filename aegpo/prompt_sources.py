@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Prompt
+from aegpo.records import Prompt
 from aegpo.specs import DatasetPrompts
 
 KEY = "prompt"  # of the text in .json and .jsonl

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import IntArray, Prompt
 from aegpo.prompt_sources import read_dataset, read_file
+from aegpo.records import IntArray, Prompt
 from aegpo.specs import DatasetPrompts, Experiment
 
 _SHUFFLE = 7919  # keeps the stream of shuffles apart from the stream of decisions

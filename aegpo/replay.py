@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from aegpo import contracts
-from aegpo.interfaces import Conditioning, Edges, ForwardObjective, Objective, Renoised, Rollouts, Update
+from aegpo.interfaces import ForwardObjective, Objective
+from aegpo.records import Conditioning, Edges, Renoised, Rollouts, Update
 from aegpo.rollouts import Execution
 
 

@@ -11,17 +11,8 @@ from torch import Tensor
 
 from aegpo import contracts
 from aegpo.endings import second_order
-from aegpo.interfaces import (
-    BoolArray,
-    Conditioning,
-    Edges,
-    IntArray,
-    Model,
-    Prompt,
-    RolloutPlan,
-    Rollouts,
-    Sampler,
-)
+from aegpo.interfaces import Model, Sampler
+from aegpo.records import BoolArray, Conditioning, Edges, IntArray, Prompt, RolloutPlan, Rollouts
 from aegpo.samplers import euler
 from aegpo.trees import trunk_levels
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray, Gaussian, StepTable
-from aegpo.specs import Experiment, SamplerSpec
+from aegpo.parts import SamplerSpec
+from aegpo.records import FloatArray, Gaussian, StepTable
+from aegpo.specs import Experiment
 
 if TYPE_CHECKING:
     from torch import Tensor

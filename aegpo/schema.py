@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from aegpo.loading import ARM_NAME, OF_THE_FILE
-from aegpo.specs import Registries, experiment_type
+from aegpo.parts import Registries
+from aegpo.specs import experiment_type
 
 
 def file_schema(registries: Registries) -> dict[str, Any]:

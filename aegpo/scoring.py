@@ -11,8 +11,9 @@ from torch import Tensor
 
 from aegpo import contracts, shortage
 from aegpo.errors import AegpoError, RewardError
-from aegpo.interfaces import FloatArray, Reward
-from aegpo.specs import RewardSpec
+from aegpo.interfaces import Reward
+from aegpo.parts import RewardSpec
+from aegpo.records import FloatArray
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from aegpo import contracts
 from aegpo.errors import AegpoError
 from aegpo.interfaces import Reward
 from aegpo.marks import parse, refuse
+from aegpo.parts import RewardSpec
 from aegpo.registry import Registry
 from aegpo.rewards import wire
-from aegpo.specs import RewardSpec
 from aegpo.validation import validate
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray, IntArray
+from aegpo.records import FloatArray, IntArray
 
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # of the smallest difference that could have shown

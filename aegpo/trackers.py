@@ -14,9 +14,9 @@ import numpy as np
 
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.hookspecs import Outcome, hookimpl
-from aegpo.interfaces import Evaluation, FloatArray, RunInfo, StepReport
+from aegpo.parts import TrackerSpec
+from aegpo.records import Evaluation, FloatArray, RunInfo, StepReport
 from aegpo.runs import sync_folder, write_atomically
-from aegpo.specs import TrackerSpec
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray, Prompt, StepReport
+from aegpo.records import FloatArray, Prompt, StepReport
 
 
 def to_json(report: StepReport) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from aegpo.parts import Location
 from aegpo.registry import Spec, kind_of, suggestion
-from aegpo.specs import Location
 
 S = TypeVar("S", bound=Spec)
 _STRICT_ONLY = {"int_type", "float_type", "bool_type", "string_type"}

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from aegpo.hookspecs import hookimpl
+from aegpo.parts import AllocatorSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec, TreeSpec
 from aegpo.rewards.palette import PaletteReward
-from aegpo.specs import AllocatorSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec, TreeSpec
 from aegpo.trees import IndependentTree
 
 

@@ -15,7 +15,7 @@ from test_trees import questions, trees
 from worlds import GaussianSpec, plan_of, small_experiment
 
 from aegpo.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
-from aegpo.interfaces import Edges, Prompt, RolloutPlan, Rollouts
+from aegpo.records import Edges, Prompt, RolloutPlan, Rollouts
 from aegpo.trees import BranchingTree, IndependentTree, TrunkTree
 
 DATA = Path(__file__).parent / "data"

@@ -22,8 +22,8 @@ from aegpo.allocators import (
 from aegpo.contracts import check_counts
 from aegpo.engine import Engine
 from aegpo.history import RewardHistory
-from aegpo.interfaces import Prompt, Signals
 from aegpo.plugins import plugin_manager
+from aegpo.records import Prompt, Signals
 from aegpo.specs import PromptsSpec, RolloutsSpec
 
 

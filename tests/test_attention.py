@@ -14,10 +14,10 @@ from torch import nn
 
 from aegpo.attention import AttentionTap, watch_attention
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall
 from aegpo.layouts import Site, Tokens, layout_of
 from aegpo.learning import add_adapters
 from aegpo.models.shapes import ShapesSpec
+from aegpo.records import AttentionCall
 from aegpo.specs import PolicySpec
 
 CAPTIONS = ["a red circle", "two blue squares and a green triangle"]

@@ -12,10 +12,10 @@ import torch
 
 from aegpo import contracts, testing
 from aegpo.errors import ContractError
-from aegpo.interfaces import Conditioning, Gaussian, Signals
+from aegpo.parts import SelectorSpec
 from aegpo.plugins import load_registries, plugin_manager
+from aegpo.records import Conditioning, Gaussian, Signals
 from aegpo.selectors import UniformSelector
-from aegpo.specs import SelectorSpec
 from aegpo.trees import BranchingTree, IndependentTree
 
 SIGNALS = Signals(1, 4, np.linspace(1, 0, 4))

@@ -9,11 +9,12 @@ from worlds import GaussianSpec, small_experiment
 from aegpo.allocators import EntropyAllocator, RandomAllocator
 from aegpo.costs import Range, cost
 from aegpo.errors import AegpoError, ContractError
-from aegpo.interfaces import Signals
 from aegpo.objectives import ClippedObjective
+from aegpo.parts import AllocatorSpec
 from aegpo.planning import LATE, made_up_signals, plan_step
+from aegpo.records import Signals
 from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
-from aegpo.specs import AllocatorSpec, OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
+from aegpo.specs import OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
 from aegpo.trees import BranchingTree, IndependentTree
 
 MODEL = GaussianSpec()

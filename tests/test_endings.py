@@ -13,8 +13,8 @@ from aegpo.contracts import check_plan
 from aegpo.costs import cost
 from aegpo.endings import with_tail
 from aegpo.engine import Engine
-from aegpo.interfaces import Tail
 from aegpo.plugins import plugin_manager
+from aegpo.records import Tail
 from aegpo.rollouts import roll_out
 from aegpo.selectors import FirstSelector
 from aegpo.specs import RolloutsSpec, TailSpec

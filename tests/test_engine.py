@@ -19,20 +19,19 @@ from aegpo.advantages import DepthAdvantage
 from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.engine import Engine
 from aegpo.errors import AegpoError, ContractError
-from aegpo.interfaces import RunInfo, StepReport
 from aegpo.objectives import ClippedObjective
+from aegpo.parts import AllocatorSpec, RewardSpec
 from aegpo.plugins import load_registries, plugin_manager
+from aegpo.records import RunInfo, StepReport
 from aegpo.rewards.palette import PaletteReward
 from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
 from aegpo.specs import (
-    AllocatorSpec,
     CheckpointSpec,
     EvaluationSpec,
     OptimizerSpec,
     PolicySpec,
     ProbeSpec,
     PromptsSpec,
-    RewardSpec,
     RolloutsSpec,
     experiment_type,
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aegpo.entropy import attention_entropy, measure_call, sample_rows, stratified_mean
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall
+from aegpo.records import AttentionCall
 
 EXACT = ["fused", "chunked"]
 

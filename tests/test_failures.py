@@ -14,11 +14,12 @@ from aegpo.advantages import GroupAdvantage
 from aegpo.allocators import UniformAllocator
 from aegpo.errors import ContractError, MemoryShortageError, RewardError
 from aegpo.objectives import ClippedObjective
+from aegpo.parts import Positive
 from aegpo.planning import problems
 from aegpo.samplers import FlowSde
 from aegpo.selectors import UniformSelector
 from aegpo.shortage import enough_memory, is_shortage, lower
-from aegpo.specs import OptimizerSpec, Positive, RolloutsSpec
+from aegpo.specs import OptimizerSpec, RolloutsSpec
 from aegpo.trees import IndependentTree
 
 

@@ -9,7 +9,7 @@ from networks import NETWORKS, Small
 
 from aegpo.attention import watch_attention
 from aegpo.entropy import blocks_of, measure_call
-from aegpo.interfaces import AttentionCall
+from aegpo.records import AttentionCall
 
 FAMILIES = pytest.mark.parametrize("small", NETWORKS, ids=lambda small: small.name)
 

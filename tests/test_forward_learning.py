@@ -14,10 +14,10 @@ from test_learning import NO_CHANGE, gradients, sampled
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients, small_experiment
 
 from aegpo.checkpoints import load_latest
-from aegpo.interfaces import RolloutPlan, RunInfo
 from aegpo.learning import edge_weights
 from aegpo.objectives import ClippedObjective, GuardedObjective, MatchingObjective, NftObjective
 from aegpo.policies import WeightCopy
+from aegpo.records import RolloutPlan, RunInfo
 from aegpo.replay import noise_again
 from aegpo.rewards.palette import PaletteReward
 from aegpo.specs import CheckpointSpec, EvaluationSpec, OptimizerSpec, PolicySpec

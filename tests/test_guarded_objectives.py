@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_objectives import update
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.interfaces import Gaussian, Update
 from aegpo.objectives import ClippedObjective, DivergenceMaskedObjective, GuardedObjective
+from aegpo.records import Gaussian, Update
 from aegpo.samplers import CpsSampler, FlowSde, gaussian_log_prob
 
 SHAPE = (6, 2, 3, 3)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from aegpo.children import Child, StopSignals, divide, run_children, usable_cores
 from aegpo.errors import AegpoError
-from aegpo.launching import Child, LaunchRequest, StopSignals, divide, launch, run_children, select_runs, usable_cores
+from aegpo.launching import LaunchRequest, launch, select_runs
 from aegpo.loading import load_experiment_file
 from aegpo.plugins import load_registries, plugin_manager
 from aegpo.progress import Lines
@@ -153,7 +154,8 @@ def test_children_run_in_order_and_never_more_at_a_time_than_there_are_slots(tmp
     assert sorted(lines) == [f"child-{index}: finished" for index in range(5)]
 
 
-def test_a_child_has_its_share_and_writes_both_streams_to_its_log(tmp_path):
+def test_a_child_has_its_share_and_writes_both_streams_to_its_log(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     code = "import os, sys; print(os.environ['OMP_NUM_THREADS']); print('to stderr', file=sys.stderr)"
     child = python(tmp_path, "one", code)
     run_all([child], [{"OMP_NUM_THREADS": "3"}])
@@ -180,9 +182,19 @@ def test_a_child_that_was_killed_is_told_with_the_signal(tmp_path):
     assert str(failures[0]).startswith("bad failed: killed by SIGKILL; the end of")
 
 
+@pytest.mark.parametrize(("own", "expected"), [(None, "2"), ("1", "1"), ("3", "2"), ("1,2", "1,2")])
+def test_a_child_has_no_more_threads_than_the_users_environment_allows(tmp_path, monkeypatch, own, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    child = python(tmp_path, "threads", "import os; print(os.environ['OMP_NUM_THREADS'])")
+    assert run_all([child], [{"OMP_NUM_THREADS": "2"}])[0] == []
+    assert child.log.read_text().splitlines()[-1] == expected
+
+
 OBEDIENT = """
 import time
-from aegpo.launching import INTERRUPTED, StopSignals
+from aegpo.children import INTERRUPTED, StopSignals
 with StopSignals() as stop:
     print("ready", flush=True)
     while not stop.wanted():
@@ -240,7 +252,7 @@ PARENT = """
 import io, sys
 from pathlib import Path
 from rich.console import Console
-from aegpo.launching import Child, run_children
+from aegpo.children import Child, run_children
 from aegpo.progress import Lines
 folder = Path(sys.argv[1])
 child = Child("orphan", [sys.executable, "-c", sys.argv[2]], folder, folder / "run.log", 4)

@@ -14,9 +14,9 @@ from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients
 
 from aegpo.advantages import GroupAdvantage
 from aegpo.errors import AegpoError, ContractError
-from aegpo.interfaces import Edges, Update
 from aegpo.learning import add_adapters, edge_weights
 from aegpo.objectives import ClippedObjective
+from aegpo.records import Edges, Update
 from aegpo.rollouts import roll_out
 from aegpo.specs import PolicySpec
 from aegpo.trees import BranchingTree, IndependentTree

@@ -17,8 +17,8 @@ from aegpo import builtin, hookspecs
 from aegpo.errors import SpecError
 from aegpo.loading import load_experiment_file, parse_experiment
 from aegpo.marks import merge, parse
+from aegpo.parts import AllocatorSpec
 from aegpo.plugins import load_registries
-from aegpo.specs import AllocatorSpec
 
 BASE = """\
 model: shapes

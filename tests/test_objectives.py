@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aegpo.interfaces import Gaussian, Update
 from aegpo.objectives import ClippedObjective
+from aegpo.records import Gaussian, Update
 from aegpo.samplers import gaussian_log_prob
 
 CLIP = 0.1

@@ -15,9 +15,9 @@ import pytest
 
 from aegpo import hookspecs, testing
 from aegpo.errors import PluginError
-from aegpo.interfaces import Prompt, RunInfo, StepReport
+from aegpo.parts import PART_AXES
 from aegpo.plugins import distributions, load_registries, plugin_manager
-from aegpo.specs import PART_AXES
+from aegpo.records import Prompt, RunInfo, StepReport
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "plugins" / "README.md"

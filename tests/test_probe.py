@@ -12,8 +12,8 @@ from worlds import GaussianSpec, execution, plan_of
 from aegpo.base_curves import BaseCurves, fingerprint
 from aegpo.entropy import measure_call
 from aegpo.errors import AegpoError, CheckpointError
-from aegpo.interfaces import AttentionCall, Prompt
 from aegpo.probe import EntropyProbe, start_noise
+from aegpo.records import AttentionCall, Prompt
 from aegpo.rollouts import Trunk, roll_out
 from aegpo.samplers import euler
 from aegpo.specs import ProbeSpec

@@ -19,13 +19,13 @@ from aegpo import checkpoints
 from aegpo.cli import app, main
 from aegpo.engine import Engine
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Prompt, Signals
 from aegpo.loading import parse_experiment
 from aegpo.plugins import load_registries, plugin_manager
 from aegpo.probe import EntropyProbe
 from aegpo.profiling import csvs
 from aegpo.profiling.measure import measure_profile
 from aegpo.profiling.tables import SPARKS, sparkline
+from aegpo.records import Prompt, Signals
 from aegpo.runs import read_manifest
 
 GOLDEN = Path(__file__).parent / "data" / "profile-spec.txt"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from worlds import GaussianSpec, execution, plan_of
 
-from aegpo.interfaces import Gaussian
+from aegpo.records import Gaussian
 from aegpo.rollouts import roll_out, sample_deterministic
 from aegpo.samplers import FlowSde, euler, gaussian_log_prob
 from aegpo.trees import BranchingTree, IndependentTree

@@ -12,10 +12,10 @@ import pytest
 import torch
 from worlds import GaussianSpec, execution, plan_of, small_experiment
 
-from aegpo.interfaces import Gaussian
+from aegpo.parts import SamplerSpec
+from aegpo.records import Gaussian
 from aegpo.rollouts import roll_out
 from aegpo.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde, euler, gaussian_log_prob
-from aegpo.specs import SamplerSpec
 from aegpo.trees import IndependentTree
 
 DATA = Path(__file__).parent / "data"

@@ -16,9 +16,9 @@ from worlds import BrightnessReward, small_experiment
 from aegpo import checkpoints
 from aegpo.allocators import EntropyAllocator
 from aegpo.errors import RewardError
-from aegpo.interfaces import Prompt, StepReport
+from aegpo.parts import RewardSpec
+from aegpo.records import Prompt, StepReport
 from aegpo.scoring import HeldOut, build_scorers, score
-from aegpo.specs import RewardSpec
 from aegpo.unreported import from_json, to_json
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from worlds import GaussianSpec, small_experiment
 
 from aegpo.contracts import check_selection
-from aegpo.interfaces import Signals
 from aegpo.planning import made_up_signals
+from aegpo.records import Signals
 from aegpo.samplers import CpsSampler, DanceSde, FlowSde
 from aegpo.selectors import (
     DepthPrunedSelector,

@@ -15,25 +15,19 @@ import aegpo
 from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.models.shapes import ShapesSpec
 from aegpo.objectives import ClippedObjective
+from aegpo.parts import PART_AXES, AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
 from aegpo.plugins import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
 from aegpo.selectors import EntropyPeakSelector, RandomSelector
 from aegpo.specs import (
-    PART_AXES,
-    AllocatorSpec,
     CheckpointSpec,
     EvaluationSpec,
     Experiment,
-    ModelSpec,
-    ObjectiveSpec,
     OptimizerSpec,
     PolicySpec,
     ProbeSpec,
     PromptsSpec,
-    RewardSpec,
     RolloutsSpec,
-    SelectorSpec,
-    TrackerSpec,
     experiment_type,
 )
 from aegpo.trackers import ConsoleTracker, JsonlTracker

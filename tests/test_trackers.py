@@ -11,8 +11,8 @@ from PIL import Image
 from rich.console import Console
 
 from aegpo.errors import AegpoError, CheckpointError
-from aegpo.interfaces import Evaluation, Prompt, RunInfo, StepReport
 from aegpo.progress import Pace, Record, Standing, display
+from aegpo.records import Evaluation, Prompt, RunInfo, StepReport
 from aegpo.trackers import (
     ConsoleObserver,
     ConsoleTracker,

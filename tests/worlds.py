@@ -19,24 +19,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from aegpo.advantages import GroupAdvantage
 from aegpo.allocators import UniformAllocator
-from aegpo.interfaces import AttentionCall, Conditioning, RolloutPlan
 from aegpo.learning import Learner, add_adapters
 from aegpo.models.base_policy import BasePolicy
 from aegpo.objectives import ClippedObjective
+from aegpo.parts import ModelSpec, RewardSpec
+from aegpo.records import AttentionCall, Conditioning, RolloutPlan
 from aegpo.rollouts import Execution
 from aegpo.samplers import FlowSde
 from aegpo.selectors import UniformSelector
-from aegpo.specs import (
-    CheckpointSpec,
-    EvaluationSpec,
-    Experiment,
-    ModelSpec,
-    OptimizerSpec,
-    PolicySpec,
-    PromptsSpec,
-    RewardSpec,
-    RolloutsSpec,
-)
+from aegpo.specs import CheckpointSpec, EvaluationSpec, Experiment, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.trees import IndependentTree
 
 CPU = torch.device("cpu")

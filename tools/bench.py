@@ -37,9 +37,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 import aegpo.engine
 import aegpo.probe
 from aegpo.engine import Engine, Stopwatch
-from aegpo.interfaces import Conditioning, RolloutPlan, StepReport
 from aegpo.loading import load_experiment_file
 from aegpo.plugins import load_registries, plugin_manager
+from aegpo.records import Conditioning, RolloutPlan, StepReport
 from aegpo.rollouts import roll_out
 from aegpo.specs import Experiment
 from aegpo.trees import BranchingTree, IndependentTree

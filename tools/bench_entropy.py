@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from aegpo.attention import watch_attention
 from aegpo.entropy import Block, attention_entropy, measure_call, sample_rows
-from aegpo.interfaces import AttentionCall
+from aegpo.records import AttentionCall
 
 TOKENS, WIDTHS, HEADS, ROWS = (256, 1024, 2304, 4096, 4608), (64, 128), 4, 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

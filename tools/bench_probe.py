@@ -18,10 +18,10 @@ from aegpo.base_curves import BaseCurves
 from aegpo.costs import cost
 from aegpo.engine import Engine
 from aegpo.entropy import attention_entropy
-from aegpo.interfaces import BoolArray, FloatArray, Prompt, Signals
 from aegpo.planning import LATE, Planner
 from aegpo.plugins import plugin_manager
 from aegpo.probe import EntropyProbe, Probed
+from aegpo.records import BoolArray, FloatArray, Prompt, Signals
 from aegpo.specs import Experiment, ProbeSpec
 from aegpo.statistics import spearman
 

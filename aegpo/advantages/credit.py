@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import RolloutPlan, Rollouts
-from aegpo.specs import AdvantageSpec
+from aegpo.parts import AdvantageSpec
+from aegpo.records import RolloutPlan, Rollouts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from aegpo.advantages.credit import CombiningAdvantage, average_up, centred, clamped, deviations, trained
-from aegpo.interfaces import BoolArray, IntArray, RolloutPlan, Rollouts
+from aegpo.records import BoolArray, IntArray, RolloutPlan, Rollouts
 
 if TYPE_CHECKING:
     from torch import Tensor

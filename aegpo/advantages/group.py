@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from aegpo.advantages.credit import CombiningAdvantage, average_up, centred, clamped, deviations, trained
-from aegpo.interfaces import Rollouts
+from aegpo.records import Rollouts
 from aegpo.specs import Experiment
 
 if TYPE_CHECKING:

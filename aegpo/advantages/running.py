@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from aegpo.advantages.credit import average_up, clamped, trained
-from aegpo.interfaces import Rollouts
-from aegpo.specs import AdvantageSpec
+from aegpo.parts import AdvantageSpec
+from aegpo.records import Rollouts
 
 if TYPE_CHECKING:
     from torch import Tensor

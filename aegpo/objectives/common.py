@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import Update
-from aegpo.specs import Experiment, ObjectiveSpec
+from aegpo.parts import ObjectiveSpec
+from aegpo.records import Update
+from aegpo.specs import Experiment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import Update
 from aegpo.objectives.common import ReverseObjective, clip_cautions, mean_square, ratio_metrics, surrogate
+from aegpo.records import Update
 from aegpo.specs import Experiment
 
 if TYPE_CHECKING:

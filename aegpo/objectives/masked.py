@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import Update
 from aegpo.objectives.common import ReverseObjective, mean_square, ratio_metrics
+from aegpo.records import Update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import Renoised
 from aegpo.objectives.common import clip_cautions, mean_square, ratio_metrics, surrogate
-from aegpo.specs import Experiment, ObjectiveSpec
+from aegpo.parts import ObjectiveSpec
+from aegpo.records import Renoised
+from aegpo.specs import Experiment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import Renoised
 from aegpo.objectives.common import mean_square, ratio_metrics
-from aegpo.specs import ObjectiveSpec
+from aegpo.parts import ObjectiveSpec
+from aegpo.records import Renoised
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,12 +8,12 @@ from functools import cached_property
 import numpy as np
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import BoolArray, FloatArray, IntArray, Signals
+from aegpo.parts import SelectorSpec
 from aegpo.planning import LATE
 from aegpo.profiling.measure import Profile
 from aegpo.profiling.target import Target
+from aegpo.records import BoolArray, FloatArray, IntArray, Signals
 from aegpo.selectors import EntropyPeakSelector
-from aegpo.specs import SelectorSpec
 
 TOP_K = EntropyPeakSelector().top_k
 

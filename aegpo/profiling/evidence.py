@@ -18,10 +18,10 @@ from torch import Tensor
 
 from aegpo.checkpoints import load_step
 from aegpo.engine import Engine
-from aegpo.interfaces import BoolArray, FloatArray, IntArray, RolloutPlan
 from aegpo.probe import start_noise
 from aegpo.profiling.analysis import Analysis
 from aegpo.profiling.measure import Profile
+from aegpo.records import BoolArray, FloatArray, IntArray, RolloutPlan
 from aegpo.rollouts import Trunk, roll_out, sample_deterministic
 from aegpo.scoring import score
 from aegpo.statistics import Interval, bootstrap_interval, holm, permutation_p, spearman

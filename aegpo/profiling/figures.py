@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray
 from aegpo.profiling.analysis import Analysis
 from aegpo.profiling.measure import Profile
+from aegpo.records import FloatArray
 from aegpo.report.plots import Drawing
 from aegpo.report.style import BASELINE, INK, PALETTE, new_figure, top_legend, whole_ticks
 

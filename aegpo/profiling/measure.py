@@ -15,8 +15,8 @@ from torch import Tensor
 
 from aegpo.entropy import Block, attention_entropy, blocks_of, measure_call
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall, Conditioning, FloatArray
 from aegpo.probe import nothing_measured, start_noise
+from aegpo.records import AttentionCall, Conditioning, FloatArray
 from aegpo.rollouts import Execution, final_latents, start_latents
 from aegpo.samplers import euler
 

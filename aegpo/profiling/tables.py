@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray
 from aegpo.profiling.analysis import Analysis
+from aegpo.records import FloatArray
 from aegpo.report.tables import NONE, Table
 from aegpo.report.wording import listing, plural, signed
 

@@ -11,10 +11,11 @@ from typing import Literal
 from aegpo.checkpoints import steps_in
 from aegpo.errors import AegpoError
 from aegpo.loading import load_experiment_file, parse_experiment
+from aegpo.parts import Registries
 from aegpo.prompts import read_prompts
 from aegpo.registry import suggestion
 from aegpo.runs import read_manifest
-from aegpo.specs import Experiment, Registries
+from aegpo.specs import Experiment
 
 
 @dataclass(frozen=True)

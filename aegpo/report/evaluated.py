@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray
+from aegpo.records import FloatArray
 from aegpo.report.page import document, table_html
 from aegpo.report.tables import Table
 from aegpo.report.wording import decimals, interval, signed

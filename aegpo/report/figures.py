@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray, IntArray
+from aegpo.records import FloatArray, IntArray
 from aegpo.report.recorded import IDLE_STAGES, RecordedRun, Study
 from aegpo.report.style import (
     BASELINE,

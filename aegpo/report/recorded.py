@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import FloatArray
+from aegpo.records import FloatArray
 from aegpo.runs import read_manifest
 
 WEIGHTED_SUM = "weighted sum"  # label of what is optimised where several rewards are trained on

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aegpo.interfaces import FloatArray
+from aegpo.records import FloatArray
 from aegpo.report.recorded import RecordedRun, Study
 from aegpo.statistics import (
     Interval,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from aegpo.errors import AegpoError
-from aegpo.specs import Positive, RewardSpec
+from aegpo.parts import Positive, RewardSpec
 
 if TYPE_CHECKING:
     import torch

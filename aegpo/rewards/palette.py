@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aegpo.interfaces import FloatArray
 from aegpo.models.shapes.captions import parse
 from aegpo.models.shapes.rendering import CELL, CELLS, coverage
+from aegpo.parts import RewardSpec
+from aegpo.records import FloatArray
 from aegpo.rewards.scene import COLOUR_NAMES, COLOUR_VALUES, Pixels, to_pixels
-from aegpo.specs import RewardSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

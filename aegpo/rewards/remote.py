@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from aegpo.errors import AegpoError
+from aegpo.parts import Positive
 from aegpo.rewards import wire
 from aegpo.rewards.servers import Server, ServerRewardSpec
-from aegpo.specs import Positive
 
 if TYPE_CHECKING:
     import torch

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import BoolArray, FloatArray, IntArray
 from aegpo.models.shapes.captions import COLOURS, SHAPES, Scene, parse
 from aegpo.models.shapes.rendering import CELL, PALETTE, SIZE, WHITE, coverage
-from aegpo.specs import RewardSpec
+from aegpo.parts import RewardSpec
+from aegpo.records import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from torch import Tensor

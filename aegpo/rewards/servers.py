@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from aegpo.errors import AegpoError
-from aegpo.specs import Positive, RewardSpec
+from aegpo.parts import Positive, RewardSpec
 
 if TYPE_CHECKING:
     from requests import Response

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import BoolArray, FloatArray, Signals
-from aegpo.specs import Experiment, SelectorSpec
+from aegpo.parts import SelectorSpec
+from aegpo.records import BoolArray, FloatArray, Signals
+from aegpo.specs import Experiment
 
 
 class Selector(SelectorSpec):

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import BoolArray, FloatArray, Signals
+from aegpo.records import BoolArray, FloatArray, Signals
 from aegpo.selectors.base import CountedSelector, highest
 from aegpo.specs import Experiment
 

@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import BoolArray, Signals
+from aegpo.parts import SelectorSpec
+from aegpo.records import BoolArray, Signals
 from aegpo.selectors.base import Selector, same_steps
-from aegpo.specs import Experiment, SelectorSpec
+from aegpo.specs import Experiment
 
 
 class WindowSelector(Selector):

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from aegpo.errors import ContractError
-from aegpo.interfaces import BoolArray, IntArray, Stateful
+from aegpo.interfaces import Stateful
+from aegpo.records import BoolArray, IntArray
 from aegpo.registry import KEBAB_CASE, Spec, kind_of
 
 SIZES = tuple(product((1, 2, 3, 8), (2, 5, 10)))  # prompts and denoising steps

@@ -13,19 +13,14 @@ from aegpo import contracts
 from aegpo.advantages import GroupAdvantage
 from aegpo.allocators import UniformAllocator
 from aegpo.errors import ContractError, PlanError
-from aegpo.interfaces import Signals
 from aegpo.models.shapes import ShapesSpec
 from aegpo.objectives import ClippedObjective
+from aegpo.parts import AllocatorSpec, SelectorSpec, TreeSpec
+from aegpo.records import Signals
 from aegpo.rewards.palette import PaletteReward
 from aegpo.samplers import FlowSde
 from aegpo.selectors import UniformSelector
-from aegpo.specs import (
-    AllocatorSpec,
-    Experiment,
-    RolloutsSpec,
-    SelectorSpec,
-    TreeSpec,
-)
+from aegpo.specs import Experiment, RolloutsSpec
 from aegpo.testing.common import SIZES, check_equal, check_memory, check_spec, decision_rng, tree_inputs
 from aegpo.trees import IndependentTree
 

@@ -10,12 +10,9 @@ import numpy as np
 
 from aegpo import contracts
 from aegpo.errors import ContractError
-from aegpo.interfaces import IntArray, RolloutPlan, Tree
-from aegpo.specs import (
-    AdvantageSpec,
-    ObjectiveSpec,
-    SamplerSpec,
-)
+from aegpo.interfaces import Tree
+from aegpo.parts import AdvantageSpec, ObjectiveSpec, SamplerSpec
+from aegpo.records import IntArray, RolloutPlan
 from aegpo.testing.common import ROUNDING, check_equal, check_memory, check_spec, decision_rng, tree_inputs
 from aegpo.trees import BranchingTree, IndependentTree
 
@@ -23,7 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from aegpo.interfaces import ForwardObjective, Objective, Renoised, Update
+    from aegpo.interfaces import ForwardObjective, Objective
+    from aegpo.records import Renoised, Update
 
 
 def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
@@ -74,7 +72,7 @@ def _rollouts(plan: RolloutPlan, generator: Any) -> Any:
     """Made-up rollouts of a plan: what an execution would return, with random numbers for latents."""
     import torch
 
-    from aegpo.interfaces import Edges, Prompt, Rollouts
+    from aegpo.records import Edges, Prompt, Rollouts
 
     def joined(arrays: Iterator[IntArray]) -> Tensor:
         return torch.from_numpy(np.concatenate(list(arrays)))
@@ -122,7 +120,7 @@ def _update(objective: Objective, size: int, moved: float, generator: torch.Gene
     """Made-up transitions of a policy that has moved away from the one that sampled."""
     import torch
 
-    from aegpo.interfaces import Update
+    from aegpo.records import Update
 
     old, advantage, drift = (torch.randn(size, generator=generator) for _ in range(3))
     mean = torch.randn((size, 2, 3, 3), generator=generator).requires_grad_()
@@ -145,7 +143,7 @@ def _renoised(objective: ForwardObjective, size: int, moved: float, generator: t
     """Made-up clean latents, noised again, under a policy that has moved away from the one that sampled."""
     import torch
 
-    from aegpo.interfaces import Renoised
+    from aegpo.records import Renoised
 
     clean, noise, off = torch.randn((3, size, 2, 3, 3), generator=generator)
     sigma = torch.linspace(1.0, 0.1, size)

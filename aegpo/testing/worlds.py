@@ -10,17 +10,13 @@ import numpy as np
 
 from aegpo import contracts
 from aegpo.errors import ContractError
-from aegpo.interfaces import RunInfo
 from aegpo.models.shapes import ShapesSpec
-from aegpo.specs import (
-    ModelSpec,
-    RewardSpec,
-    TrackerSpec,
-)
+from aegpo.parts import ModelSpec, RewardSpec, TrackerSpec
+from aegpo.records import RunInfo
 from aegpo.testing.common import ROUNDING, check_spec
 
 if TYPE_CHECKING:
-    from aegpo.interfaces import StepReport
+    from aegpo.records import StepReport
 
 
 def check_reward(spec: RewardSpec, prompts: Sequence[str] = (), size: tuple[int, int] = (24, 24)) -> None:
@@ -126,7 +122,7 @@ def check_tracker(spec: TrackerSpec, folder: Path) -> None:
 def _report(step: int) -> StepReport:
     import torch
 
-    from aegpo.interfaces import Evaluation, Prompt, StepReport
+    from aegpo.records import Evaluation, Prompt, StepReport
 
     scores = {"palette": np.array([0.25, 0.5])}
     images = torch.rand((2, 3, 24, 24), generator=torch.Generator().manual_seed(step))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from aegpo.interfaces import BoolArray, IntArray, RolloutPlan
+from aegpo.records import BoolArray, IntArray, RolloutPlan
 
 Children = Callable[[int, int, int], int]  # (prompt, level, nodes) -> nodes of that prompt one level further
 

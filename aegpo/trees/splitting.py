@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import BoolArray, IntArray, RolloutPlan
+from aegpo.parts import TreeSpec
+from aegpo.records import BoolArray, IntArray, RolloutPlan
 from aegpo.selectors.plain import misplaced
-from aegpo.specs import Experiment, TreeSpec
+from aegpo.specs import Experiment
 from aegpo.trees.forest import forest
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from aegpo.errors import PlanError
-from aegpo.interfaces import BoolArray, IntArray, RolloutPlan
-from aegpo.specs import TreeSpec
+from aegpo.parts import TreeSpec
+from aegpo.records import BoolArray, IntArray, RolloutPlan
 from aegpo.trees.forest import spread
 
 LEAST = 2  # children of a step, to be compared

@@ -13,13 +13,13 @@ from rich.console import Console
 from worlds import CPU, small_experiment
 
 from aegpo import describe
-from aegpo.interfaces import Footprint
 from aegpo.learning import add_adapters
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
+from aegpo.records import Footprint
 from aegpo.specs import OptimizerSpec, PolicySpec
 
 LORA = PolicySpec(train="lora", rank=4)

@@ -12,12 +12,12 @@ from worlds import small_experiment
 from aegpo.allocators import EntropyAllocator
 from aegpo.checkpoints import load_latest
 from aegpo.engine import Engine
-from aegpo.interfaces import RunInfo
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.plugins import plugin_manager
+from aegpo.records import RunInfo
 from aegpo.selectors import EntropyPeakSelector
 from aegpo.specs import EvaluationSpec, PolicySpec, ProbeSpec, PromptsSpec
 from aegpo.trees import BranchingTree

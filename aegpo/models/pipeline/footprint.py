@@ -10,10 +10,10 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from aegpo.interfaces import Conditioning, Footprint
 from aegpo.learning import add_adapters
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.records import Conditioning, Footprint
 from aegpo.specs import Experiment
 
 FLOAT32 = 4

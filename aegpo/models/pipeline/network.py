@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aegpo.interfaces import Conditioning
 from aegpo.models.base_policy import BasePolicy
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.records import Conditioning
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 

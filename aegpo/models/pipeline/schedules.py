@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import FloatArray
+from aegpo.records import FloatArray
 
 S = TypeVar("S", "FlowSchedule", "DdimSchedule")
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.errors import AegpoError
-from aegpo.interfaces import FloatArray, Footprint, Model
+from aegpo.interfaces import Model
 from aegpo.models.pipeline.source import check_class, component_config, folder_at_hand, local_folder
-from aegpo.specs import Experiment, ModelSpec, Positive
+from aegpo.parts import ModelSpec, Positive
+from aegpo.records import FloatArray, Footprint
+from aegpo.specs import Experiment
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
 from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
+from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import FloatArray, Model
+from aegpo.interfaces import Model
 from aegpo.models.shapes.captions import captions
-from aegpo.specs import JOINT_BLOCKS, ModelSpec
+from aegpo.parts import JOINT_BLOCKS, ModelSpec
+from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from aegpo.attention import watch_attention
 from aegpo.errors import AegpoError
-from aegpo.interfaces import AttentionCall, Conditioning
 from aegpo.models.base_policy import BasePolicy
 from aegpo.models.pipeline.saving import merged
+from aegpo.records import AttentionCall, Conditioning
 
 if TYPE_CHECKING:
     from aegpo.models.shapes import ShapesSpec

@@ -1,0 +1,317 @@
+"""Records that travel between the stages of the engine.
+
+Shape legend, valid in every docstring and comment of the project:
+
+    P   prompts in a training step          B        any batch
+    N   rollouts (leaves) in a step         R        rewards
+    T   denoising steps                     C, H, W  latent channels, height, width
+    N_i nodes at level i of the plan        h, w     image height, width
+    E   trained edges of the plan           L, D     text tokens, text width
+
+Noise level `sigma` runs from 1 (noise) to 0 (image); a `step` counts training, a `level` or denoising step counts the
+T steps of one trajectory. Entropy is in nats. Decisions (counts, steps, plans) are numpy, so that planning needs no
+torch; everything that touches the network is torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its place in the training list, which is its identity in caches and groups."""
+
+    index: int
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what its file says beside the text; rewards see none
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What is known about a step's prompts before their rollouts are planned.
+
+    `entropy` and `base_entropy` are None unless a chosen part declares `needs_entropy`. Steps that the probe does not
+    measure are NaN in both: they cannot be chosen by entropy and do not enter delta.
+    """
+
+    step: int
+    num_prompts: int
+    sigmas: FloatArray  # (T+1,) from 1 to 0
+    entropy: FloatArray | None = None  # (P, T) nats, current policy; NaN at steps that were not measured
+    base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts, noise and steps
+    stds: FloatArray | None = None  # (T,) std of the run's stochastic step at each level
+    reward_std: FloatArray | None = None  # (P,) of rewards within the prompt's groups so far; NaN: not seen yet
+
+    @property
+    def num_steps(self) -> int:
+        """T, the denoising steps of a trajectory."""
+        return len(self.sigmas) - 1
+
+    @property
+    def measured(self) -> IntArray:
+        """The denoising steps at which entropy was measured, the same for every prompt."""
+        assert self.entropy is not None, "a part that reads entropy needs_entropy"
+        return np.flatnonzero(~np.isnan(self.entropy).any(axis=0))
+
+    @property
+    def delta(self) -> FloatArray:  # (P,) nats, >= 0
+        """Delta-entropy per prompt: mean of |H_policy - H_base| over the measured steps (AEGPO, Sec. 3; mean: ours)."""
+        assert self.entropy is not None, "a part that reads delta needs_entropy"
+        assert self.base_entropy is not None, "a part that reads delta needs_entropy"
+        moved = np.abs(self.entropy - self.base_entropy).take(self.measured, axis=1)
+        delta: FloatArray = moved.mean(axis=1)
+        return delta
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of a plan, without noise: a solver of its own, on noise levels of its own."""
+
+    start: int  # the first level whose step the solver takes
+    sigmas: FloatArray  # (T'+1,) noise levels of the whole plan; the run's own up to the last noisy or trained step
+    solver: Literal["euler", "dpm"]
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """A forest of trajectories, one or more trees a prompt, as index arrays; built before any model call.
+
+    Level i holds the states before denoising step i; level T holds the leaves, which are the rollouts. The edge from
+    level i to a node of level i+1 is denoising step i, so edges are counted by their child.
+    """
+
+    prompt: tuple[IntArray, ...]  # T+1 arrays (N_i,): the prompt of each node
+    parent: tuple[IntArray, ...]  # T arrays (N_{i+1},): the node of level i each child came from
+    noisy: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step adds noise
+    trained: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step is learned from
+    start: IntArray | None = None  # (N_0,) which start noise each root has; None: one of its own
+    tail: Tail | None = None  # None: Euler steps on the run's noise levels to the end
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.parent)
+
+    @property
+    def num_rollouts(self) -> int:
+        """N, the leaves."""
+        return len(self.prompt[-1])
+
+    @property
+    def group(self) -> IntArray:  # (N,)
+        """The prompt of each rollout: rollouts of one prompt form a group."""
+        return self.prompt[-1]
+
+    @property
+    def forwards(self) -> int:
+        """Velocity evaluations of one execution: every node that is not a leaf, once."""
+        return sum(len(nodes) for nodes in self.prompt[:-1])
+
+    @property
+    def trained_edges(self) -> int:
+        """E, the transitions the update replays."""
+        return sum(int(level.sum()) for level in self.trained)
+
+    @cached_property
+    def leaves(self) -> tuple[IntArray, ...]:  # T+1 arrays (N_i,)
+        """How many rollouts pass through each node."""
+        counts = [np.ones(self.num_rollouts, dtype=np.int64)]
+        for level in reversed(range(self.num_steps)):
+            size = len(self.prompt[level])
+            counts.append(np.bincount(self.parent[level], weights=counts[-1], minlength=size).astype(np.int64))
+        return tuple(reversed(counts))
+
+    @cached_property
+    def first_leaf(self) -> tuple[IntArray, ...]:  # T+1 arrays (N_i,)
+        """The lowest rollout below each node: the rollout an edge is booked on when a step's edges are dealt out."""
+        owners = [np.arange(self.num_rollouts, dtype=np.int64)]
+        for level in reversed(range(self.num_steps)):
+            least = np.full(len(self.prompt[level]), self.num_rollouts, dtype=np.int64)
+            np.minimum.at(least, self.parent[level], owners[-1])
+            owners.append(least)
+        return tuple(reversed(owners))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told about each prompt; every tensor's leading dimension is P (or B after `select`)."""
+
+    text: Tensor  # (P, L, D)
+    pooled: Tensor | None = None  # (P, D')
+    mask: Tensor | None = None  # (P, L) bool, True at words; None where every token counts
+
+    def select(self, index: Tensor) -> Conditioning:
+        """The rows of `index`, (B,) int64, in its order."""
+        pooled = None if self.pooled is None else self.pooled[index]
+        mask = None if self.mask is None else self.mask[index]
+        return Conditioning(self.text[index], pooled, mask)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """One stochastic denoising step: the next latents are `mean + std * noise`."""
+
+    mean: Tensor  # (B, C, H, W) float32
+    std: Tensor  # (B,) float32, the total standard deviation, >= 0; 0 is the deterministic step
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A sampler's steps on a schedule, by their coefficients: the next latents are A_x x + A_v v + std noise."""
+
+    latents: FloatArray  # (T,) A_x
+    velocity: FloatArray  # (T,) A_v
+    std: FloatArray  # (T,) >= 0; 0 is a step without noise
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What a training step learns from, level by level: a network evaluation each.
+
+    In the reverse process these are the trained transitions of the plan. In the forward process they are clean latents
+    of rollouts that were noised again to the level's sigma; `next_latents` are then the clean latents.
+    """
+
+    level: Tensor  # (E,) int64, the denoising step
+    prompt: Tensor  # (E,) int64, row of the step's Conditioning
+    rollout: Tensor  # (E,) int64, the rollout the edge is booked on (RolloutPlan.first_leaf)
+    leaves: Tensor  # (E,) int64, rollouts that pass through the edge
+    latents: Tensor  # (E, C, H, W) storage dtype, before the step
+    next_latents: Tensor  # (E, C, H, W) storage dtype, after it
+    log_prob: Tensor  # (E,) float32, mean over dimensions, under the policy that sampled
+    velocity: Tensor | None = None  # (E, C, H, W) float32, of the policy that sampled; None unless `needs_old`
+
+    def __len__(self) -> int:
+        return len(self.level)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What executing a plan produced; flat over rollouts, with the plan's groups."""
+
+    plan: RolloutPlan
+    latents: Tensor  # (N, C, H, W) at sigma 0
+    images: Tensor  # (N, 3, h, w) in [0, 1]
+    log_prob: tuple[Tensor, ...]  # T tensors (N_{i+1},) float32; 0 where the step is deterministic
+    edges: Edges
+    prompts: tuple[Prompt, ...] = ()  # P, the rows of the plan's `prompt`; empty where a plan was executed without any
+
+
+@dataclass(frozen=True)
+class Update:
+    """One micro-batch of trained transitions as an objective of the reverse process sees it."""
+
+    log_prob: Tensor  # (B,) float32, current policy, with gradient
+    old_log_prob: Tensor  # (B,) float32, the policy that sampled
+    advantage: Tensor  # (B,) float32
+    mean: Tensor  # (B, C, H, W) float32, current policy's transition mean, with gradient
+    base_mean: Tensor | None  # (B, C, H, W) float32; None unless the objective declares `needs_base`
+    old_mean: Tensor | None  # (B, C, H, W) float32, of the policy that sampled; None unless it declares `needs_old`
+    std: Tensor  # (B,) float32, the total standard deviation of the transition
+    delta: Tensor  # (B,) float32, sigma - sigma_next > 0
+    level: Tensor  # (B,) int64
+    mean_std: float  # mean transition std over all denoising steps but the last
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """One micro-batch of clean latents, noised again, as an objective of the forward process sees it.
+
+    latents = (1 - sigma) clean + sigma noise, with noise of its own for every row; so the flow's own target for the
+    velocity, noise - clean, is (latents - clean) / sigma.
+    """
+
+    advantage: Tensor  # (B,) float32, of the rollout
+    level: Tensor  # (B,) int64
+    sigma: Tensor  # (B,) float32, > 0
+    latents: Tensor  # (B, C, H, W) float32
+    clean: Tensor  # (B, C, H, W) float32
+    velocity: Tensor  # (B, C, H, W) float32, current policy, with gradient
+    old_velocity: Tensor | None  # (B, C, H, W) float32, the policy that sampled; None unless `needs_old`
+    base_velocity: Tensor | None  # (B, C, H, W) float32; None unless `needs_base`
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of held-out prompts under the deterministic sampler, and a few of the images."""
+
+    prompts: tuple[str, ...]
+    scores: Mapping[str, FloatArray]  # reward label -> (prompts,)
+    base_scores: Mapping[str, FloatArray]  # the same for the untouched base policy
+    images: Tensor  # (k, 3, h, w) in [0, 1]: the first k prompts, the same noise every time
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one training step did. Everything but `seconds` is deterministic.
+
+    Step 0 stands for the state before training: it has an evaluation and empty arrays.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    prompts: tuple[Prompt, ...]  # P
+    counts: IntArray  # (P,) rollouts per prompt
+    selected: BoolArray  # (P, T)
+    entropy: FloatArray | None  # (P, T) nats; None if no part reads it
+    delta: FloatArray | None  # (P,) nats; None if no part reads it
+    evaluation: Evaluation | None
+    seconds: Mapping[str, float]  # stage -> wall-clock
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What an observer needs to know about the run it watches."""
+
+    arm: str
+    seed: int
+    folder: Path  # the run's own: NAME/ARM/seed-S
+    first_step: int  # steps already done: 0, or the step of the checkpoint a resumed run starts from
+    training_steps: int
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One softmax attention of the network, after QK-norm and rotary embedding: softmax(scale q k^T + mask)."""
+
+    layer: str  # the module's name in the network
+    kind: Literal[
+        "joint", "self", "cross"
+    ]  # image and text in one softmax; one of them; rows of one, keys of the other
+    query: Tensor  # (B, heads, queries, d)
+    key: Tensor  # (B, heads, keys, d)
+    scale: float
+    image: slice  # the image tokens among queries and, unless kind is "cross", among keys
+    text: slice  # the text tokens among keys and, unless kind is "cross", among queries; empty if there are none
+    mask: Tensor | None = None  # bool (True: attend) or additive, broadcastable to (B, heads, queries, keys)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run needs in memory, in bytes, estimated before anything is loaded."""
+
+    parameters: int  # of the trained network, adapters included; a count
+    trainable: int  # a count
+    weights: int  # the network, a copy of it where it is fine-tuned in full, and the image decoder
+    optimizer: int  # gradients, AdamW's moments, and the running average if one is kept
+    activations: int  # of one training micro-batch
+
+    @property
+    def total(self) -> int:
+        """All of it at once."""
+        return self.weights + self.optimizer + self.activations

@@ -31,7 +31,7 @@ STYLE = """
   :root { --paper: #16191d; --ink: #e4e7ea; --soft: #9aa4ae; --grid: #363c43; --tint: #1e2227; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 74rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.5rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 header p { margin: 0; color: var(--soft); }
 h1 { margin: .2rem 0 1.2rem; font-size: 1.9rem; line-height: 1.2; }
@@ -44,8 +44,8 @@ h3 { margin: 1.8rem 0 .4rem; font-size: 1rem; }
 .missing { border-left-color: #ee6677; margin-top: 1rem; }
 .missing ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .34rem .75rem; text-align: right; border-bottom: 1px solid var(--grid); }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: .34rem .5rem; text-align: right; border-bottom: 1px solid var(--grid); }
 th { color: var(--soft); font-weight: 500; }
 td:first-child, th:first-child { text-align: left; padding-left: 0; }
 .text th, .text td { text-align: left; }

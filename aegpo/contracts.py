@@ -274,6 +274,8 @@ def _check_edges(who: str, plan: RolloutPlan, level: int, num_prompts: int) -> N
         raise ContractError(f"{who} planned a child without a parent {where}: level {level} has {len(above)} nodes")
     if (below != above[parent]).any():
         raise ContractError(f"{who} planned a child {where} whose parent belongs to another prompt")
+    if (np.diff(parent) < 0).any():
+        raise ContractError(f"{who} planned children {where} in another order than their parents'; sort them by parent")
     children = np.bincount(parent, minlength=len(above))
     if (children == 0).any():
         raise ContractError(f"{who} planned a node {where} that leads to no rollout; every node needs a child")

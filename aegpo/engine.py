@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +29,8 @@ from aegpo.planning import Planner
 from aegpo.probe import EntropyProbe
 from aegpo.prompts import PromptStream, read_prompts, refuse_shared
 from aegpo.records import Conditioning, Evaluation, Prompt, Rollouts, RunInfo, Signals, StepReport
-from aegpo.rollouts import Execution, Trunk, Velocity, roll_out, sample_deterministic
-from aegpo.scoring import HeldOut, build_scorers, score
+from aegpo.rollouts import Execution, Show, Trunk, Velocity, roll_out, sample_deterministic, unseen
+from aegpo.scoring import HeldOut, Scoring, build_scorers
 from aegpo.shortage import enough_memory, lower
 from aegpo.specs import Experiment
 
@@ -116,19 +117,17 @@ class Engine:
         with watch("plan"):
             planned = self.planner.plan(signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan = planned.plan
-        with watch("rollout"), self._sampling("rollouts were sampled"), self.learner.sampling_weights():
-            rollouts = roll_out(self.how, plan, cond, generator, prompts, trunk)
-            if self.learner.updates and not bool(rollouts.images.isfinite().all()):
-                raise AegpoError(DIVERGED)  # the adapter was fine when the run began
-            contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
-        with watch("reward"):
-            texts = [prompts[row].text for row in plan.group]
-            scores = score(self.rewards, rollouts.images, texts)
-            rewards = torch.stack(list(scores.values()), dim=1)
-            with contracts.blaming("advantage", spec.advantage.kind):
-                credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
-            contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
-            self.history.add(prompts, rewards @ self._reward_weights(), plan.group)
+        with Scoring(self.rewards, [prompts[row].text for row in plan.group]) as scoring:
+            with watch("rollout"), self._sampling("rollouts were sampled"), self.learner.sampling_weights():
+                rollouts = roll_out(self.how, plan, cond, generator, prompts, trunk, self._inspected(scoring.show))
+                contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
+            with watch("reward"):  # of which rewards in lanes of their own have done a part already
+                scores = scoring.finish(rollouts.images)
+                rewards = torch.stack(list(scores.values()), dim=1)
+                with contracts.blaming("advantage", spec.advantage.kind):
+                    credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
+                contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
+                self.history.add(prompts, rewards @ self._reward_weights(), plan.group)
         fewer = lower("optimizer.micro_batch", spec.optimizer.micro_batch)
         with watch("update"), enough_memory("the policy was updated", fewer):
             learned = self.learner.update(rollouts, credit, cond, rng)
@@ -152,6 +151,17 @@ class Engine:
         signals = replace(signals, entropy=probed.entropy, base_entropy=probed.base_entropy)
         return signals, probed.forwards, probed.trunk
 
+    def _inspected(self, show: Show) -> Show:
+        """Shows what is known to be images."""
+
+        def inspect(images: Tensor) -> None:
+            if self.learner.updates and not bool(images.isfinite().all()):
+                raise AegpoError(DIVERGED)  # the adapter was fine when the run began
+            contracts.check_images(self.experiment.model.kind, images, len(images))
+            show(images)
+
+        return inspect
+
     def _randomness(self, number: int) -> tuple[np.random.Generator, torch.Generator]:
         """Decisions and noise of a step, and the global generators that foreign parts may use."""
         rng = np.random.default_rng((self.experiment.seed, number))
@@ -165,16 +175,15 @@ class Engine:
 
     def evaluate(self) -> Evaluation:
         """Scores the held-out prompts for the policy (its averaged weights, if any) and, once, for the base."""
-        with self.learner.averaged_weights():
-            images = self.images(self.held_out)
+        paint = partial(self.images, self.held_out)
         if self._evaluated is None:
             with self.model.base():
-                base_images = self.images(self.held_out)
-            self._evaluated = HeldOut(self.rewards + self.guards, self.held_out, base_images)
-        scores, base_scores = self._evaluated.evaluate(images)
+                self._evaluated = HeldOut(self.rewards + self.guards, self.held_out, paint)
+        with self.learner.averaged_weights():
+            scores, base_scores, images = self._evaluated.evaluate(paint)
         return Evaluation(self.held_out, scores, base_scores, images[: self.experiment.evaluation.images].cpu())
 
-    def images(self, texts: Sequence[str]) -> Tensor:
+    def images(self, texts: Sequence[str], show: Show = unseen) -> Tensor:
         """(B, 3, h, w) in [0, 1]: each prompt from fixed noise with the deterministic sampler."""
         spec = self.experiment
         steps = spec.evaluation.denoising_steps or spec.rollouts.denoising_steps
@@ -182,7 +191,7 @@ class Engine:
         generator = torch.Generator().manual_seed(spec.evaluation.seed)
         noise = torch.randn((len(texts), *how.model.latent_shape), generator=generator).to(self.device)
         with self._sampling("held-out prompts were painted"):
-            return sample_deterministic(how, noise, self._encode(texts))
+            return sample_deterministic(how, noise, self._encode(texts), show)
 
     # --- a whole run ---------------------------------------------------------------------------------------------
 

@@ -258,15 +258,15 @@ class _Painting:
 
         with self._painter.base():
             images = self._painter.paint(self._how, texts, noise)
-        base = HeldOut(self._scorers, texts, images)
+        base = HeldOut(self._scorers, texts, lambda _: images)
         shown = [self._save(pictures(images), self._columns[0], style, image, first)]
         if not self._runs:
             yield {}, dict(base.base_scores)
         for run, weights, column in zip(self._runs, self._weights, self._columns[1:], strict=True):
             self._painter.take(weights, f"the checkpoint of step {run.step} in {run.folder}")
-            images = self._painter.paint(self._how, texts, noise)
+            scores, base_scores, images = base.evaluate(lambda _: self._painter.paint(self._how, texts, noise))
             shown.append(self._save(pictures(images), column, style, image, first))
-            yield base.evaluate(images)
+            yield scores, base_scores
         self._keep(texts, shown, image, first)
 
     def _save(self, images: list[Image], column: str, style: str, image: int, first: int) -> list[Image]:

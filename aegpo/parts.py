@@ -110,6 +110,14 @@ class RewardSpec(Spec):
         """What scoring keeps busy: rewards of different lanes score at the same time. "": the run's own device."""
         return ""
 
+    @property
+    def early(self) -> int:
+        """How many calls may be under way at once, each about images that are done, while others are still painted.
+
+        0: there is one call, about all images. What scores on the run's own device is asked so in any case.
+        """
+        return 1
+
     def build(self, device: torch.device) -> Reward:
         """The scorer; a spec with nothing to load is its own part."""
         return cast(Reward, self)

@@ -83,6 +83,10 @@ CASES = [
         "tree 't' planned a child at denoising step 2 whose parent belongs to another prompt",
     ),
     (
+        lambda: contracts.check_plan("t", changed("parent", 2, slice(0, 2), [1, 0]), COUNTS, STEPS),
+        "tree 't' planned children at denoising step 2 in another order than their parents'; sort them by parent",
+    ),
+    (
         lambda: contracts.check_plan("t", changed("parent", 2, 0, 1), COUNTS, STEPS),
         "tree 't' planned a node at denoising step 2 that leads to no rollout; every node needs a child",
     ),

@@ -92,6 +92,52 @@ def test_a_plan_costs_exactly_its_forwards_in_batches_no_larger_than_asked(model
     assert torch.equal(found.latents, whole.latents)
 
 
+@pytest.mark.parametrize("micro_batch", [1, 3, 64])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_images_are_shown_in_order_and_nothing_is_evaluated_before_its_turn(models, plan, micro_batch):
+    how = execution(models["gaussian"], plan.num_steps, micro_batch=micro_batch)
+    evaluated: list[int] = []
+    shown: list[torch.Tensor] = []
+    before: list[int] = []  # nodes that were evaluated when images were shown
+
+    def counted(latents, sigma, cond):
+        evaluated.append(len(latents))
+        return how.velocity(latents, sigma, cond)
+
+    def show(images):
+        shown.append(images)
+        before.append(sum(evaluated))
+
+    counting = dataclasses.replace(how, velocity=counted)
+    cond = how.model.encode(PROMPTS["gaussian"])
+    found = roll_out(counting, plan, cond, torch.Generator().manual_seed(3), show=show)
+    assert torch.equal(torch.cat(shown), found.images)
+    assert torch.equal(found.latents, one_by_one(how, plan, cond, seed=3))
+    assert [len(images) for images in shown[:-1]] == [micro_batch] * (len(shown) - 1)
+    for images, count in zip(np.cumsum([len(images) for images in shown]), before, strict=True):
+        assert count == needed(plan, int(images), micro_batch)
+
+
+def needed(plan, leaves: int, micro_batch: int) -> int:
+    """Evaluations that the first leaves take when each level goes through the network in whole micro-batches."""
+    count, total = leaves, 0
+    for prompts, parent in zip(reversed(plan.prompt[:-1]), reversed(plan.parent), strict=True):
+        count = min(-(-(int(parent[count - 1]) + 1) // micro_batch) * micro_batch, len(prompts))
+        total += count
+    return total
+
+
+@pytest.mark.parametrize("which", ["gaussian", "tiny"])
+def test_deterministic_images_are_shown_as_soon_as_they_are_painted(models, which):
+    how = execution(models[which], 3, micro_batch=2)
+    cond = how.model.encode(PROMPTS[which]).select(torch.tensor([0, 1, 0, 1, 1]))
+    noise = torch.randn((5, *how.model.latent_shape), generator=torch.Generator().manual_seed(0))
+    shown: list[torch.Tensor] = []
+    images = sample_deterministic(how, noise, cond, shown.append)
+    assert [len(each) for each in shown] == [2, 2, 1]
+    assert torch.equal(torch.cat(shown), images)
+
+
 @pytest.mark.parametrize("which", ["gaussian", "tiny"])
 def test_noisy_steps_at_noise_level_zero_give_the_deterministic_images(models, which):
     plan = PLANS["independent"]
@@ -103,9 +149,10 @@ def test_noisy_steps_at_noise_level_zero_give_the_deterministic_images(models, w
     assert torch.equal(rollouts.images, images)
 
 
-def test_edges_are_the_trained_transitions_in_the_order_of_levels_and_nodes(models):
+@pytest.mark.parametrize("micro_batch", [2, 64])
+def test_edges_are_the_trained_transitions_in_the_order_of_levels_and_nodes(models, micro_batch):
     plan = PLANS["branching, noisy elsewhere"]
-    how = execution(models["gaussian"], plan.num_steps)
+    how = execution(models["gaussian"], plan.num_steps, micro_batch=micro_batch)
     edges = roll_out(how, plan, how.model.encode(PROMPTS["gaussian"]), torch.Generator().manual_seed(0)).edges
     chosen = [(level, child) for level in range(4) for child in np.flatnonzero(plan.trained[level])]
     assert len(edges) == plan.trained_edges == len(chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -18,7 +19,8 @@ from aegpo.allocators import EntropyAllocator
 from aegpo.errors import RewardError
 from aegpo.parts import RewardSpec
 from aegpo.records import Prompt, StepReport
-from aegpo.scoring import HeldOut, build_scorers, score
+from aegpo.scoring import HeldOut, Scoring, build_scorers, score
+from aegpo.specs import RolloutsSpec
 from aegpo.unreported import from_json, to_json
 
 CPU = torch.device("cpu")
@@ -112,10 +114,138 @@ def test_the_reward_that_changes_the_images_is_blamed_in_any_lane():
         score(scorers, IMAGES.clone(), PROMPTS)
 
 
+class Noted(BrightnessReward):
+    """Somewhere else, and notes how many images it was asked about at a time."""
+
+    micro_batch: int = 1
+    place: str = "elsewhere"
+    at_once: int = 1
+    asked: ClassVar[list[int]] = []
+
+    @property
+    def lane(self) -> str:
+        return self.place
+
+    @property
+    def early(self) -> int:
+        return self.at_once
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.asked.append(len(prompts))
+        return super().score(images, prompts)
+
+
+class NotedBrighter(Brighter):
+    """Somewhere else, and notes the prompts it was asked about at a time."""
+
+    asked: ClassVar[list[list[str]]] = []
+
+    @property
+    def lane(self) -> str:
+        return "elsewhere"
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.asked.append(list(prompts))
+        return super().score(images, prompts)
+
+
+def scored_early(specs: Sequence[RewardSpec], images: Tensor, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+    """Scores of images that are shown in parts."""
+    with Scoring(build_scorers(specs, CPU), prompts) as scoring:
+        for part in torch.split(images, size):
+            scoring.show(part)
+        return scoring.finish(images)
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"),
+    [
+        (Noted(), [3, 3, 1]),
+        (Noted(micro_batch=2), [2, 4, 1]),
+        (Noted(micro_batch=4), [4, 3]),
+        (Noted(micro_batch=32), [7]),
+        (Noted(at_once=0), [7]),  # it does not want to be asked early
+        (Noted(place="cpu"), [7]),  # the run's own device has other things to do until all images are there
+        (Noted(place=""), [7]),
+    ],
+    ids=["one by one", "micro-batches", "larger ones", "all in one", "late", "own device", "no lane"],
+)
+def test_a_reward_elsewhere_is_asked_in_whole_micro_batches_as_images_are_shown(spec, asked):
+    images, prompts = torch.rand((7, 3, 6, 6), generator=torch.Generator().manual_seed(1)), list("abcdefg")
+    Noted.asked.clear()
+    found = scored_early([spec, BrightnessReward(name="here")], images, prompts, 3)
+    assert Noted.asked == asked
+    assert list(found) == ["brightness", "here"]
+    assert torch.equal(found["brightness"], found["here"])
+
+
+def test_a_group_wise_reward_elsewhere_is_asked_once_a_prompt_is_complete():
+    images, prompts = torch.rand((6, 3, 6, 6), generator=torch.Generator().manual_seed(1)), list("abacbc")
+    NotedBrighter.asked.clear()
+    found = scored_early([NotedBrighter()], images, prompts, 1)
+    assert NotedBrighter.asked == [["a", "a"], ["b", "b"], ["c", "c"]]
+    assert torch.equal(found["brighter"], score(build_scorers([Brighter()], CPU), images, prompts)["brighter"])
+
+
+def test_a_reward_elsewhere_scores_while_others_are_painted_and_as_often_at_once_as_it_says():
+    Meeting.barrier.reset()
+
+    class Server(Meeting):
+        @property
+        def early(self) -> int:
+            return 2
+
+    with Scoring(build_scorers([Server(place="there")], CPU), PROMPTS) as scoring:
+        scoring.show(IMAGES[:1])
+        scoring.show(IMAGES[1:2])  # the two meet now, or never
+        while Meeting.barrier.n_waiting:
+            pass
+        scoring.show(IMAGES[2:3])
+        scoring.show(IMAGES[3:])
+        found = scoring.finish(IMAGES)
+    assert torch.equal(found["meeting"], IMAGES.mean(dim=(1, 2, 3)))
+
+
+def test_a_reward_that_fails_early_ends_the_painting_and_is_asked_no_more():
+    class Broken(Noted):
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            super().score(images, prompts)
+            raise ConnectionError("the server is gone")
+
+    def paint_one_after_the_other() -> None:
+        with Scoring(build_scorers([Broken(name="broken")], CPU), ["a"] * 1000) as scoring:
+            for _ in range(1000):
+                shown.append(1)
+                scoring.show(IMAGES[:1])
+                time.sleep(0.01)
+
+    Noted.asked.clear()
+    shown: list[int] = []
+    with pytest.raises(RewardError, match="reward 'broken' failed with ConnectionError: the server is gone"):
+        paint_one_after_the_other()
+    assert len(Noted.asked) <= len(shown) < 1000
+
+
+def test_a_run_whose_reward_is_elsewhere_is_the_run_whose_reward_is_here(tiny_weights, tmp_path):
+    from aegpo.models.shapes import ShapesSpec
+
+    rollouts = RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=4, micro_batch=3)
+    common = {"rollouts": rollouts, "allocator": EntropyAllocator(low=2, high=6)}
+    model = ShapesSpec(weights=tiny_weights)
+    here, there = (
+        run(small_experiment(model, rewards=(reward,), **common), tmp_path / place)
+        for place, reward in (("here", BrightnessReward()), ("there", Noted(micro_batch=2)))
+    )
+    assert_same_weights(here[0], there[0])
+    for mine, yours in zip(here[1].reports, there[1].reports, strict=True):
+        assert_same_report(mine, yours)
+
+
 def test_a_group_wise_reward_is_evaluated_against_the_base_policy():
     base, brighter = IMAGES[:2] * 0.5, IMAGES[:2]
     scorers = build_scorers([Brighter(), BrightnessReward()], CPU)
-    scores, base_scores = HeldOut(scorers, ("one", "two"), base).evaluate(brighter)
+    scores, base_scores, images = HeldOut(scorers, ("one", "two"), lambda _: base).evaluate(lambda _: brighter)
+    assert images is brighter
     assert list(scores) == list(base_scores) == ["brighter", "brightness"]
     assert scores["brighter"].tolist() == [1.0, 1.0]
     assert base_scores["brighter"].tolist() == [0.0, 0.0]

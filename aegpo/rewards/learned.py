@@ -35,6 +35,11 @@ class LearnedRewardSpec(RewardSpec):
         """Rewards on a device of their own score while others do."""
         return self.device or ""
 
+    @property
+    def early(self) -> int:
+        """Weights that are fetched for every use are fetched once for all images."""
+        return 0 if self.offload else 1
+
 
 class LearnedReward:
     """Scores with a network: in pieces, on its device, in main memory between uses if wanted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,11 @@ class ServerRewardSpec(RewardSpec):
         """Rewards on a server score while others do."""
         return urlsplit(self.url).netloc
 
+    @property
+    def early(self) -> int:
+        """As many as the server is asked at a time."""
+        return self.concurrency
+
 
 class Server:
     """One server as a reward sees it; may be asked from several threads."""
@@ -68,6 +74,7 @@ class Server:
         self.who = f"reward {spec.label!r}"
         self._spec = spec
         self._session = requests.Session()
+        self._turns = threading.BoundedSemaphore(spec.concurrency)  # of requests, whoever sends them
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=spec.concurrency))
         if spec.token_env is not None:
@@ -105,9 +112,10 @@ class Server:
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
             try:
-                answer = self._session.request(
-                    method, url, data=body, headers=headers, timeout=self._spec.timeout, allow_redirects=False
-                )
+                with self._turns:
+                    answer = self._session.request(
+                        method, url, data=body, headers=headers, timeout=self._spec.timeout, allow_redirects=False
+                    )
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 fault = f"{type(error).__name__}: {str(error)[:_SHOWN]}"
                 continue

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -304,6 +305,37 @@ def test_requests_go_out_at_the_same_time():
     assert spec.build(CPU).score(IMAGES[:3], PROMPTS[:3]).tolist() == [0.5] * 3
     server.shutdown()
     server.server_close()
+
+
+def test_callers_that_ask_at_the_same_time_share_the_requests_that_are_allowed():
+    under_way, most, turn = [0], [0], threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with turn:
+                under_way[0] += 1
+                most[0] = max(most[0], under_way[0])
+            time.sleep(0.02)
+            with turn:
+                under_way[0] -= 1
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(scores(1).encode())
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    scorer = RemoteReward(url=url, health=False, micro_batch=1, concurrency=2, **QUICK).build(CPU)
+    with ThreadPoolExecutor(3) as callers:
+        found = list(callers.map(lambda _: scorer.score(IMAGES, PROMPTS).tolist(), range(3)))
+    server.shutdown()
+    server.server_close()
+    assert found == [[0.5] * 7] * 3
+    assert most[0] == 2
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://user:secret@host", "http://h?q=1"])

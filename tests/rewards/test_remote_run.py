@@ -19,9 +19,9 @@ name: remote
 training_steps: 6
 model: {kind: shapes, weights: WEIGHTS}
 prompts: {train_count: 3, evaluation_count: 4}
-rollouts: {prompts_per_step: 2, rollouts_per_step: 6, denoising_steps: 3}
+rollouts: {prompts_per_step: 2, rollouts_per_step: 6, denoising_steps: 3, micro_batch: 2}
 rewards:
-  - {kind: remote, name: far, url: URL, retries: 1, backoff: 0.05}
+  - {kind: remote, name: far, url: URL, retries: 1, backoff: 0.05, micro_batch: 2}
   - {kind: palette, weight: 0.5}
 allocator: {kind: entropy, low: 2, high: 4}
 selector: uniform

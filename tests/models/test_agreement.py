@@ -11,7 +11,7 @@ import torch
 from worlds import CPU, execution
 
 from aegpo.models.flux import FluxSpec
-from aegpo.models.flux.model import pack
+from aegpo.models.pipeline.packing import pack
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.models.pipeline.packing import PATCH
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.parts import JOINT_BLOCKS
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from aegpo.models.pipeline.model import Family
 
-PATCH = 2  # latents of 2 x 2 are packed into a token
 DEV = FlowSchedule(shift=3.0, use_dynamic_shifting=True)  # scheduler_config.json of FLUX.1-dev
 # transformer/config.json of FLUX.1-dev, where it is not diffusers' default
 ARCHITECTURE = {"guidance_embeds": True, "joint_attention_dim": 4096, "pooled_projection_dim": 768}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aegpo.models.flux import PATCH
+from aegpo.models.pipeline.packing import PATCH, pack, unpack
 from aegpo.records import Conditioning
 
 if TYPE_CHECKING:
@@ -50,20 +50,6 @@ class FluxFamily:
     def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """The prediction is the velocity."""
         return prediction
-
-
-def pack(latents: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H W / 4, 4 C): a token is 2 x 2 latents, channel by channel."""
-    size, channels, height, width = latents.shape
-    blocks = latents.view(size, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(size, -1, channels * PATCH * PATCH)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack`."""
-    size, _, width_of_token = tokens.shape
-    blocks = tokens.view(size, height // PATCH, width // PATCH, -1, PATCH, PATCH)
-    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(size, width_of_token // PATCH**2, height, width)
 
 
 def positions(rows: int, columns: int, device: torch.device) -> Tensor:

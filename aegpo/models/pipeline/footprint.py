@@ -19,7 +19,6 @@ from aegpo.specs import Experiment
 FLOAT32 = 4
 MOMENTS = 2  # of AdamW
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
-DECODER = 84_000_000  # weights of every published AutoencoderKL here, 83.65 to 83.82 million
 
 
 def footprint(spec: PipelineSpec, experiment: Experiment) -> Footprint:
@@ -35,7 +34,7 @@ def footprint(spec: PipelineSpec, experiment: Experiment) -> Footprint:
         add_adapters(network, experiment.policy, spec.adapter_targets)
     sizes = [(weight.numel(), weight.element_size(), weight.requires_grad) for weight in network.parameters()]
     trainable = sum(count for count, _, trained in sizes if trained)
-    weights = sum(count * size for count, size, _ in sizes) + DECODER * DTYPES[spec.vae_dtype].itemsize
+    weights = sum(count * size for count, size, _ in sizes) + spec.vae_parameters * DTYPES[spec.vae_dtype].itemsize
     if experiment.policy.train == "full" and not spec.offload_base:
         weights += trainable * DTYPES[spec.dtype].itemsize
     states = 1 + MOMENTS + (experiment.policy.ema is not None)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import diffusers
 import torch
@@ -16,7 +16,7 @@ from aegpo.attention import watch_attention
 from aegpo.models.pipeline import saving
 from aegpo.models.pipeline.images import Decoder
 from aegpo.models.pipeline.loading import load_component, pipeline_folder
-from aegpo.models.pipeline.network import Network, guided
+from aegpo.models.pipeline.network import Guidance, Network, guided
 from aegpo.models.pipeline.prompts import PromptEncoder
 from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.records import AttentionCall, Conditioning
@@ -29,13 +29,24 @@ class Family(Protocol):
     scale: float  # of classifier-free guidance; 1: none
 
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
-        """Conditioning of texts by the pipeline's own `encode_prompt`; [None] is the absence of a prompt."""
+        """Conditioning of texts by the pipeline's own `encode_prompt`, with a mask if some are padded.
+
+        [None] is the absence of a prompt.
+        """
 
     def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
         """What the network returns for (B, C, H, W) latents at (B,) noise levels, the prediction first."""
 
     def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, H, W): d x / d sigma from the network's prediction."""
+
+
+@runtime_checkable
+class Rescaling(Protocol):
+    """A family whose pipeline does more to a guided prediction than classifier-free guidance."""
+
+    def rescale(self, guided: Tensor, wanted: Tensor) -> Tensor:
+        """(B, C, H, W): the guided prediction, from itself and the conditional one."""
 
 
 class PipelineModel:
@@ -52,8 +63,13 @@ class PipelineModel:
         self._decoder = Decoder(spec, self._folder, device)
         length = self._family.text_length
         self._prompts = PromptEncoder(spec, self._folder, length, network, self._family.embed, device)
-        self._nothing = self._prompts([None]) if self._family.scale != 1.0 else None
+        self._guidance = self._guided_by(self._family)
         self._resize(spec.height, spec.width)
+
+    def _guided_by(self, family: Family) -> Guidance:
+        nothing = self._prompts([None]) if family.scale != 1.0 else None
+        rescale = family.rescale if isinstance(family, Rescaling) else None
+        return Guidance(nothing, family.scale, self.spec.guidance_gradient, rescale)
 
     def _resize(self, height: int, width: int) -> None:
         self.spec.check_size(height, width)
@@ -81,16 +97,7 @@ class PipelineModel:
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W) float32, guided."""
-        prediction = guided(
-            self._predict,
-            latents.float(),
-            sigma.float(),
-            cond,
-            self._nothing,
-            self._family.scale,
-            self.spec.guidance_gradient,
-            self._network.watched,
-        )
+        prediction = guided(self._predict, latents.float(), sigma.float(), cond, self._guidance, self._network.watched)
         return self._family.velocity(prediction, latents, sigma)
 
     def _predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:

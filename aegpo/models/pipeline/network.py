@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from aegpo.models.base_policy import BasePolicy
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.texts import joined
 from aegpo.records import Conditioning
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -68,15 +70,18 @@ class Network:
             self._called, self.watched = before
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """How predictions are steered."""
+
+    nothing: Conditioning | None  # one row, what guidance steers away from; None without guidance
+    scale: float  # 1 is no guidance
+    gradient: Literal["both", "conditional"]  # `conditional` detaches the evaluation of `nothing`
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None  # what is done to the outcome; see `Rescaling`
+
+
 def guided(
-    predict: Predict,
-    latents: Tensor,
-    sigma: Tensor,
-    cond: Conditioning,
-    nothing: Conditioning | None,
-    scale: float,
-    gradient: Literal["both", "conditional"],
-    apart: bool,
+    predict: Predict, latents: Tensor, sigma: Tensor, cond: Conditioning, guidance: Guidance, apart: bool
 ) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598): nothing + scale (cond - nothing), of what the network predicts.
 
@@ -85,29 +90,19 @@ def guided(
         latents: (B, C, H, W).
         sigma: (B,).
         cond: of the latents.
-        nothing: one row, what guidance steers away from; None without guidance.
-        scale: 1 is no guidance.
-        gradient: `conditional` detaches the evaluation of `nothing`.
-        apart: evaluate one after the other, as `conditional` does too; else in one batch.
+        guidance: what to steer away from, and how far.
+        apart: evaluate one after the other, as without the gradient of one; else in one batch.
     """
-    if nothing is None or scale == 1.0:
+    nothing, both = guidance.nothing, guidance.gradient == "both"
+    if nothing is None or guidance.scale == 1.0:
         return predict(latents, sigma, cond)
     rows = nothing.select(torch.zeros(len(latents), dtype=torch.long, device=latents.device))
-    if gradient == "conditional" or apart:
+    if apart or not both:
         wanted = predict(latents, sigma, cond)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "both"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and both):
             unwanted = predict(latents, sigma, rows)
     else:
-        both = predict(torch.cat([latents] * 2), torch.cat([sigma] * 2), joined(rows, cond))
-        unwanted, wanted = both.chunk(2)
-    return unwanted + scale * (wanted - unwanted)
-
-
-def joined(first: Conditioning, second: Conditioning) -> Conditioning:
-    """The rows of both, in order."""
-    pooled = mask = None
-    if first.pooled is not None and second.pooled is not None:
-        pooled = torch.cat([first.pooled, second.pooled])
-    if first.mask is not None and second.mask is not None:
-        mask = torch.cat([first.mask, second.mask])
-    return Conditioning(torch.cat([first.text, second.text]), pooled, mask)
+        pair = predict(torch.cat([latents] * 2), torch.cat([sigma] * 2), joined([rows, cond]))
+        unwanted, wanted = pair.chunk(2)
+    steered = unwanted + guidance.scale * (wanted - unwanted)
+    return steered if guidance.rescale is None else guidance.rescale(steered, wanted)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from aegpo.models.pipeline.loading import load_pipeline
 from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.texts import joined, unpadded
 from aegpo.records import Conditioning
 
 Embed = Callable[[Any, list[str | None], torch.device], Conditioning]
@@ -54,12 +55,13 @@ class PromptEncoder:
         }
 
     def __call__(self, texts: Sequence[str | None]) -> Conditioning:
-        """The conditioning of texts, on the device, in their order."""
+        """The conditioning of texts, on the device, in their order; padded to the longest of them."""
         self.prepare(texts)
-        rows = [self._read(text) for text in texts]
-        assert all(row is not None for row in rows)
-        columns = {name: torch.cat([row[name] for row in rows if row]).to(self._device) for name in rows[0] or {}}
-        return Conditioning(columns["text"], columns.get("pooled"), columns.get("mask"))
+        rows = [row for text in texts if (row := self._read(text)) is not None]
+        assert len(rows) == len(texts)
+        cond = joined([Conditioning(row["text"], row.get("pooled"), row.get("mask")) for row in rows])
+        pooled, mask = (None if value is None else value.to(self._device) for value in (cond.pooled, cond.mask))
+        return Conditioning(cond.text.to(self._device), pooled, mask)
 
     def prepare(self, texts: Sequence[str | None]) -> None:
         """Computes the embeddings that are not on disk yet."""
@@ -81,9 +83,10 @@ class PromptEncoder:
             torch.cuda.empty_cache()
 
     def _keep(self, texts: Sequence[str | None], cond: Conditioning) -> None:
-        columns = {"text": cond.text, "pooled": cond.pooled, "mask": cond.mask}
         for row, text in enumerate(texts):
-            tensors = {name: v[row : row + 1].cpu().contiguous() for name, v in columns.items() if v is not None}
+            one = unpadded(cond, row)
+            columns = {"text": one.text, "pooled": one.pooled, "mask": one.mask}
+            tensors = {name: value.cpu().contiguous() for name, value in columns.items() if value is not None}
             _write(self._file(text), tensors)
 
     def _read(self, text: str | None) -> dict[str, Tensor] | None:

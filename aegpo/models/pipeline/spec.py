@@ -32,6 +32,9 @@ class PipelineSpec(ModelSpec):
     architecture: ClassVar[Mapping[str, Any]]  # the published network's config, for estimates before a download
     network: ClassVar[str]  # the component that is trained: transformer, unet
     latent_channels: ClassVar[int]  # of the published VAE
+    vae_class: ClassVar[str] = "AutoencoderKL"  # in diffusers
+    vae_frames: ClassVar[bool] = False  # the VAE is one of videos
+    vae_parameters: ClassVar[int] = 84_000_000  # of every published AutoencoderKL here, 83.65 to 83.82 million
     unneeded: ClassVar[tuple[str, ...]] = ()  # components of the pipeline that nothing here reads
 
     path: str = Field(description="folder that `save_pretrained` wrote, or a hub id such as org/name")
@@ -115,14 +118,19 @@ class PipelineSpec(ModelSpec):
         folder = folder_at_hand(self.path, self.revision)
         return {} if folder is None else component_config(self.kind, folder, component, file)
 
+    def latent_geometry(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """Channels of the latents, and pixels a latent is wide, for a VAE's config; empty: the published one's."""
+        blocks = config.get("block_out_channels")
+        channels = int(config.get("latent_channels", self.latent_channels))
+        return channels, 2 ** (len(blocks) - 1) if blocks else PIXELS_PER_LATENT
+
     def channels(self) -> int:
         """Channels of the latents."""
-        return int(self.config_at_hand("vae").get("latent_channels", self.latent_channels))
+        return self.latent_geometry(self.config_at_hand("vae"))[0]
 
     def pixels_per_latent(self) -> int:
         """How many pixels a latent is wide."""
-        blocks = self.config_at_hand("vae").get("block_out_channels")
-        return 2 ** (len(blocks) - 1) if blocks else PIXELS_PER_LATENT
+        return self.latent_geometry(self.config_at_hand("vae"))[1]
 
     def tokens(self, height: int, width: int) -> int:
         """Image tokens of height x width pixels."""

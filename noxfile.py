@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "smoke", "docs", "plugins", "hpsv2"]
+nox.options.sessions = ["lint", "types", "tests", "smoke", "docs", "plugins", "hpsv2", "bitsandbytes"]
 nox.options.reuse_existing_virtualenvs = True
 
 PINNED = {"PIP_CONSTRAINT": str(Path(__file__).parent / "constraints.txt")}
@@ -69,6 +69,13 @@ def hpsv2(session: nox.Session) -> None:
     session.install("-e", ".[dev]", env=PINNED)
     session.install("--no-deps", "-r", "requirements/hpsv2.txt", env=PINNED)
     session.run("pytest", "tests/rewards/test_hpsv2_package.py", env=ONE_THREAD)
+
+
+@nox.session
+def bitsandbytes(session: nox.Session) -> None:
+    """8-bit AdamW with bitsandbytes itself, which has kernels for CPUs."""
+    session.install("-e", ".[dev,bitsandbytes]", env=PINNED)
+    session.run("pytest", "tests/test_moments.py", env=ONE_THREAD)
 
 
 @nox.session

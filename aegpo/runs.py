@@ -32,6 +32,7 @@ _ABSENT = object()
 _LIBRARIES = (
     "accelerate",
     "aegpo",
+    "bitsandbytes",
     "diffusers",
     "huggingface_hub",
     "numpy",
@@ -215,7 +216,8 @@ def _shown(value: Any) -> str:
 
 def changed_versions(manifest: Mapping[str, Any]) -> list[str]:
     """Libraries whose version is not the one the run was begun with: bits may differ from a run without a break."""
-    return differences(manifest["versions"], versions())
+    begun = dict.fromkeys(_LIBRARIES) | manifest["versions"]  # an older manifest names fewer libraries
+    return differences(begun, versions())
 
 
 def versions() -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model
 
+from aegpo.moments import missing_package
 from aegpo.parts import (
     AdvantageSpec,
     AllocatorSpec,
@@ -121,6 +122,11 @@ class OptimizerSpec(Spec):
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of the gradient's two moments")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled, per step and learning rate (Flow-GRPO: 1e-4)")
+    moments: Literal["float32", "8bit"] = Field(
+        "float32",
+        description="how the gradient's two moments are kept: 8 bytes a weight, or 2 with bitsandbytes' blockwise "
+        "quantisation (arXiv 2110.02861; tensors of fewer than 4096 weights stay float32)",
+    )
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
     rollouts_per_update: Positive | None = Field(
         None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
@@ -281,6 +287,8 @@ class Experiment(Spec):
                 ("optimizer", "rollouts_per_update"),
                 f"{chunk} does not divide the step's {rollouts.rollouts_per_step} rollouts; nearest that do: {valid}",
             )
+        if (missing := missing_package(self.optimizer.moments)) is not None:
+            yield Problem(("optimizer", "moments"), missing)
         if (self.evaluation.height is None) != (self.evaluation.width is None):
             yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
         for split, path in (("train", self.prompts.train), ("evaluation", self.prompts.evaluation)):

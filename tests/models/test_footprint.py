@@ -69,6 +69,10 @@ def test_needs_grow_with_what_is_asked_for(pipeline_folders):
     assert needs(small, full).weights - needs(offloaded, full).weights == 4 * needs(small, full).trainable
     average = needs(small, PolicySpec(ema=0.9)).optimizer
     assert average * 3 == needs(small, full).optimizer * 4
+    eight = small_experiment(small, policy=full, optimizer=OptimizerSpec(micro_batch=1, moments="8bit"))
+    saved = needs(small, full).optimizer - small.footprint(eight).optimizer
+    large = [w.numel() for w in small.build(CPU).policy.parameters() if w.numel() >= 4096]
+    assert saved == sum(6 * count - 8 * -(-count // 256) for count in large) > 0
 
 
 def test_the_estimate_of_activations_is_near_what_autograd_keeps(pipeline_folders):

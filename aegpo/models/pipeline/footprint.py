@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from aegpo.learning import add_adapters
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.moments import FLOAT32, moment_bytes
 from aegpo.records import Conditioning, Footprint
 from aegpo.specs import Experiment
 
-FLOAT32 = 4
-MOMENTS = 2  # of AdamW
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
 
 
@@ -37,12 +36,13 @@ def footprint(spec: PipelineSpec, experiment: Experiment) -> Footprint:
     weights = sum(count * size for count, size, _ in sizes) + spec.vae_parameters * DTYPES[spec.vae_dtype].itemsize
     if experiment.policy.train == "full" and not spec.offload_base:
         weights += trainable * DTYPES[spec.dtype].itemsize
-    states = 1 + MOMENTS + (experiment.policy.ema is not None)
+    copies = 1 + (experiment.policy.ema is not None)  # the gradient, the average
+    moments = sum(moment_bytes(count, experiment.optimizer.moments) for count, _, trained in sizes if trained)
     return Footprint(
         parameters=sum(count for count, _, _ in sizes),
         trainable=trainable,
         weights=weights,
-        optimizer=states * trainable * FLOAT32,
+        optimizer=copies * trainable * FLOAT32 + moments,
         activations=experiment.optimizer.micro_batch * _activations(spec, network),
     )
 

@@ -66,9 +66,7 @@ def cost(experiment: Experiment) -> Cost:
     spent = [(plan, forwards) for plan in plans for forwards in _forwards(experiment, plan)]
     forwards = _range(made for _, made in spent)
     leaves = _range(plan.num_rollouts for plan in plans)
-    objective = experiment.objective
-    update = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
-    update += objective.needs_old and objective.process == "forward"  # in the reverse process the rollout had it
+    update = update_work(experiment)
     seen = min(len(texts), experiment.rollouts.prompts_per_step * experiment.training_steps)
     trajectory = _trajectory(experiment)
     return Cost(
@@ -80,6 +78,14 @@ def cost(experiment: Experiment) -> Cost:
         probe=trajectory * _measurements(experiment, texts) / experiment.training_steps if trajectory else 0,
         probe_base=trajectory * seen,
     )
+
+
+def update_work(experiment: Experiment) -> int:
+    """What learning from one trained edge costs in forwards: every pass over it, and each frozen policy there."""
+    objective = experiment.objective
+    passes = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
+    # in the reverse process the rollout had the velocity of the policy that sampled
+    return passes + (objective.needs_old and objective.process == "forward")
 
 
 def _trajectory(experiment: Experiment) -> int:

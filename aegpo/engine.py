@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from aegpo import checkpoints, contracts, unreported
 from aegpo.base_curves import BaseCurves, fingerprint
+from aegpo.costs import update_work
 from aegpo.devices import STORAGE, choose_device, make_accelerator
 from aegpo.errors import AegpoError, MemoryShortageError, RewardError
 from aegpo.history import RewardHistory
@@ -137,6 +138,7 @@ class Engine:
         left = residual_noise(plan, self.experiment.step_table, self.experiment.sigmas, self.how.predicted_clean)
         metrics["residual_noise"] = left
         metrics |= {"forwards": forwards, "probe_forwards": probe_forwards, "trained_edges": plan.trained_edges}
+        metrics["work"] = forwards + probe_forwards + update_work(spec) * plan.trained_edges
         delta = signals.delta if signals.entropy is not None else None
         return StepReport(
             number, metrics, prompts, planned.counts, planned.selected, signals.entropy, delta, None, watch.seconds

@@ -131,8 +131,8 @@ def test_the_entropy_allocator_in_warm_up_is_the_uniform_one(tiny_spec):
         plain, probed = one.step(number), other.step(number)
         assert plain.metrics["probe_forwards"] == 0
         assert probed.metrics["probe_forwards"] == 2 * 2 * 4
-        rest = {name: value for name, value in probed.metrics.items() if name != "probe_forwards"}
-        assert rest | {"probe_forwards": 0} == plain.metrics
+        spent = {"probe_forwards": 0, "work": probed.metrics["work"] - probed.metrics["probe_forwards"]}
+        assert probed.metrics | spent == plain.metrics
         assert np.array_equal(plain.counts, probed.counts)
         assert plain.entropy is plain.delta is None
     assert_same_weights(one, other)
@@ -208,12 +208,13 @@ def test_a_step_reports_what_it_did_and_what_it_cost():
     assert metrics["forwards"] == 8 * 4
     assert metrics["trained_edges"] == 8 * 2
     assert metrics["probe_forwards"] == 0
+    assert metrics["work"] == 8 * 4 + 3 * 8 * 2
     assert metrics["reward"] == metrics["reward/brightness"]
     assert 0 < metrics["reward_std"] < 1
     assert metrics["ratio_error"] == 0.0
     assert set(metrics) == {
         *("reward", "reward_std", "reward/brightness", "loss", "ratio", "clipped", "approx_kl", "ratio_error"),
-        *("grad_norm", "updated_edges", "forwards", "probe_forwards", "trained_edges", "residual_noise"),
+        *("grad_norm", "updated_edges", "forwards", "probe_forwards", "trained_edges", "work", "residual_noise"),
     }
 
 

@@ -32,6 +32,7 @@ class Arm:
     forwards: int = 640  # of the rollouts of a step
     probe_forwards: int = 0
     trained_edges: int = 600
+    frozen: int = 0  # policies evaluated at a trained edge, beside the one that learns
     entropy: bool = False
     allocates: bool = False
     chosen: int = 10  # denoising steps a prompt
@@ -128,6 +129,7 @@ def evaluation_row(step, scores, base, prompts):
 
 def metrics_row(arm, step, rng):
     spent = {"forwards": arm.forwards, "probe_forwards": arm.probe_forwards, "trained_edges": arm.trained_edges}
+    spent["work"] = arm.forwards + arm.probe_forwards + (3 + arm.frozen) * arm.trained_edges
     entropy = delta = None
     counts, selected = [8] * 8, [sorted(rng.choice(10, arm.chosen, replace=False).tolist()) for _ in range(8)]
     if arm.entropy:
@@ -274,17 +276,19 @@ def test_reaching_the_baseline_is_told_in_steps_forwards_and_seconds(reported):
     assert 0 < steps < 30
     assert reach["aegpo"]["forwards"] == pytest.approx(steps * 580)
     assert reach["aegpo"]["seconds"] == pytest.approx(steps * (0.4 + 0.001 + 1.05 + 0.2 + 1.6))
+    assert reach["grpo"]["steps"] is not None  # by its own final score, which is a mean taken in another order
     assert reach["grpo"]["steps"] <= 40
     assert numbers["target"] == pytest.approx(score(numbers, "grpo")["final"])
 
 
 def test_an_arm_that_never_reaches_the_baseline_is_said_not_to(tmp_path):
-    arms = (GRPO, Arm("weak", {"palette": -0.05, "scene": 0.0}))
+    arms = (GRPO, Arm("weak", {"palette": -0.05, "scene": 0.0}, frozen=1))
     html, numbers, terminal = report(write_experiment(tmp_path, arms))
     assert [row["steps"] for row in numbers["reach"] if row["arm"] == "weak"] == [None]
     assert "not reached" in html
     assert "not reached" in terminal
     assert numbers["verdict"][0] == "On palette, weak gained less than grpo."
+    assert {row["arm"]: row["cost"] for row in numbers["costs"]}["weak"] == 40 * (640 + 4 * 600)  # a frozen policy too
 
 
 def test_unfinished_and_missing_runs_are_named_and_left_out(tmp_path):

@@ -20,8 +20,6 @@ from aegpo.statistics import (
     smallest_detectable,
 )
 
-EDGE_COST = 3  # a replayed transition is a forward and a backward, which costs about two forwards
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -63,7 +61,7 @@ class Cost:
     forwards: float  # velocity evaluations of rollouts and probe
     probe_forwards: float
     trained_edges: float
-    cost: float  # forwards + 3 x trained edges
+    cost: float  # what `aegpo check` calls work: forwards + 3 x trained edges + frozen policies evaluated there
     relative_cost: float | None  # to the first arm's
     training_seconds: float  # without evaluations and checkpoints
     total_seconds: float
@@ -212,7 +210,7 @@ def curve_of(arm: str, runs: Sequence[RecordedRun]) -> Curve:
         arm,
         np.asarray(steps, dtype=np.float64),
         np.mean([[_forwards(run, step) for step in steps] for run in runs], axis=0),
-        np.mean([[_cost(run, step) for step in steps] for run in runs], axis=0),
+        np.mean([[run.spent(step, "work") for step in steps] for run in runs], axis=0),
         np.mean([[run.training_seconds(step) for step in steps] for run in runs], axis=0),
         {label: np.array([[row.scores[label].mean() for row in rows] for rows in kept]) for label in labels},
     )
@@ -220,10 +218,6 @@ def curve_of(arm: str, runs: Sequence[RecordedRun]) -> Curve:
 
 def _forwards(run: RecordedRun, step: int) -> float:
     return run.spent(step, "forwards", "probe_forwards")
-
-
-def _cost(run: RecordedRun, step: int) -> float:
-    return _forwards(run, step) + EDGE_COST * run.spent(step, "trained_edges")
 
 
 def _costs(study: Study, curves: Mapping[str, Curve], headline: str) -> tuple[Cost, ...]:
@@ -266,4 +260,5 @@ def _reach(curve: Curve, headline: str, target: float | None) -> Reach:
         return Reach(curve.arm, None, None, None, None)
     means = curve.scores[headline].mean(axis=0)
     axes = (curve.steps, curve.forwards, curve.cost, curve.seconds)
-    return Reach(curve.arm, *(first_reach(axis, means, target) for axis in axes))
+    near = target - 1e-9  # a mean of means, which rounds otherwise than the target's
+    return Reach(curve.arm, *(first_reach(axis, means, near) for axis in axes))

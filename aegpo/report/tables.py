@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aegpo.costs import BACKWARD
 from aegpo.report.recorded import Study
-from aegpo.report.summary import EDGE_COST, Score, Summary
+from aegpo.report.summary import Score, Summary
 from aegpo.report.wording import count, decimals, interval, label_decimals, plural, signed
 
 NONE = "-"
@@ -86,7 +87,8 @@ def cost_table(summary: Summary) -> Table:
         for cost in summary.costs
     )
     note = (
-        f"Cost = forwards + {EDGE_COST} x trained edges. Seconds per step are without evaluations and checkpoints. "
+        f"Cost = forwards + {BACKWARD} x trained edges, and 1 more for each frozen policy evaluated there. "
+        "Seconds per step are without evaluations and checkpoints. "
         f"Gain at equal cost: gain on {summary.headline} when an arm has spent what the cheapest arm spends in all."
     )
     return Table("What it cost", (*columns, "gain at equal cost"), rows, note)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from aegpo.errors import PlanError
 from aegpo.parts import AllocatorSpec
 from aegpo.records import FloatArray, IntArray, Signals
 from aegpo.specs import Experiment
@@ -112,25 +113,11 @@ class InvertedAllocator(_DeltaAllocator):
         return super().split(order[::-1])
 
 
-class RewardStdAllocator(AllocatorSpec):
-    """Rollouts in proportion to the spread of a prompt's rewards so far (Neyman allocation; DynaMO): a control.
+class _RewardAllocator(AllocatorSpec):
+    """Counts within bounds by what is known of a prompt's rewards. It costs nothing."""
 
-    n_i is proportional to the std of rewards within the prompt's group, averaged over its visits, within `low` and
-    `high`; fractions go to the largest remainders. It costs nothing. Prompts that were not seen yet count with the mean
-    std of those that were; where nothing is known, or nothing varies, all get the same.
-    """
-
-    kind: Literal["reward-std"] = "reward-std"
     low: int = Field(8, ge=2, description="least rollouts of a prompt (AEGPO's lower half: 8)")
     high: int = Field(16, ge=2, description="most rollouts of a prompt (AEGPO's upper half: 16)")
-
-    def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
-        """Counts by `signals.reward_std`."""
-        equal = np.ones(signals.num_prompts)
-        std = equal if signals.reward_std is None else signals.reward_std
-        known = std[~np.isnan(std)]
-        std = np.where(np.isnan(std), known.mean() if known.size else 1.0, std)
-        return proportional(std if std.any() else equal, budget, self.low, self.high)
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """A budget between the bounds."""
@@ -151,6 +138,95 @@ class RewardStdAllocator(AllocatorSpec):
                 f"{seen} prompts are seen in the run and {experiment.prompts.train_count} exist, so none comes twice "
                 "and every split is equal; train longer, or lower 'prompts.train_count'"
             )
+
+    def numbers(self) -> IntArray:  # (high - low + 1,)
+        """Every number of rollouts that a prompt may get."""
+        return np.arange(self.low, self.high + 1)
+
+
+class RewardStdAllocator(_RewardAllocator):
+    """Rollouts in proportion to the spread of a prompt's rewards so far (Neyman allocation; DynaMO): a control.
+
+    n_i is proportional to the std of rewards within the prompt's group, averaged over its visits, within `low` and
+    `high`; fractions go to the largest remainders. Prompts that were not seen yet count with the mean std of those that
+    were; where nothing is known, or nothing varies, all get the same.
+    """
+
+    kind: Literal["reward-std"] = "reward-std"
+
+    def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
+        """Counts by `signals.reward_std`."""
+        std = _completed(signals.reward_std, signals.num_prompts)
+        return proportional(std if std.any() else np.ones(signals.num_prompts), budget, self.low, self.high)
+
+
+class VarianceAllocator(_RewardAllocator):
+    """The split with the least variance of the policy gradient (VIP, arXiv 2602.01601, Thm. 5.1): a control.
+
+    It minimises sum_i a_i (n_i - 1) / n_i^2, the variance of a gradient whose baseline is the group's mean, in whole
+    numbers within `low` and `high`. VIP has a_i = 4 p_i (1 - p_i), the variance of rewards of -1 and 1, and predicts
+    the rate of success p_i from the prompt's words; here a_i is the variance of the prompt's rewards so far, which is
+    the same for such rewards and is there for all others. Prompts that were not seen yet count as in `reward-std`.
+    """
+
+    kind: Literal["variance"] = "variance"
+    low: int = Field(
+        8, ge=3, description="least rollouts of a prompt; not 2, from where the third saves least (ours: 8)"
+    )
+
+    def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
+        """Counts by `signals.reward_std`."""
+        std, numbers = _completed(signals.reward_std, signals.num_prompts), self.numbers()
+        return most_valuable(-(std[:, None] ** 2) * (numbers - 1) / numbers**2, budget, self.low)
+
+
+class KnapsackAllocator(_RewardAllocator):
+    """Rollouts where they are likeliest to show both success and failure (Knapsack RL, arXiv 2509.25849): a control.
+
+    It maximises sum_i v_i (1 - p_i^n_i - (1 - p_i)^n_i) in whole numbers within `low` and `high`: the chance that a
+    group's rewards are not all the same, times v_i = p_i (1 - p_i)^2, what its gradient is worth, which is most for
+    rare successes. p_i, the rate of success, is the mean of the prompt's rewards so far: they must be 0 and 1, as of
+    `scene` with `strict`, or lie between, which then counts as partial success (our reading). Prompts that were not
+    seen yet count with the mean rate of those that were; where nothing is known all get the same.
+    """
+
+    kind: Literal["knapsack"] = "knapsack"
+
+    def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
+        """Counts by `signals.reward_mean`.
+
+        Raises:
+            PlanError: if a prompt's mean reward is no rate of success.
+        """
+        rate = _completed(signals.reward_mean, signals.num_prompts, unknown=0.5)
+        if rate.min() < 0 or rate.max() > 1:
+            worst = rate.max() if rate.max() > 1 else rate.min()
+            raise PlanError(
+                f"allocator 'knapsack' reads a prompt's mean reward as its rate of success, but found {worst:.4g}; "
+                "give it rewards between 0 and 1, or choose 'variance' or 'reward-std'"
+            )
+        p, numbers = rate[:, None], self.numbers()
+        return most_valuable(p * (1 - p) ** 2 * (1 - p**numbers - (1 - p) ** numbers), budget, self.low)
+
+
+def most_valuable(values: FloatArray, budget: int, low: int) -> IntArray:  # (P, K) -> (P,)
+    """Whole numbers that add up to `budget` and make the sum of values greatest; values[i, k] is of low + k rollouts.
+
+    Each further rollout of a prompt must be worth no more than the one before. Then the best are simply taken in turn
+    (Fox 1966); of equals, those of prompts with fewest rollouts.
+    """
+    gains = np.diff(values, axis=1)  # (P, K-1)
+    further = np.broadcast_to(np.arange(gains.shape[1]), gains.shape)
+    best = np.lexsort((further.ravel(), -gains.ravel()))[: budget - low * len(values)]
+    counts: IntArray = low + np.bincount(best // max(1, gains.shape[1]), minlength=len(values)).astype(np.int64)
+    return counts
+
+
+def _completed(known: FloatArray | None, prompts: int, unknown: float = 1.0) -> FloatArray:  # (P,)
+    """What is known of each prompt, with the mean of it, or else `unknown`, for prompts that were not seen yet."""
+    if known is None or np.isnan(known).all():
+        return np.full(prompts, unknown)
+    return np.where(np.isnan(known), np.nanmean(known), known)
 
 
 def proportional(weights: FloatArray, budget: int, low: int, high: int) -> IntArray:  # (P,)

@@ -6,9 +6,11 @@ from aegpo.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, R
 from aegpo.allocators import (
     EntropyAllocator,
     InvertedAllocator,
+    KnapsackAllocator,
     RandomAllocator,
     RewardStdAllocator,
     UniformAllocator,
+    VarianceAllocator,
 )
 from aegpo.hookspecs import hookimpl
 from aegpo.models.flux import FluxSpec
@@ -95,6 +97,8 @@ def aegpo_register_allocators(registry: Registry[AllocatorSpec]) -> None:
     registry.add(EntropyAllocator)
     registry.add(InvertedAllocator)
     registry.add(RewardStdAllocator)
+    registry.add(VarianceAllocator)
+    registry.add(KnapsackAllocator)
 
 
 @hookimpl

@@ -146,7 +146,7 @@ class Engine:
 
     def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int, Trunk | None]:
         signals = Signals(number, len(prompts), self.experiment.sigmas, stds=self.experiment.step_table.std)
-        signals = replace(signals, reward_std=self.history.std(prompts))
+        signals = self.history.told(signals, prompts)
         if self.probe is None:
             return signals, 0, None
         probed = self.probe.measure(number, prompts, cond)

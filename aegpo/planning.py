@@ -106,7 +106,7 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
         rng = np.random.default_rng(0)  # rewards that vary differently, as allocators may read
         for index in range(_DRAWS):
             spread = np.full(prompts, np.nan) if index == 0 else rng.random(prompts)
-            yield replace(known, step=FIRST + index * stride, reward_std=spread)
+            yield replace(known, step=FIRST + index * stride, reward_std=spread, reward_mean=spread)
         return
     rng = np.random.default_rng(0)
     unmeasured = np.setdiff1d(np.arange(steps), experiment.probe.measured(steps))

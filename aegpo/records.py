@@ -56,6 +56,7 @@ class Signals:
     base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts, noise and steps
     stds: FloatArray | None = None  # (T,) std of the run's stochastic step at each level
     reward_std: FloatArray | None = None  # (P,) of rewards within the prompt's groups so far; NaN: not seen yet
+    reward_mean: FloatArray | None = None  # (P,) of the prompt's rewards so far; NaN: not seen yet
 
     @property
     def num_steps(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,13 +15,17 @@ from worlds import GaussianSpec, small_experiment
 from aegpo.allocators import (
     EntropyAllocator,
     InvertedAllocator,
+    KnapsackAllocator,
     RandomAllocator,
     RewardStdAllocator,
     UniformAllocator,
+    VarianceAllocator,
+    most_valuable,
     proportional,
 )
 from aegpo.contracts import check_counts
 from aegpo.engine import Engine
+from aegpo.errors import PlanError
 from aegpo.history import RewardHistory
 from aegpo.plugins import plugin_manager
 from aegpo.records import Prompt, Signals
@@ -199,6 +204,84 @@ def test_more_rollouts_where_rewards_vary_more(std, expected):
     assert allocator.allocate(known(std), 48, np.random.default_rng(0)).tolist() == expected
 
 
+# --- the best whole numbers -----------------------------------------------------------------------------------------
+
+
+def every_split(prompts: int, budget: int, low: int, high: int) -> list[np.ndarray]:
+    """All counts within the bounds that spend the budget."""
+    splits = product(range(low, high + 1), repeat=prompts)
+    return [np.array(split) for split in splits if sum(split) == budget]
+
+
+small = st.tuples(st.integers(1, 4), st.integers(3, 5), st.integers(0, 4))
+
+
+@given(st.data(), small)
+def test_no_split_has_less_variance_of_the_gradient(data, sizes):
+    prompts, low, more = sizes
+    budget = data.draw(st.integers(prompts * low, prompts * (low + more)))
+    std = np.array(data.draw(st.lists(st.integers(0, 20), min_size=prompts, max_size=prompts))) / 10
+    allocator = VarianceAllocator(low=low, high=low + more)
+    counts = allocator.allocate(known(std), budget, np.random.default_rng(0))
+    check_counts("variance", counts, known(std), budget)
+    splits = every_split(prompts, budget, low, low + more)
+    assert any((counts == split).all() for split in splits)  # so within the bounds
+    assert min((std**2 * (n - 1) / n**2).sum() for n in splits) == pytest.approx(
+        (std**2 * (counts - 1) / counts**2).sum()
+    )
+
+
+@given(st.data(), st.tuples(st.integers(1, 4), st.integers(2, 5), st.integers(0, 4)))
+def test_no_split_is_worth_more_by_the_knapsack(data, sizes):
+    prompts, low, more = sizes
+    budget = data.draw(st.integers(prompts * low, prompts * (low + more)))
+    rate = np.array(data.draw(st.lists(st.integers(0, 16), min_size=prompts, max_size=prompts))) / 16
+    signals = Signals(5, prompts, np.linspace(1, 0, 5), reward_mean=rate)
+    counts = KnapsackAllocator(low=low, high=low + more).allocate(signals, budget, np.random.default_rng(0))
+    check_counts("knapsack", counts, signals, budget)
+
+    def worth(numbers) -> float:
+        mixed = 1 - rate**numbers - (1 - rate) ** numbers  # a group with both success and failure
+        return float((rate * (1 - rate) ** 2 * mixed).sum())
+
+    splits = every_split(prompts, budget, low, low + more)
+    assert any((counts == split).all() for split in splits)
+    assert worth(counts) == pytest.approx(max(map(worth, splits)))
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        ([0.05, 0.5, 0.95, 1.0], [24, 8, 8, 8]),  # rare success is worth most, certain success nothing
+        ([0.5] * 4, [12] * 4),
+        ([0.0, 1.0, 0.0, 1.0], [12] * 4),  # nothing to learn anywhere
+        ([np.nan] * 4, [12] * 4),
+        ([np.nan, 0.25, 0.25, 0.25], [12] * 4),  # unknown counts as the mean
+    ],
+)
+def test_the_knapsack_is_filled_with_rare_success(rate, expected):
+    signals = Signals(5, 4, np.linspace(1, 0, 5), reward_mean=np.array(rate))
+    assert KnapsackAllocator(low=8, high=24).allocate(signals, 48, np.random.default_rng(0)).tolist() == expected
+
+
+def test_before_anything_is_known_all_get_the_same():
+    blank = Signals(1, 4, np.linspace(1, 0, 5))
+    for allocator in (KnapsackAllocator(), VarianceAllocator(), RewardStdAllocator()):
+        assert allocator.allocate(blank, 48, np.random.default_rng(0)).tolist() == [12] * 4
+
+
+@pytest.mark.parametrize(("rate", "shown"), [([0.5, 5.6], "5.6"), ([-0.25, 0.5], "-0.25")])
+def test_a_knapsack_of_rewards_that_are_no_rates_is_refused(rate, shown):
+    signals = Signals(5, 2, np.linspace(1, 0, 5), reward_mean=np.array(rate))
+    with pytest.raises(PlanError, match=rf"rate of success, but found {shown}; give it rewards between 0 and 1"):
+        KnapsackAllocator().allocate(signals, 24, np.random.default_rng(0))
+
+
+def test_of_equal_gains_prompts_with_fewest_rollouts_come_first():
+    assert most_valuable(np.zeros((3, 4)), 11, 3).tolist() == [4, 4, 3]
+    assert most_valuable(np.zeros((3, 1)), 9, 3).tolist() == [3, 3, 3]
+
+
 def test_reward_history_is_the_mean_variance_over_visits_and_survives_a_checkpoint():
     history, rng = RewardHistory(), np.random.default_rng(0)
     prompts, group = (Prompt(4, "a"), Prompt(2, "b")), np.array([0, 0, 0, 1, 1])
@@ -210,12 +293,17 @@ def test_reward_history_is_the_mean_variance_over_visits_and_survives_a_checkpoi
     restored.load_state_dict(json.loads(json.dumps(history.state_dict())))
     for found in (history, restored):
         np.testing.assert_allclose(found.std(prompts), expected)
-        assert np.isnan(found.std([Prompt(0, "c")])).all()
+        np.testing.assert_allclose(found.mean(prompts), np.mean([[s[:3].mean(), s[3:].mean()] for s in seen], axis=0))
+        assert np.isnan([found.std([Prompt(0, "c")]), found.mean([Prompt(0, "c")])]).all()
+    older = RewardHistory()
+    older.load_state_dict({"variances": history.state_dict()["variances"]})  # a checkpoint from before means were kept
+    np.testing.assert_allclose(older.std(prompts), expected)
+    assert np.isnan(older.mean(prompts)).all()
 
 
-def test_a_run_allocates_by_the_rewards_it_has_seen():
+@pytest.mark.parametrize("allocator", [RewardStdAllocator(low=2, high=10), VarianceAllocator(low=3, high=9)])
+def test_a_run_allocates_by_the_rewards_it_has_seen(allocator):
     rollouts = RolloutsSpec(prompts_per_step=2, rollouts_per_step=12, denoising_steps=4)
-    allocator = RewardStdAllocator(low=2, high=10)
     experiment = small_experiment(
         GaussianSpec(), allocator=allocator, rollouts=rollouts, prompts=PromptsSpec(train_count=2, evaluation_count=2)
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from aegpo.cli import app
 from aegpo.costs import cost
+from aegpo.engine import Engine
 from aegpo.loading import load_experiment_file, parse_experiment
 from aegpo.marks import Marked, parse
 from aegpo.planning import made_up_signals, plan_step
@@ -197,3 +200,43 @@ def test_no_arm_is_missing_from_the_paper_index(registries):
     index = (FOLDER / "README.md").read_text()
     for arm in load_experiment_file(BASELINES, registries).arms:
         assert re.search(rf"^\| [^|]+\| [^|]+\| `{re.escape(arm)}` \|", index, re.MULTILINE), arm
+
+
+def cut_down(experiment):
+    """The same parts with 2 prompts that come again, 4 or 8 rollouts each (a trunk needs 8), and two updates a step."""
+    low = 8 if experiment.tree.kind == "trunk" else 4
+    bounds = {"low": low, "high": 2 * low} if "low" in type(experiment.allocator).model_fields else {}
+    changes = {
+        "allocator": experiment.allocator.model_copy(update=bounds),
+        "rollouts": experiment.rollouts.model_copy(update={"prompts_per_step": 2, "rollouts_per_step": 3 * low}),
+        "optimizer": experiment.optimizer.model_copy(update={"rollouts_per_update": 3 * low // 2}),
+        "prompts": experiment.prompts.model_copy(update={"train_count": 2}),
+    }
+    return experiment.model_copy(update=changes)
+
+
+@cache
+def arms_of(path):
+    return load_experiment_file(path, load_registries(plugin_manager())).arms
+
+
+def named_arms(path) -> list[str]:
+    base = marked(FOLDER / str(marked(path).children["extends"].value))
+    return list(dict.fromkeys([*base.children["arms"].children, *marked(path).children["arms"].children]))
+
+
+COMPOSED = [(path, arm) for path in (VARIANTS, CONTROLS) for arm in named_arms(path)]
+
+
+@pytest.mark.parametrize(("path", "arm"), COMPOSED, ids=[f"{path.stem}-{arm}" for path, arm in COMPOSED])
+def test_every_composed_arm_learns_from_two_steps(path, arm):
+    assert list(arms_of(path)) == named_arms(path)
+    experiment = cut_down(arms_of(path)[arm])
+    engine = Engine.build(experiment, plugin_manager())
+    before = {name: value.clone() for name, value in engine.model.policy.state_dict().items()}
+    reports = [engine.step(number) for number in (1, 2)]
+    assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
+    assert all(report.metrics["trained_edges"] > 0 for report in reports)
+    assert any(not value.equal(before[name]) for name, value in engine.model.policy.state_dict().items())
+    if experiment.allocator.needs_entropy:
+        assert sorted(reports[1].counts) == [experiment.allocator.low, experiment.allocator.high]

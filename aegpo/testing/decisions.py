@@ -99,7 +99,8 @@ def _signals(prompts: int, steps: int, entropy: bool) -> Iterator[Signals]:
     curves += [rng.random((prompts, steps)), rng.integers(0, 2, (prompts, steps)).astype(np.float64)]
     for step, curve, shift in product((1, 2, 10**6), curves, (np.zeros(prompts), rng.random(prompts))):
         signals = Signals(step, prompts, sigmas, stds=FlowSde().table(sigmas).std)
-        signals = replace(signals, reward_std=np.where(shift > 0.5, np.nan, shift))
+        spread = np.where(shift > 0.5, np.nan, shift)
+        signals = replace(signals, reward_std=spread, reward_mean=2 * spread)
         known = {"entropy": 3 + curve, "base_entropy": 3 + curve + shift[:, None]} if entropy else {}
         yield replace(signals, **known)
 

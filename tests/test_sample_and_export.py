@@ -15,7 +15,7 @@ from aegpo.checkpoints import load_step
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.exporting import ExportRequest, export
 from aegpo.launching import LaunchRequest, launch
-from aegpo.models.sd3 import Sd3Spec
+from aegpo.models.pipeline.packing import pack
 from aegpo.models.shapes import ShapesSpec
 from aegpo.opening import find_run
 from aegpo.painting import Painter
@@ -32,7 +32,6 @@ rollouts: {prompts_per_step: 2, rollouts_per_step: 4, denoising_steps: 4}
 allocator: uniform
 selector: uniform
 tree: independent
-sampler: flow-sde
 advantage: group
 objective: clipped
 optimizer: {learning_rate: 0.03}
@@ -41,10 +40,11 @@ evaluation: {images: 2}
 """
 
 
-def run(folder: Path, model: str, prompts: str, policy: str) -> Path:
+def run(folder: Path, model: str, prompts: str, policy: str, sampler: str = "flow-sde") -> Path:
     """Two training steps of a small model; the run's folder."""
     path = folder / "small.yaml"
-    path.write_text(f"name: small\n{SMALL}model: {model}\nprompts: {prompts}\npolicy: {policy}\n")
+    chosen = f"model: {model}\nprompts: {prompts}\npolicy: {policy}\nsampler: {sampler}\n"
+    path.write_text(f"name: small\n{SMALL}{chosen}")
     assert launch(LaunchRequest(path, out=folder, report=False)) == 0
     return folder / "small" / "main" / "seed-0"
 
@@ -105,14 +105,19 @@ def test_an_exported_embedded_model_is_the_policy(shapes_run, tmp_path):
         export(ExportRequest(shapes_run, tmp_path / "to"))
 
 
-@pytest.fixture(scope="module")
-def lora_run(tmp_path_factory, pipeline_folders) -> Path:
-    folder = tmp_path_factory.mktemp("lora")
+SAMPLERS = {"sd": "ddim", "sdxl": "ddim", "sd3": "flow-sde", "flux": "flow-sde"}
+
+
+@pytest.fixture(scope="module", params=list(SAMPLERS))
+def lora_run(request, tmp_path_factory, pipeline_folders) -> Path:
+    kind, folder = request.param, tmp_path_factory.mktemp("lora")
     (folder / "train.txt").write_text("\n".join(TEXTS))
     (folder / "held.txt").write_text("two green circles on a red background")
-    model = f"{{kind: sd3, path: {pipeline_folders['sd3']}, dtype: float32, height: 24, width: 24, guidance: 2.0}}"
+    guidance = {} if kind == "flux" else {"guidance": 2.0}  # FLUX has its own in the network
+    model = {"kind": kind, "path": str(pipeline_folders[kind]), "dtype": "float32", "height": 24, "width": 24}
     prompts = f"{{train: {folder / 'train.txt'}, evaluation: {folder / 'held.txt'}}}"
-    return run(folder, model, prompts, "{train: lora, rank: 2, alpha: 4}")
+    policy, sampler = "{train: lora, rank: 2, alpha: 4}", SAMPLERS[kind]
+    return run(folder, json.dumps(model | guidance), prompts, policy, sampler)
 
 
 def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run, pipeline_folders, tmp_path):
@@ -124,17 +129,26 @@ def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run
         base = painter.paint(how, TEXTS, noise)
     assert float((ours - base).abs().max()) > 1e-2
     export(ExportRequest(lora_run, tmp_path / "lora"))
-    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(pipeline_folders["sd3"])
+    spec = painter.experiment.model
+    pipe = diffusers.DiffusionPipeline.from_pretrained(pipeline_folders[spec.kind])
     pipe.load_lora_weights(tmp_path / "lora")
-    pipe.set_progress_bar_config(disable=True)
-    options = {"latents": noise.clone(), "height": 24, "width": 24, "num_inference_steps": 4, "output_type": "pt"}
-    theirs = pipe(list(TEXTS), guidance_scale=2.0, **options).images
+    theirs = painted(pipe, spec.kind, noise)
     assert float((ours - theirs).abs().max()) < 1e-4
     export(ExportRequest(lora_run, tmp_path / "full", full=True))
-    spec = Sd3Spec(path=str(tmp_path / "full"), dtype="float32", height=24, width=24, guidance=2.0)
-    model = spec.build(CPU)
+    model = spec.model_copy(update={"path": str(tmp_path / "full")}).build(CPU)
     again = sample_deterministic(execution(model, 4), noise, model.encode(TEXTS))
     assert float((ours - again).abs().max()) < 1e-4
+
+
+def painted(pipe, kind, noise):
+    """What a user of diffusers gets from the same start latents."""
+    pipe.set_progress_bar_config(disable=True)
+    options = {"height": 24, "width": 24, "num_inference_steps": 4, "output_type": "pt"}
+    if kind == "flux":
+        return pipe(list(TEXTS), latents=pack(noise), guidance_scale=3.5, **options).images
+    if kind != "sd3":
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return pipe(list(TEXTS), latents=noise.clone(), guidance_scale=2.0, **options).images
 
 
 def test_what_is_not_there_is_said(shapes_run, tmp_path):

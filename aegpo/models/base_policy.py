@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 
 class BasePolicy:
@@ -18,11 +18,9 @@ class BasePolicy:
     copy, taken when `active` is entered first; the engine does that before it loads or trains any weight.
     """
 
-    def __init__(
-        self, policy: nn.Module, waits_on: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        """`waits_on`: where the copy stays while it is not active; `dtype`: of the copy; None: as the policy."""
-        self._policy, self._waits_on, self._dtype = policy, waits_on, dtype
+    def __init__(self, policy: nn.Module, waits_on: torch.device | None = None) -> None:
+        """`policy`: as it was loaded, in dtypes that the copy keeps; `waits_on`: where it stays while not active."""
+        self._policy, self._waits_on, self.dtypes = policy, waits_on, dtypes_of(policy)
         self._copy: nn.Module | None = None
 
     @contextmanager
@@ -44,9 +42,29 @@ class BasePolicy:
         device = next(self._policy.parameters()).device
         if self._copy is None:
             copied = copy.deepcopy(self._policy).eval().requires_grad_(False)
-            self._copy = copied.to(device=self._waits_on, dtype=self._dtype)
+            cast(copied, self.dtypes)
+            self._copy = copied.to(device=self._waits_on)
         self._copy.to(device)
         try:
             yield self._copy
         finally:
             self._copy.to(self._waits_on or device)
+
+
+def dtypes_of(network: nn.Module) -> dict[str, torch.dtype]:
+    """The dtype of every weight and buffer, by name: a loader may keep some modules in float32."""
+    return {name: tensor.dtype for name, tensor in _tensors(network)}
+
+
+def cast(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Gives weights and buffers the dtypes that `dtypes_of` found, tensor by tensor.
+
+    `network.to(dtype)` would take no notice of those that diffusers keeps in float32, and warns of it.
+    """
+    for name, tensor in _tensors(network):
+        tensor.data = tensor.data.to(dtypes[name])
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()

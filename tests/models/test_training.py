@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from worlds import small_experiment
+from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file
+from worlds import CPU, small_experiment
 
 from aegpo.allocators import EntropyAllocator
 from aegpo.checkpoints import load_latest
 from aegpo.engine import Engine
+from aegpo.learning import add_adapters
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
@@ -35,6 +40,18 @@ def prompts(tmp_path) -> PromptsSpec:
         files[name] = tmp_path / f"{name}.txt"
         files[name].write_text("\n".join(texts))
     return PromptsSpec(**files)
+
+
+@pytest.fixture
+def casts(caplog) -> Iterator[pytest.LogCaptureFixture]:
+    """What diffusers says where a whole network is cast to another dtype, whatever other tests made it say."""
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(before)
 
 
 def guided_spec(kind, folder, **fields):
@@ -79,14 +96,33 @@ def test_two_steps_of_aegpo_move_the_adapters_and_nothing_else(kind, pipeline_fo
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_full_fine_tuning_in_bfloat16_moves_float32_weights(kind, pipeline_folders, prompts):
+def test_full_fine_tuning_in_bfloat16_moves_float32_weights(kind, pipeline_folders, prompts, casts):
     changes = {"policy": PolicySpec(), "model": guided_spec(kind, pipeline_folders[kind], dtype="bfloat16")}
     engine = Engine.build(experiment_of(kind, pipeline_folders[kind], prompts, **changes), plugin_manager())
     before = {name: weight.clone() for name, weight in engine.model.policy.named_parameters()}
     report = engine.step(1)
     assert np.isfinite(list(report.metrics.values())).all()
     assert all(weight.dtype == torch.float32 for weight in engine.model.policy.parameters())
+    with engine.model._network._base.active() as base:
+        assert {weight.dtype for weight in base.parameters()} == {torch.bfloat16}
+    assert casts.text == ""
     assert any(not torch.equal(w, before[name]) for name, w in engine.model.policy.named_parameters())
+
+
+def test_the_base_and_an_exported_pipeline_keep_in_float32_what_the_loader_does(
+    pipeline_folders, tmp_path, monkeypatch, casts
+):
+    monkeypatch.setattr(SD3Transformer2DModel, "_keep_in_fp32_modules", ["norm_out"])
+    spec = guided_spec("sd3", pipeline_folders["sd3"], dtype="bfloat16")
+    model = spec.build(CPU)
+    add_adapters(model.policy, PolicySpec())
+    with model._network.base(), model._network._base.active() as base:
+        kept = {name for name, weight in base.named_parameters() if weight.dtype == torch.float32}
+    assert kept == {"norm_out.linear.weight", "norm_out.linear.bias"}
+    model.save_pipeline(tmp_path / "to")
+    saved = load_file(tmp_path / "to" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {name for name, weight in saved.items() if weight.dtype == torch.float32} == kept
+    assert casts.text == ""
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])

@@ -131,4 +131,4 @@ class PipelineModel:
 
     def save_pipeline(self, folder: Path) -> None:
         """Writes the whole pipeline with the policy in it, adapters merged, so that `from_pretrained(folder)` is it."""
-        saving.save_pipeline(self.spec, self._folder, self.policy, folder)
+        saving.save_pipeline(self.spec, self._folder, self.policy, self._network.dtypes, folder)

@@ -33,7 +33,8 @@ class Network:
             policy.enable_gradient_checkpointing()  # type: ignore[operator]
         self._dtype, self._device = DTYPES[spec.dtype], device
         waits_on = torch.device("cpu") if spec.offload_base else device
-        self._base = BasePolicy(policy, waits_on, self._dtype)
+        self._base = BasePolicy(policy, waits_on)
+        self.dtypes = self._base.dtypes  # as loaded
         self._eager: nn.Module = policy
         self._called: Any = torch.compile(policy) if spec.compile else policy
         self.watched = False

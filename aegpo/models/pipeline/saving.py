@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers.training_utils import _collate_lora_metadata
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from aegpo.errors import AegpoError
-from aegpo.models.pipeline.loading import DTYPES, load_pipeline
+from aegpo.models.base_policy import cast
+from aegpo.models.pipeline.loading import load_pipeline
 from aegpo.models.pipeline.spec import PipelineSpec
 
 
@@ -33,9 +36,13 @@ def save_adapters(spec: PipelineSpec, policy: nn.Module, folder: Path) -> None:
     cls.save_lora_weights(folder, **layers, **_collate_lora_metadata({spec.network: policy}))
 
 
-def save_pipeline(spec: PipelineSpec, source: Path, policy: nn.Module, folder: Path) -> None:
-    """The pipeline of `source` with the policy as its network, in the spec's dtype."""
-    network = merged(policy).to("cpu", dtype=DTYPES[spec.dtype])
+def save_pipeline(
+    spec: PipelineSpec, source: Path, policy: nn.Module, dtypes: Mapping[str, torch.dtype], folder: Path
+) -> None:
+    """The pipeline of `source` with the policy as its network, in the dtypes it was loaded with."""
+    network = merged(policy)
+    cast(network, dtypes)
+    network.to("cpu")
     pipeline = load_pipeline(spec, source, {spec.network: network})
     pipeline.save_pretrained(folder, variant=spec.variant)
 

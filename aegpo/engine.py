@@ -67,9 +67,9 @@ class Engine:
         self.held_out = read_prompts(experiment, "evaluation")
         refuse_shared(texts, self.held_out)
         if isinstance(self.model, Preparable):
-            self.model.prepare([*texts, *self.held_out])
+            self.model.prepare([*self.prompts.until(experiment.training_steps), *self.held_out])
         resized(self.model, experiment)  # finds a size it cannot paint before any work is done
-        self._check_parts(texts[0])
+        self._check_parts(self.prompts.at(1)[0].text)
         self._evaluated: HeldOut | None = None  # with the base policy's scores
         self._unreported: StepReport | None = None  # of a restored state: learned, but not evaluated
         for name, part in self._parts().items():

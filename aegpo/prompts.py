@@ -68,6 +68,12 @@ class PromptStream:
         first = (step - 1) * self._per_step
         return tuple(self._nth(position) for position in range(first, first + self._per_step))
 
+    def until(self, last_step: int) -> tuple[str, ...]:
+        """The texts that steps 1 to `last_step` have, each once: of a long list and a short run, a small part."""
+        if last_step * self._per_step >= len(self._texts):
+            return tuple(dict.fromkeys(self._texts))
+        return tuple(dict.fromkeys(prompt.text for step in range(1, last_step + 1) for prompt in self.at(step)))
+
     def _nth(self, position: int) -> Prompt:
         epoch, place = divmod(position, len(self._texts))
         if self._last is None or self._last[0] != epoch:

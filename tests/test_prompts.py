@@ -87,3 +87,12 @@ def test_evaluation_prompts_that_are_trained_on_are_refused():
     refuse_shared(["a cat", "a dog"], ["a bird"])
     with pytest.raises(AegpoError, match="1 of 2 evaluation prompts are trained on too, such as 'a dog'"):
         refuse_shared(["a cat", "a dog"], ["a bird", "a dog"])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
+def test_what_a_run_will_see_is_known_before_it_begins(steps):
+    texts = [f"prompt {index}" for index in range(9)]
+    stream = PromptStream(texts, per_step=3, seed=5)
+    seen = {prompt.text for step in range(1, steps + 1) for prompt in stream.at(step)}
+    assert set(stream.until(steps)) == seen
+    assert len(stream.until(steps)) == min(3 * steps, 9)

@@ -152,3 +152,14 @@ def test_evaluation_has_its_own_size_and_steps(pipeline_folders, prompts):
     assert {tokens for _, tokens in seen} == {6 * 8}
     levels = guided_spec("flux", pipeline_folders["flux"], height=24, width=32).sigmas(7)[:-1]
     assert np.allclose(sorted({level for level, _ in seen}, reverse=True), levels, atol=1e-6)
+
+
+def test_only_prompts_that_the_run_will_see_are_encoded(pipeline_folders, prompts, tmp_path):
+    model = guided_spec("sd3", pipeline_folders["sd3"], cache=tmp_path / "cache")
+    experiment = experiment_of("sd3", pipeline_folders["sd3"], prompts, model=model, training_steps=1)
+    assert experiment.rollouts.prompts_per_step == 2 < len(TRAIN)
+    engine = Engine.build(experiment, plugin_manager())
+    nothing = 1  # of guidance
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2 + len(HELD_OUT) + nothing
+    engine.model._prompts._embed = None  # nothing is left to encode
+    engine.run(info(tmp_path / "run", steps=1), lambda: False)

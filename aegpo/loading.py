@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import SerializeAsAny, create_model
 
-from aegpo import planning
+from aegpo import planning, prompts
 from aegpo.errors import SpecError
 from aegpo.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
 from aegpo.parts import Location, Registries, RewardSpec
@@ -287,7 +287,7 @@ def _experiment(spec: type[Experiment], tree: Marked, seed: int) -> tuple[Experi
     if experiment is not None:
         found = list(experiment.problems())
         if not any(not problem.warning for problem in found):
-            found += planning.problems(experiment)
+            found += [*planning.problems(experiment), *prompts.problems(experiment)]
         findings = [Finding(problem.location, problem.message, warning=problem.warning) for problem in found]
     findings = [*wrong, *findings]
     return (experiment if all(finding.warning for finding in findings) else None), findings

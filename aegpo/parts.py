@@ -96,6 +96,7 @@ class RewardSpec(Spec):
     """A scorer of images against prompts."""
 
     kind: str
+    particular: ClassVar[bool] = False  # it `refuses` some prompts: those of files are asked about at load
     group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
     name: str | None = Field(None, description="label in metrics and reports; default: the kind")
     weight: float = Field(1.0, description="factor of this reward in the weighted sum")
@@ -104,6 +105,10 @@ class RewardSpec(Spec):
     def label(self) -> str:
         """The name metrics and reports use."""
         return self.name or self.kind
+
+    def refuses(self, prompt: str) -> str | None:
+        """Why this reward cannot score images of a prompt; None: it can. Asked only if the kind is `particular`."""
+        return None
 
     @property
     def lane(self) -> str:

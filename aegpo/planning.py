@@ -11,11 +11,13 @@ from aegpo import contracts
 from aegpo.endings import with_tail
 from aegpo.errors import ContractError, PlanError
 from aegpo.interfaces import Allocator, TimestepSelector, Tree
+from aegpo.noise import residual_noise
 from aegpo.parts import Problem
 from aegpo.records import BoolArray, FloatArray, IntArray, RolloutPlan, Signals
 from aegpo.specs import Experiment
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
+LEAST_NOISE = 0.01  # std of noise in the latents of images, of 1 in all, from where on it is told
 _RANDOM_CURVES = 3
 _DRAWS = 24  # plans of an arm that reads no entropy: only chance can differ between them
 
@@ -79,17 +81,36 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
     Plans are made for the first training step and for late ones, where allocators and windows do something else.
     """
-    trained = 0
+    plans: list[RolloutPlan] = []
     signals = list(made_up_signals(experiment))
     for known in signals[:2] + signals[-2:]:
         try:
-            trained += plan_step(experiment, known).trained_edges
+            plans.append(plan_step(experiment, known))
         except (PlanError, ContractError) as error:
             yield Problem((str(error).split()[0],), str(error))  # the message begins with the part it blames
             return
-    if trained == 0:
+    if not any(plan.trained_edges for plan in plans):
         yield Problem(
             ("tree",), "no step of the plan is trained: every chosen step has one node only, so nothing differs"
+        )
+    elif experiment.objective.process == "reverse":
+        yield from (Problem(("selector",), message, warning=True) for message in _last_step(experiment, plans))
+
+
+def _last_step(experiment: Experiment, plans: list[RolloutPlan]) -> Iterator[str]:
+    """What is probably not meant about a stochastic last step."""
+    clean = experiment.rollouts.decode == "predicted-clean"
+    if clean and any(plan.trained[-1].any() for plan in plans):
+        yield (
+            "the last step is trained, but 'rollouts.decode: predicted-clean' paints what was predicted before its "
+            "noise: no reward sees what it did, so its credit is chance; leave it out ('last: false'), or set "
+            "'rollouts.decode: final'"
+        )
+    left = max(residual_noise(plan, experiment.step_table, experiment.sigmas) for plan in plans)
+    if not clean and left > LEAST_NOISE and any(plan.noisy[-1].any() for plan in plans):
+        yield (
+            f"the last step adds noise that nothing takes out again: rewards see noise of std {left:.2g} in "
+            "the latents (of about 1); end with a deterministic step: leave it out ('last: false')"
         )
 
 

@@ -15,7 +15,12 @@ KEY = "prompt"  # of the text in .json and .jsonl
 
 
 def read_file(path: Path) -> tuple[Prompt, ...]:
-    """The prompts of a file: .jsonl and .json by the key `prompt`, everything else one a line.
+    """The prompts of a file, as `read_places`."""
+    return tuple(read_places(path).values())
+
+
+def read_places(path: Path) -> dict[str, Prompt]:
+    """The prompts of a file by their place in it: .jsonl and .json by the key `prompt`, everything else one a line.
 
     Other keys of an object are the prompt's metadata.
 
@@ -28,11 +33,10 @@ def read_file(path: Path) -> tuple[Prompt, ...]:
         raise AegpoError(f"prompts: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise AegpoError(f"prompts: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    readers = {".jsonl": _json_lines, ".json": _json_list}
-    found = list(readers.get(path.suffix.lower(), _lines)(path, text))
+    found = list(_READERS.get(path.suffix.lower(), _lines)(path, text))
     if not found:
         raise AegpoError(f"prompts: {path} has no prompts; it should have one a line")
-    return tuple(Prompt(index, words, metadata) for index, (words, metadata) in enumerate(found))
+    return {where: Prompt(index, words, metadata) for index, (where, words, metadata) in enumerate(found)}
 
 
 def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
@@ -67,11 +71,16 @@ def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
     return texts
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from ((line.strip(), {}) for line in text.splitlines() if line.strip())
+_Entry = tuple[str, str, dict[str, Any]]  # place, text, metadata
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(path: Path, text: str) -> Iterator[_Entry]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line.strip(), {}
+
+
+def _json_lines(path: Path, text: str) -> Iterator[_Entry]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
@@ -81,7 +90,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield _entry(f"{path}, line {number}", value)
 
 
-def _json_list(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_list(path: Path, text: str) -> Iterator[_Entry]:
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -91,12 +100,15 @@ def _json_list(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from (_entry(f"{path}, item {index}", value) for index, value in enumerate(values))
 
 
-def _entry(where: str, value: object) -> tuple[str, dict[str, Any]]:
+_READERS = {".jsonl": _json_lines, ".json": _json_list}
+
+
+def _entry(where: str, value: object) -> _Entry:
     """A text, or an object with a text under `prompt`."""
     if isinstance(value, str) and value.strip():
-        return value.strip(), {}
+        return where, value.strip(), {}
     if isinstance(value, Mapping) and isinstance(value.get(KEY), str) and value[KEY].strip():
-        return value[KEY].strip(), {str(key): other for key, other in value.items() if key != KEY}
+        return where, value[KEY].strip(), {str(key): other for key, other in value.items() if key != KEY}
     known = f"has the keys {', '.join(_names(value))}" if isinstance(value, Mapping) else f"is {json.dumps(value)}"
     raise AegpoError(f"prompts: {where} {known}; a text, or an object with a text under {KEY!r}, was expected")
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from aegpo.errors import AegpoError
-from aegpo.prompt_sources import read_dataset, read_file
+from aegpo.parts import Problem, RewardSpec
+from aegpo.prompt_sources import read_dataset, read_file, read_places
 from aegpo.records import IntArray, Prompt
 from aegpo.specs import DatasetPrompts, Experiment
 
+Split = Literal["train", "evaluation"]
 _SHUFFLE = 7919  # keeps the stream of shuffles apart from the stream of decisions
 
 
-def read_prompts(experiment: Experiment, split: Literal["train", "evaluation"]) -> tuple[str, ...]:
+def read_prompts(experiment: Experiment, split: Split) -> tuple[str, ...]:
     """The prompts of a split: of its file or dataset, or the model's own captions.
 
     Raises:
@@ -36,6 +39,39 @@ def _texts(source: Path | DatasetPrompts) -> tuple[str, ...]:
     if isinstance(source, DatasetPrompts):
         return read_dataset(source)
     return tuple(prompt.text for prompt in read_file(source))
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """Files whose prompts the chosen rewards cannot score: found before a run, the first prompt of each file.
+
+    Files are read only where a reward is particular about prompts; datasets are not read at load.
+    """
+    every = (*experiment.rewards, *experiment.evaluation.rewards)
+    spec = experiment.prompts
+    asked: list[tuple[Split, Path | DatasetPrompts | None, Sequence[RewardSpec]]]
+    asked = [("train", spec.train, experiment.rewards), ("evaluation", spec.evaluation, every)]
+    for split, path, rewards in asked:
+        particular = [reward for reward in rewards if reward.particular]
+        if not isinstance(path, Path) or not particular:
+            continue
+        try:
+            used = _used(experiment, split, read_places(path))
+        except AegpoError as error:
+            yield Problem(("prompts", split), str(error).removeprefix("prompts: "))
+            continue
+        refused = ((each, where, why) for where, text in used for each in particular if (why := each.refuses(text)))
+        for each, where, why in islice(refused, 1):
+            yield Problem(("prompts", split), f"{where}: reward {each.label!r} cannot score this prompt: {why}")
+
+
+def _used(experiment: Experiment, split: Split, places: Mapping[str, Prompt]) -> list[tuple[str, str]]:
+    """Places and texts of the prompts of a file that a run takes, as `read_prompts` does."""
+    spec = experiment.prompts
+    texts = [(where, prompt.text) for where, prompt in places.items()]
+    if split == "train" and spec.shared == "drop" and not isinstance(spec.evaluation, DatasetPrompts):
+        held_out = set(read_prompts(experiment, "evaluation"))
+        texts = [(where, text) for where, text in texts if text not in held_out]
+    return texts[: spec.train_count if split == "train" else spec.evaluation_count]
 
 
 def refuse_shared(train: Sequence[str], held_out: Sequence[str]) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aegpo.models.shapes.captions import parse
+from aegpo.models.shapes.captions import parse, why_not
 from aegpo.models.shapes.rendering import CELL, CELLS, coverage
 from aegpo.parts import RewardSpec
 from aegpo.records import FloatArray
@@ -32,6 +32,11 @@ class PaletteReward(RewardSpec):
     """How well masses of colours match the caption, object by object: smooth in the pixels, in [0, 1]."""
 
     kind: Literal["palette"] = "palette"
+    particular: ClassVar[bool] = True
+
+    def refuses(self, prompt: str) -> str | None:
+        """Why a prompt is no caption of the embedded world; None: it is one."""
+        return why_not(prompt)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better.

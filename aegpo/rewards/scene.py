@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from aegpo.errors import AegpoError
-from aegpo.models.shapes.captions import COLOURS, SHAPES, Scene, parse
+from aegpo.models.shapes.captions import COLOURS, SHAPES, Scene, parse, why_not
 from aegpo.models.shapes.rendering import CELL, PALETTE, SIZE, WHITE, coverage
 from aegpo.parts import RewardSpec
 from aegpo.records import BoolArray, FloatArray, IntArray
@@ -87,7 +87,12 @@ class SceneReward(RewardSpec):
     """Reads the image back and scores count, colours, shapes, relation and background, in [0, 1]."""
 
     kind: Literal["scene"] = "scene"
+    particular: ClassVar[bool] = True
     strict: bool = Field(False, description="1 where everything is right and nothing is extra, else 0")
+
+    def refuses(self, prompt: str) -> str | None:
+        """Why a prompt is no caption of the embedded world; None: it is one."""
+        return why_not(prompt)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better.

@@ -157,6 +157,15 @@ def parse(caption: str) -> Scene:
     return scene
 
 
+def why_not(caption: str) -> str | None:
+    """Why `parse` refuses a caption; None: it does not."""
+    try:
+        parse(caption)
+    except AegpoError as error:
+        return str(error)
+    return None
+
+
 def _parse_group(phrase: str) -> Group | None:
     words = phrase.split()
     if len(words) != 3 or words[0] not in COUNTS or words[1] not in COLOURS:

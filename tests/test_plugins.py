@@ -313,6 +313,7 @@ def test_the_guide_names_every_check_and_every_axis():
     assert {f"`{axis}`" for axis in PART_AXES} <= set(re.findall(r"`\w+`", text))
 
 
-def test_the_shipped_plugin_declares_its_entry_point():
-    project = tomllib.loads((ROOT / "plugins" / "aegpo-jpeg" / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"] == {"aegpo": {"jpeg": "aegpo_jpeg"}}
+@pytest.mark.parametrize(("name", "module"), [("jpeg", "aegpo_jpeg"), ("qwen-image", "aegpo_qwen_image")])
+def test_a_shipped_plugin_declares_its_entry_point(name, module):
+    project = tomllib.loads((ROOT / "plugins" / f"aegpo-{name}" / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"] == {"aegpo": {name: module}}

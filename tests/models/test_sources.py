@@ -95,6 +95,12 @@ def test_a_folder_that_is_no_pipeline_says_what_is_in_it(tmp_path):
         SdSpec(path=str(tmp_path)).build(CPU)
 
 
+def test_a_folder_without_a_pipeline_is_a_problem_of_an_experiment(tmp_path):
+    experiment = small_experiment(Sd3Spec(path=str(tmp_path)))
+    (problem,) = [found for found in experiment.problems() if found.location == ("model",)]
+    assert "has no model_index.json but nothing" in problem.message
+
+
 @pytest.mark.parametrize(("spec", "held"), [(Sd3Spec, "sdxl"), (SdSpec, "flux"), (FluxSpec, "sd")])
 def test_a_folder_with_another_pipeline_names_the_kind_that_reads_it(spec, held, pipeline_folders):
     with pytest.raises(AegpoError, match=f"holds a .*Pipeline; kind {held!r} reads that"):

@@ -109,8 +109,11 @@ class PipelineSpec(ModelSpec):
 
     @property
     def dimensions(self) -> int | None:
-        """C x H x W of the latents."""
-        pixels = self.pixels_per_latent()
+        """C x H x W of the latents; None where the VAE's config cannot be read, which `problems` says."""
+        try:
+            pixels = self.pixels_per_latent()
+        except AegpoError:
+            return None
         return self.channels() * (self.height // pixels) * (self.width // pixels)
 
     def config_at_hand(self, component: str, file: str = "config.json") -> dict[str, Any]:

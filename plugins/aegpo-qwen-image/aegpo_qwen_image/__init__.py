@@ -11,7 +11,7 @@ import aegpo
 from aegpo.models.pipeline.packing import PATCH
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PIXELS_PER_LATENT, PipelineSpec
-from aegpo.parts import JOINT_BLOCKS
+from aegpo.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
@@ -43,14 +43,7 @@ class QwenImageSpec(PipelineSpec):
     attention_blocks: ClassVar[tuple[str, ...] | None] = JOINT_BLOCKS
     # Flow-GRPO's list (scripts/train_qwenimage.py, Nov 2025): attention and feed-forward of image and words
     adapter_targets: ClassVar[tuple[str, ...]] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *ATTENTION_TARGETS,
         "img_mlp.net.0.proj",
         "img_mlp.net.2",
         "txt_mlp.net.0.proj",

@@ -167,7 +167,10 @@ def test_adapters_sit_on_attention_and_feed_forward_of_image_and_words(folder):
     model = spec_of(folder).build(CPU)
     add_adapters(model.policy, LORA, model.spec.adapter_targets)
     adapted = {name.split(".lora_")[0] for name, weight in model.policy.named_parameters() if weight.requires_grad}
-    assert adapted == {f"transformer_blocks.{layer}.{end}" for layer in (0, 1) for end in model.spec.adapter_targets}
+    places = [f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
+    places += [f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")]
+    places += [f"{stream}_mlp.net.{end}" for stream in ("img", "txt") for end in ("0.proj", "2")]
+    assert adapted == {f"transformer_blocks.{layer}.{place}" for layer in (0, 1) for place in places}
 
 
 @pytest.mark.parametrize("guidance_gradient", ["both", "conditional"])

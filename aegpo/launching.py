@@ -27,6 +27,7 @@ from aegpo.runs import (
     changed_batches,
     changed_versions,
     check_manifest,
+    evaluated_steps,
     locked,
     open_manifest,
     run_folder,
@@ -162,7 +163,9 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
         for index, spec in enumerate(_trackers(run)):
             manager.register(spec.build(run.folder), name=f"tracker/{index}-{spec.kind}")
         first_step = 0 if checkpoint is None else checkpoint.step
-        info = RunInfo(run.arm, run.seed, run.folder, first_step, run.experiment.training_steps)
+        last = run.experiment.training_steps
+        evaluated = evaluated_steps(last, run.experiment.evaluation.every)
+        info = RunInfo(run.arm, run.seed, run.folder, first_step, last, evaluated)
         try:
             engine = Engine.build(run.experiment, manager)
             if checkpoint is not None:

@@ -284,6 +284,7 @@ class RunInfo:
     folder: Path  # the run's own: NAME/ARM/seed-S
     first_step: int  # steps already done: 0, or the step of the checkpoint a resumed run starts from
     training_steps: int
+    evaluated_steps: tuple[int, ...] = (0,)  # after which the held-out prompts are scored; 0: before training
 
 
 @dataclass(frozen=True)

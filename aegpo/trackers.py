@@ -16,7 +16,7 @@ from aegpo.errors import AegpoError, CheckpointError
 from aegpo.hookspecs import Outcome, hookimpl
 from aegpo.parts import TrackerSpec
 from aegpo.records import Evaluation, FloatArray, RunInfo, StepReport
-from aegpo.runs import sync_folder, write_atomically
+from aegpo.runs import sync_folder, unevaluated, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,10 +98,11 @@ class JsonlObserver:
                 f"the checkpoint was written after step {run.first_step}, but {self.metrics} holds {len(kept)} of the "
                 f"{run.first_step} rows before it; put the file back, or start the run over with --fresh"
             )
-        if run.first_step > 0 and evaluated[:1] != [0]:
+        lost = unevaluated(evaluated, run.evaluated_steps, run.first_step) if run.first_step > 0 else ""
+        if lost:
             raise CheckpointError(
-                f"{self.evaluations} lacks the evaluation before training, with which every run begins; put the file "
-                "back, or start the run over with --fresh"
+                f"the checkpoint was written after step {run.first_step}, but {self.evaluations} lacks {lost}; put the "
+                "file back, or start the run over with --fresh"
             )
         for image in self.images.glob("step-*.png"):
             if run.first_step == 0 or int(image.stem.removeprefix("step-")) > run.first_step:

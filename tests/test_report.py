@@ -3,7 +3,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Arm:
     entropy: bool = False
     allocates: bool = False
     chosen: int = 10  # denoising steps a prompt
+    noise: float | None = None  # left in the images; None: not recorded
+    probe: dict | None = None  # of the experiment
     rewards: tuple[dict, ...] = ({"kind": "palette", "name": None, "weight": 1.0},)
 
 
@@ -115,7 +117,7 @@ def manifest(arm, seed, world):
         "allocator": {"kind": "entropy", "least": 4} if arm.allocates else {"kind": "uniform"},
         "selector": {"kind": "entropy-peak", "top_k": 4} if arm.chosen < 10 else {"kind": "uniform"},
         "evaluation": {"every": world.every, "denoising_steps": None, "images": 4},
-    }
+    } | ({} if arm.probe is None else {"probe": arm.probe})
     made_with = {"versions": VERSIONS, "plugins": [["aegpo-jpeg", "0.1.0"]], "commit": "3da94a6"}
     return {"format": 1, "arm": arm.name, "seed": seed, "experiment": experiment, "threads": 1, **made_with}
 
@@ -130,6 +132,7 @@ def evaluation_row(step, scores, base, prompts):
 def metrics_row(arm, step, rng):
     spent = {"forwards": arm.forwards, "probe_forwards": arm.probe_forwards, "trained_edges": arm.trained_edges}
     spent["work"] = arm.forwards + arm.probe_forwards + (3 + arm.frozen) * arm.trained_edges
+    spent |= {} if arm.noise is None else {"residual_noise": arm.noise + 0.01 * (step % 2)}
     entropy = delta = None
     counts, selected = [8] * 8, [sorted(rng.choice(10, arm.chosen, replace=False).tolist()) for _ in range(8)]
     if arm.entropy:
@@ -267,6 +270,63 @@ def test_costs_count_the_probe_and_three_for_each_trained_edge(reported):
     assert costs["aegpo"]["relative_cost"] == pytest.approx((580 + 960) / 2440)
     assert costs["grpo"]["training_seconds"] == pytest.approx(40 * (0.001 + 1.6 + 0.2 + 3.0))
     assert costs["grpo"]["total_seconds"] == pytest.approx(40 * 4.801 + 9 * 2.0)
+
+
+def test_the_probe_is_told_as_a_share_of_a_step_beside_how_exact_it_is(tmp_path):
+    whole = {"block": "joint", "steps": "all", "rows": "all", "samples": 1, "refresh": 1, "source": "probe"}
+    fewer = replace(AEGPO, name="fewer-rows", probe={**whole, "rows": 12, "source": "rollout"})
+    arms = (GRPO, replace(AEGPO, probe=whole), fewer)
+    html, numbers, terminal = report(write_experiment(tmp_path, arms))
+    exact, cheap = numbers["probes"]
+    assert (exact["arm"], exact["forwards"], exact["exact"]) == ("aegpo", 160, True)
+    assert exact["forwards_share"] == pytest.approx(160 / 580)
+    assert exact["seconds"] == pytest.approx(0.4)
+    assert exact["seconds_share"] == pytest.approx(0.4 / (0.4 + 0.001 + 1.05 + 0.2 + 1.6))
+    assert (cheap["arm"], cheap["exact"]) == ("fewer-rows", False)
+    row = r"aegpo +source probe, samples 1, steps all, rows all, refresh 1 +160 +27\.6 % +0\.40 +12\.3 % +exact"
+    assert re.search(row, terminal)
+    assert re.search(r"fewer-rows +source rollout, samples 1, steps all, rows 12, .* not measured", terminal)
+    assert "What the entropy probe cost" in html
+
+
+def test_noise_left_in_images_gets_a_panel_where_it_was_recorded(tmp_path):
+    arms = (replace(GRPO, noise=0.0), replace(AEGPO, noise=0.02), RANDOM)
+    html, numbers, terminal = report(write_experiment(tmp_path, arms))
+    assert [row["arm"] for row in numbers["noise"]] == ["grpo", "aegpo"]
+    assert numbers["noise"][1] == pytest.approx({"arm": "aegpo", "mean": 0.025, "low": 0.02, "high": 0.03})
+    assert "Noise left in training images" in html
+    assert re.search(r"aegpo +0\.0250 +0\.0200 +0\.0300", terminal)
+    assert (tmp_path / "report" / "noise.png").exists()
+
+
+def test_neither_probe_nor_noise_is_mentioned_where_there_is_none(tmp_path):
+    html, numbers, terminal = report(write_experiment(tmp_path, (GRPO, RANDOM)))
+    assert numbers["probes"] == numbers["noise"] == []
+    for text in (html, terminal):
+        assert "entropy probe cost" not in text
+        assert "Noise left" not in text
+    assert not (tmp_path / "report" / "noise.png").exists()
+
+
+def test_evaluations_that_were_lost_are_named(tmp_path):
+    write_experiment(tmp_path, (GRPO, AEGPO), seeds=(0, 1))
+    for arm, seed, kept in (("grpo", 1, (0, 1, 4, 5, 6, 7, 8)), ("aegpo", 0, (8,)), ("aegpo", 1, ())):
+        path = tmp_path / arm / f"seed-{seed}" / "evaluations.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[index] for index in kept))
+    html, numbers, terminal = report(tmp_path, width=250)
+    nothing = "the arm's curve has nothing there"
+    notes = [
+        "seed 1 of arm aegpo: 40 of 40 steps, not marked finished or last step not evaluated",
+        "seed 0 of arm aegpo: evaluations.jsonl lacks the evaluation before training and the evaluations after steps "
+        f"5, 10, 15, 20, 3 more; {nothing}",
+        "seed 1 of arm aegpo: evaluations.jsonl lacks the evaluation before training and the evaluations after steps "
+        f"5, 10, 15, 20, 4 more; {nothing}",
+        f"seed 1 of arm grpo: evaluations.jsonl lacks the evaluations after steps 10, 15; {nothing}",
+    ]
+    assert numbers["notes"] == notes
+    assert all(note in terminal for note in notes)
+    assert html.count("evaluations.jsonl lacks") == 3
 
 
 def test_reaching_the_baseline_is_told_in_steps_forwards_and_seconds(reported):

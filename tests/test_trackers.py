@@ -58,7 +58,7 @@ def test_steps_that_were_not_measured_are_null_in_the_record(tmp_path):
 
 
 def a_run(folder, first_step=0):
-    return RunInfo("grpo", 3, folder, first_step, 4)
+    return RunInfo("grpo", 3, folder, first_step, 4, evaluated_steps=(0, 2, 4))
 
 
 def observe(observer, run, last=4):
@@ -166,11 +166,30 @@ def test_rows_that_the_checkpoint_counts_but_the_record_lacks_are_an_error(tmp_p
         record(tmp_path, first_step=4)
 
 
-def test_a_record_without_its_first_evaluation_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    ("kept", "lost"),
+    [
+        ((), "the evaluation before training and the evaluations after steps 2, 4"),
+        ((1, 2), "the evaluation before training"),
+        ((0,), "the evaluations after steps 2, 4"),
+        ((0, 2), "the evaluation after step 2"),
+    ],
+)
+def test_evaluations_that_the_checkpoint_counts_but_the_record_lacks_are_an_error(kept, lost, tmp_path):
     record(tmp_path)
-    (tmp_path / "evaluations.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"evaluations\.jsonl lacks the evaluation before training.*--fresh"):
+    path = tmp_path / "evaluations.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    path.write_text("".join(lines[row] for row in kept))
+    message = rf"written after step 4, but .*evaluations\.jsonl lacks {lost}; put the file back, or .*--fresh"
+    with pytest.raises(CheckpointError, match=message):
         record(tmp_path, first_step=4)
+
+
+def test_a_record_with_every_evaluation_up_to_the_checkpoint_is_whole(tmp_path):
+    record(tmp_path, last=3)
+    record(tmp_path, first_step=3)
+    assert [row["step"] for row in rows(tmp_path / "evaluations.jsonl")] == [0, 2, 4]
 
 
 def test_a_grid_shows_every_image_enlarged_without_blur():

@@ -4,6 +4,7 @@
     python tools/bench.py entropy
     python tools/bench.py probe
     python tools/bench.py methods
+    python tools/bench.py rewards
 
 print the figures and write them to tools/BENCHMARKS.md, with the command, the date and the machine. Wall-clock on a
 busy machine is an upper bound; the load at the start is part of the record.
@@ -353,11 +354,21 @@ def methods_figures(options: argparse.Namespace) -> list[tuple[list[Figure], lis
     return [([], methods_table(options.steps))]
 
 
+def rewards_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[str]]]:
+    """What scoring during the rollouts saves, on the chosen arms."""
+    from bench_rewards import rewards_table  # beside this script
+
+    file = load_experiment_file(options.file, load_registries(plugin_manager()), options.set)
+    figures, lines = rewards_table({arm: file.arms[arm] for arm in options.arm}, options.steps)
+    return [([Figure(*figure) for figure in figures], lines)]
+
+
 BENCHMARKS = {
     "engine": engine_figures,
     "entropy": entropy_figures,
     "probe": probe_figures,
     "methods": methods_figures,
+    "rewards": rewards_figures,
 }
 
 

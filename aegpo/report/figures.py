@@ -229,3 +229,21 @@ def draw_seconds(summary: Summary) -> Any:
 def _stage_colors(stages: Sequence[str]) -> list[str]:
     known = dict(zip(IDLE_STAGES, (BASELINE, "#bbbbbb"), strict=True))
     return [known.get(stage, PALETTE[index % len(PALETTE)]) for index, stage in enumerate(stages)]
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
+def draw_noise(summary: Summary) -> Any:
+    """The noise left in training images, a row an arm."""
+    arms = [each.arm for each in summary.noise]
+    figure = new_figure(11, 0.9 + 0.36 * len(arms))
+    axes = figure.subplots()
+    axes.axvline(0, color=INK, linewidth=1, zorder=1)
+    for place, each in enumerate(summary.noise):
+        _whisker(axes, place, each.mean, Interval(each.low, each.high), (), looks(summary.arms)[each.arm])
+    axes.set_yticks(range(len(arms)), arms)
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("standard deviation, in units of the start noise")
+    return figure

@@ -17,6 +17,7 @@ from aegpo.report.tables import (
     Table,
     cost_table,
     difference_table,
+    probe_table,
     reach_table,
     score_tables,
     setting,
@@ -93,6 +94,8 @@ def _parts(study: Study, summary: Summary, plots: Sequence[Plot]) -> Iterator[st
     if summary.costs:
         yield "<h2>Cost</h2>"
         yield from (table_html(table, study.arms) for table in (cost_table(summary), reach_table(summary)))
+    if summary.probes:
+        yield table_html(probe_table(summary), study.arms)
     yield from (figure_html(plot) for plot in plots if plot.name not in ("gains", "curves"))
     yield _samples(study)
     yield "<h2>How it was measured</h2>"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aegpo.report.figures import draw_allocation, draw_curves, draw_gains, draw_seconds, draw_steps
+from aegpo.report.figures import draw_allocation, draw_curves, draw_gains, draw_noise, draw_seconds, draw_steps
 from aegpo.report.recorded import Study
 from aegpo.report.style import DPI, STYLE
 from aegpo.report.summary import Summary
+from aegpo.report.tables import NOISE
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class Drawing:
 
 
 def _drawings(study: Study, summary: Summary) -> Iterator[Drawing]:
-    rows = [row for arm in study.arms for run in study.of(arm) for row in run.steps]
+    yield from _of_scores(study, summary)
+    if any(run.steps for arm in study.arms for run in study.of(arm)):
+        yield from _of_decisions(study)
+    yield from _of_costs(summary)
+
+
+def _of_scores(study: Study, summary: Summary) -> Iterator[Drawing]:
     if any(len(run.evaluations) > 1 for run in study.runs.values()):
         yield Drawing(
             "curves",
@@ -61,24 +68,29 @@ def _drawings(study: Study, summary: Summary) -> Iterator[Drawing]:
             "Gain of every arm with its interval, and its paired difference to the first arm",
             lambda: draw_gains(summary),
         )
-    if rows:
-        yield Drawing(
-            "steps",
-            "Attention entropy and the steps chosen",
-            "Above: Entropy(t), mean over prompts and training steps; band: 10th to 90th percentile; the larger a dot, "
-            "the more often the step was chosen. Below: share of prompts for which a step was chosen. Denoising runs "
-            "from noise, left, to image, right.",
-            "Entropy at every denoising step, and how often each was chosen, per arm",
-            lambda: draw_steps(study),
-        )
-        yield Drawing(
-            "allocation",
-            "How rollouts were allocated",
-            "Above: share of prompts that got so many rollouts in a step, each panel on its own scale. Below, for "
-            "arms that measure entropy: rollouts of a prompt against its delta-entropy over the mean of its step.",
-            "Histogram of rollouts per prompt, and rollouts against delta-entropy, per arm",
-            lambda: draw_allocation(study),
-        )
+
+
+def _of_decisions(study: Study) -> Iterator[Drawing]:
+    yield Drawing(
+        "steps",
+        "Attention entropy and the steps chosen",
+        "Above: Entropy(t), mean over prompts and training steps; band: 10th to 90th percentile; the larger a dot, "
+        "the more often the step was chosen. Below: share of prompts for which a step was chosen. Denoising runs "
+        "from noise, left, to image, right.",
+        "Entropy at every denoising step, and how often each was chosen, per arm",
+        lambda: draw_steps(study),
+    )
+    yield Drawing(
+        "allocation",
+        "How rollouts were allocated",
+        "Above: share of prompts that got so many rollouts in a step, each panel on its own scale. Below, for "
+        "arms that measure entropy: rollouts of a prompt against its delta-entropy over the mean of its step.",
+        "Histogram of rollouts per prompt, and rollouts against delta-entropy, per arm",
+        lambda: draw_allocation(study),
+    )
+
+
+def _of_costs(summary: Summary) -> Iterator[Drawing]:
     if any(cost.stage_seconds for cost in summary.costs):
         yield Drawing(
             "seconds",
@@ -87,6 +99,14 @@ def _drawings(study: Study, summary: Summary) -> Iterator[Drawing]:
             "checkpoints are spread over all steps.",
             "Seconds per training step by stage, per arm",
             lambda: draw_seconds(summary),
+        )
+    if summary.noise:
+        yield Drawing(
+            "noise",
+            "Noise left in training images",
+            f"{NOISE} Dot: mean over training steps; line: 10th to 90th percentile.",
+            "Noise that stochastic steps left in the images, per arm",
+            lambda: draw_noise(summary),
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from aegpo.errors import AegpoError
 from aegpo.records import FloatArray
-from aegpo.runs import read_manifest
+from aegpo.runs import evaluated_steps, read_manifest, unevaluated
 
 WEIGHTED_SUM = "weighted sum"  # label of what is optimised where several rewards are trained on
 IDLE_STAGES = ("evaluation", "checkpoint")  # wall-clock that is not the method's
@@ -149,7 +149,7 @@ def read_study(folder: Path) -> Study:
     if not runs:
         raise AegpoError(f"no run in {folder} is of the arms and seeds that its order.json names")
     _check_prompts(runs)
-    notes = (*_missing(arms, seeds, runs), *_strangers(begun, runs))
+    notes = (*_missing(arms, seeds, runs), *_unevaluated(runs), *_strangers(begun, runs))
     return Study(folder, arms, seeds, runs, notes)
 
 
@@ -258,6 +258,14 @@ def _missing(arms: Sequence[str], seeds: Sequence[int], runs: Mapping[tuple[str,
                 yield f"seed {seed} of arm {arm}: {run.steps_done} of {run.training_steps} steps{end}"
             elif missing := [row.step for row in run.steps if row.step not in run.seconds]:
                 yield f"seed {seed} of arm {arm}: no wall-clock was recorded for {len(missing)} of its steps"
+
+
+def _unevaluated(runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:
+    for (arm, seed), run in runs.items():
+        due = evaluated_steps(run.training_steps, int(run.experiment["evaluation"]["every"]))
+        lost = unevaluated([row.step for row in run.evaluations], due, run.steps_done)
+        if lost and (run.evaluations or run.steps):  # else it has only begun
+            yield f"seed {seed} of arm {arm}: evaluations.jsonl lacks {lost}; the arm's curve has nothing there"
 
 
 def _strangers(begun: Mapping[tuple[str, int], Path], runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:

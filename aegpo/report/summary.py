@@ -20,6 +20,8 @@ from aegpo.statistics import (
     smallest_detectable,
 )
 
+RESIDUAL_NOISE = "residual_noise"  # the metric of a training step
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -70,6 +72,29 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class ProbeCost:
+    """What an arm's entropy probe took, mean over its finished seeds."""
+
+    arm: str
+    settings: Mapping[str, str]  # of the probe: what its cost depends on
+    forwards: float  # of a training step
+    forwards_share: float  # of the forwards of rollouts and probe
+    seconds: float  # of a training step
+    seconds_share: float | None  # of a training step without evaluations and checkpoints; None: no time recorded
+    exact: bool  # every prompt of a step is measured at every denoising step, all rows
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise that an arm's stochastic steps left in its training images, over the steps of all its runs."""
+
+    arm: str
+    mean: float
+    low: float  # 10th percentile
+    high: float  # 90th percentile
+
+
+@dataclass(frozen=True)
 class Reach:
     """When an arm's mean curve first reaches the first arm's final score; None where it never does."""
 
@@ -104,6 +129,8 @@ class Summary:
     target: float | None  # the first arm's final score under it
     scores: tuple[Score, ...]
     costs: tuple[Cost, ...]
+    probes: tuple[ProbeCost, ...]  # of arms that measure entropy
+    noise: tuple[Noise, ...]  # of arms whose runs recorded it
     reach: tuple[Reach, ...]
     notes: tuple[str, ...]
 
@@ -127,7 +154,20 @@ def summarize(study: Study) -> Summary:
     reach = tuple(_reach(curve, headline, target) for curve in curves.values())
     prompts = next((len(run.evaluations[0].prompts) for run in study.runs.values() if run.evaluations), 0)
     costs = _costs(study, curves, headline)
-    return Summary(study.name, study.arms, study.seeds, prompts, headline, target, scores, costs, reach, study.notes)
+    return Summary(
+        study.name,
+        study.arms,
+        study.seeds,
+        prompts,
+        headline,
+        target,
+        scores,
+        costs,
+        tuple(_probe(study, cost) for cost in costs if cost.probe_forwards > 0),
+        tuple(_noise(study)),
+        reach,
+        study.notes,
+    )
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
@@ -253,6 +293,31 @@ def _cost_row(runs: Sequence[RecordedRun], curve: Curve, cheapest: float, first:
 
 def _stage_seconds(run: RecordedRun, stage: str) -> float:
     return sum(row.get(stage, 0.0) for row in run.seconds.values())
+
+
+def _probe(study: Study, cost: Cost) -> ProbeCost:
+    probe = study.finished(cost.arm)[0].experiment.get("probe", {})
+    exact = {"steps": "all", "rows": "all", "refresh": 1}
+    shown = {name: str(probe[name]) for name in ("source", "samples", *exact) if name in probe}
+    seconds, training = cost.stage_seconds.get("probe", 0.0), cost.training_seconds / cost.steps
+    return ProbeCost(
+        cost.arm,
+        shown,
+        cost.probe_forwards / cost.steps,
+        cost.probe_forwards / cost.forwards,
+        seconds,
+        seconds / training if training > 0 else None,
+        all(probe.get(name, value) == value for name, value in exact.items()),
+    )
+
+
+def _noise(study: Study) -> Iterator[Noise]:
+    for arm in study.arms:
+        metrics = [row.metrics for run in study.of(arm) for row in run.steps]
+        rows = [each[RESIDUAL_NOISE] for each in metrics if RESIDUAL_NOISE in each]
+        if rows:
+            low, high = np.percentile(rows, [10, 90])
+            yield Noise(arm, float(np.mean(rows)), float(low), float(high))
 
 
 def _reach(curve: Curve, headline: str, target: float | None) -> Reach:

@@ -12,6 +12,10 @@ from aegpo.report.summary import Score, Summary
 from aegpo.report.wording import count, decimals, interval, label_decimals, plural, signed
 
 NONE = "-"
+NOISE = (
+    "Standard deviation of the noise that stochastic steps added and no later step took out, in units of the start "
+    "noise: by the coefficients of each plan, for a network that is never wrong. Rewards see it; 0: all was taken out."
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,35 @@ def cost_table(summary: Summary) -> Table:
         f"Gain at equal cost: gain on {summary.headline} when an arm has spent what the cheapest arm spends in all."
     )
     return Table("What it cost", (*columns, "gain at equal cost"), rows, note)
+
+
+def probe_table(summary: Summary) -> Table:
+    """What the entropy probe of every arm that has one cost, as a share of a training step."""
+    columns = ("arm", "probe", "forwards per step", "of forwards", "s per step", "of a step's time", "agreement")
+    rows = tuple(
+        (
+            each.arm,
+            ", ".join(f"{name} {value}" for name, value in each.settings.items()) or NONE,
+            count(each.forwards),
+            f"{100 * each.forwards_share:.1f} %",
+            f"{each.seconds:.2f}",
+            NONE if each.seconds_share is None else f"{100 * each.seconds_share:.1f} %",
+            "exact" if each.exact else "not measured",
+        )
+        for each in summary.probes
+    )
+    note = (
+        "Forwards include those for the base policy's entropies, which each prompt needs once. Agreement: of a step's "
+        "ranking of prompts and steps with the probe that measures every prompt anew, at all steps and rows; what "
+        "cheaper settings keep of it is measured by tools/bench.py probe, not in a run."
+    )
+    return Table("What the entropy probe cost", columns, rows, note)
+
+
+def noise_table(summary: Summary) -> Table:
+    """How much noise every arm's stochastic steps left in the images that its rewards saw."""
+    rows = tuple((each.arm, f"{each.mean:.4f}", f"{each.low:.4f}", f"{each.high:.4f}") for each in summary.noise)
+    return Table("Noise left in training images", ("arm", "mean", "10th percentile", "90th percentile"), rows, NOISE)
 
 
 def reach_table(summary: Summary) -> Table:

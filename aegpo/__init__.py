@@ -5,7 +5,7 @@ Public names only; importing this package imports no torch.
 
 from __future__ import annotations
 
-from aegpo.errors import AegpoError, CheckpointError, ContractError, PluginError, SpecError
+from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SpecError
 from aegpo.hookspecs import hookimpl
 from aegpo.parts import (
     AdvantageSpec,
@@ -25,11 +25,13 @@ from aegpo.records import (
     Evaluation,
     Gaussian,
     Prompt,
+    Renoised,
     RolloutPlan,
     Rollouts,
     RunInfo,
     Signals,
     StepReport,
+    StepTable,
     Update,
 )
 from aegpo.registry import Registry, Spec
@@ -51,9 +53,11 @@ __all__ = [
     "Gaussian",
     "ModelSpec",
     "ObjectiveSpec",
+    "PlanError",
     "PluginError",
     "Prompt",
     "Registry",
+    "Renoised",
     "RewardSpec",
     "RolloutPlan",
     "Rollouts",
@@ -64,6 +68,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "StepReport",
+    "StepTable",
     "TrackerSpec",
     "TreeSpec",
     "Update",

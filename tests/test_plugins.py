@@ -8,13 +8,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from aegpo import hookspecs, testing
-from aegpo.errors import PluginError
+from aegpo.engine import Engine
+from aegpo.errors import PluginError, SpecError
+from aegpo.loading import load_experiment_file
 from aegpo.parts import PART_AXES
 from aegpo.plugins import distributions, load_registries, plugin_manager
 from aegpo.records import Prompt, RunInfo, StepReport
@@ -249,7 +252,7 @@ def test_the_reference_is_not_current_when_a_hook_is_missing(tmp_path):
 
 
 def test_the_guides_reward_and_its_test_work_as_printed(site):
-    reward, check, _ = blocks("python")
+    reward, check, *_ = blocks("python")
     (site / "my_reward.py").write_text(reward)
     (site / "test_my_reward.py").write_text(check)
     done = subprocess.run(
@@ -304,6 +307,47 @@ def test_the_guides_observer_is_told_of_steps(site, capsys):
     report = StepReport(2, {"reward": 0.5}, (Prompt(0, "x"),), counts, selected, None, None, None, {})
     plugin_manager(["observer.py"]).hook.aegpo_on_step_end(run=run, report=report)
     assert capsys.readouterr().out == "grpo 1 2 {'reward': 0.5}\n"
+
+
+RULES = """
+training_steps: 2
+model: shapes
+rewards: [palette]
+rollouts: {prompts_per_step: 2, rollouts_per_step: 8, denoising_steps: 6}
+allocator: uniform
+selector: {kind: quietest, top_k: 2}
+tree: pairs
+sampler: flow-sde
+advantage: group
+objective: {kind: clipped, clip: 3.8e-3}
+"""
+
+
+def test_the_guides_rules_conform_and_say_what_they_find_wrong(site):
+    (site / "my_rules.py").write_text(blocks("python")[3])
+    manager = plugin_manager(["my_rules"])
+    registries = load_registries(manager)
+    for axis, name, check in (
+        ("selectors", "quietest", testing.check_selector),
+        ("trees", "pairs", testing.check_tree),
+        ("objectives", "weighted", testing.check_objective),
+    ):
+        registry = next(each for each in registries if each.axis == axis)
+        check(next(entry.spec for entry in registry if entry.name == name)())
+    (site / "x.yaml").write_text("name: x" + RULES)
+    load = partial(load_experiment_file, site / "x.yaml", registries)
+    file = load()
+    assert file.warnings == ()
+    report = Engine.build(file.arms["main"], manager).step(1)
+    assert report.metrics["trained_edges"] == 8 * 2
+    (warning,) = load(["objective=weighted", "tree={kind: independent, noise: none}"]).warnings
+    assert "x.yaml:7:11: selector: objective 'weighted' has noise of its own" in warning
+    with pytest.raises(SpecError, match=r"selector: 6 steps cannot be chosen from 5; lower 'top_k'"):
+        load(["selector.top_k=6"])
+    with pytest.raises(
+        SpecError, match=r"tree: tree 'pairs' needs an even number of rollouts of each prompt, not \[3, 3\]"
+    ):
+        load(["rollouts.rollouts_per_step=6"])
 
 
 def test_the_guide_names_every_check_and_every_axis():

@@ -12,6 +12,7 @@ from aegpo.report.recorded import IDLE_STAGES, RecordedRun, Study
 from aegpo.report.style import (
     BASELINE,
     INK,
+    MARKERS,
     PALETTE,
     Look,
     label_first,
@@ -31,19 +32,20 @@ from aegpo.statistics import Interval
 
 
 def draw_curves(study: Study) -> Any:
-    """Evaluation reward, a row a label; against steps, forwards and seconds."""
+    """Evaluation reward, a row a label; against steps, cost and seconds."""
     labels, finished = study.labels, {curve.arm: curve for curve in learning_curves(study)}
+    band = 0.13 if len(study.arms) <= len(MARKERS) else 0.04  # opacity; many bands would hide the lines
     figure = new_figure(11, 0.7 + 2.5 * len(labels))
     grid = figure.subplots(len(labels), 3, squeeze=False, sharey="row", sharex="col")
     for row, label in zip(grid, labels, strict=True):
         for column, axes in enumerate(row):
             for arm, look in looks(study.arms).items():
-                _draw_curve(axes, column, label, finished.get(arm), study.of(arm), look)
+                _draw_curve(axes, column, label, finished.get(arm), study.of(arm), look, band)
             _base_line(axes, study, label)
             axes.xaxis.set_major_locator(whole_ticks(5))
         role = "trained" if label in study.example.trained else "guard"
         row[0].set_ylabel(f"{label} ({role})")
-    names = ("training step", "forwards (velocity evaluations)", "training seconds")
+    names = ("training step", "cost (forwards + 3 x trained edges)", "training seconds")
     for axes, name in zip(grid[-1], names, strict=True):
         axes.set_xlabel(name)
         axes.xaxis.set_major_formatter(thousands())
@@ -52,14 +54,15 @@ def draw_curves(study: Study) -> Any:
 
 
 def _draw_curve(
-    axes: Any, column: int, label: str, curve: Curve | None, runs: Sequence[RecordedRun], look: Look
+    axes: Any, column: int, label: str, curve: Curve | None, runs: Sequence[RecordedRun], look: Look, band: float
 ) -> None:
     """One arm: a band over its finished seeds, a dotted line for each run that is not."""
     if curve is not None and label in curve.scores:
         x, values = _x_axis(curve, column), curve.scores[label]
-        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=look.color, alpha=0.13, linewidth=0)
+        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=look.color, alpha=band, linewidth=0)
         every = max(1, len(x) // 10)
-        axes.plot(x, values.mean(axis=0), color=look.color, marker=look.marker, markevery=every, label=curve.arm)
+        mean, dots = values.mean(axis=0), {"marker": look.marker, "markevery": every}
+        axes.plot(x, mean, color=look.color, linestyle=look.line, label=curve.arm, **dots)
     begun = [run for run in runs if not run.finished and run.evaluations and label in run.evaluations[0].scores]
     for index, run in enumerate(begun):
         part = curve_of(run.arm, [run])
@@ -68,7 +71,7 @@ def _draw_curve(
 
 
 def _x_axis(curve: Curve, column: int) -> FloatArray:
-    return (curve.steps, curve.forwards, curve.seconds)[column]
+    return (curve.steps, curve.cost, curve.seconds)[column]
 
 
 def _base_line(axes: Any, study: Study, label: str) -> None:

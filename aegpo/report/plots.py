@@ -55,8 +55,9 @@ def _of_scores(study: Study, summary: Summary) -> Iterator[Drawing]:
             "curves",
             "Reward on held-out prompts",
             "Line: mean over the finished seeds. Band: lowest to highest seed. Dotted: a run that is not finished. "
-            "Dashed grey: the base model. Seconds are those of training steps, without evaluations and checkpoints.",
-            "Evaluation reward of every arm against training steps, forwards and seconds",
+            "Dashed grey: the base model. Cost counts a frozen policy at a trained edge "
+            "as one more. Seconds are those of training steps, without evaluations and checkpoints.",
+            "Evaluation reward of every arm against training steps, cost and seconds",
             lambda: draw_curves(study),
         )
     if summary.scores:

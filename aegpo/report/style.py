@@ -15,6 +15,7 @@ INK, GRID = "#24292e", "#d9dde2"
 BASELINE = "#888888"
 PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 MARKERS = "osD^vPX"
+LINES = ("-", (0, (4, 1.5)), (0, (6, 1.5, 1, 1.5)))  # once all colours are taken
 DPI = 110
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -45,16 +46,18 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and marker of an arm, the same in every plot."""
+    """Colour, marker and line of an arm, the same in every plot."""
 
     color: str
     marker: str
+    line: Any = "-"  # as matplotlib takes it
 
 
 def looks(arms: Sequence[str]) -> dict[str, Look]:
     """How each arm is drawn."""
     colors = (BASELINE, *(PALETTE[index % len(PALETTE)] for index in range(len(arms))))
-    return {arm: Look(colors[index], MARKERS[index % len(MARKERS)]) for index, arm in enumerate(arms)}
+    lines = (LINES[0], *(LINES[index // len(PALETTE) % len(LINES)] for index in range(len(arms))))
+    return {arm: Look(colors[index], MARKERS[index % len(MARKERS)], lines[index]) for index, arm in enumerate(arms)}
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -71,7 +74,9 @@ def top_legend(figure: Any, axes: Any) -> None:
     """The legend of one panel, above all panels, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)))
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=min(6 if len(labels) <= 12 else 7, len(labels))
+        )
 
 
 def whole_ticks(number: int) -> Any:

@@ -52,7 +52,7 @@ def aegpo_register_rewards(registry):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "train.txt").write_text("a red circle\na blue square\n")
-    (tmp_path / "held-out.txt").write_text("a green cube\n")
+    (tmp_path / "held-out.txt").write_text("a green triangle\n")
     (tmp_path / "odd.py").write_text(PLUGIN)
     (tmp_path / "bad.yaml").write_text(FILE)
     return tmp_path

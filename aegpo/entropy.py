@@ -128,16 +128,25 @@ def measure_call(
     for part, keys in keys_of.items():
         block_mask = _mask_keys(some_allowed, keys), _mask_keys(some_bias, keys)
         passes[part] = measure_rows(query, _select(key, keys), call.scale, *block_mask, backend)
-    found: dict[Block, Measurement] = {}
-    for block in wanted:
-        row_parts, key_parts = _extent(block, drawn.strata, keys_of)
-        values, share = _combined(passes, key_parts)
-        keys = torch.cat([keys_of[part] for part in key_parts])
-        seen = _mask_keys(allowed, keys)  # (B or 1, heads or 1, queries or 1, keys) bool or None
-        entropy, error = drawn.mean(values, row_parts, None if seen is None else seen.any(-1).any(1))
-        mass = drawn.mean(share, row_parts, None)[0] if masses else None
-        found[block] = Measurement(entropy, error, mass, _valid_keys(seen, drawn, row_parts, len(keys), len(query)))
-    return found
+    return {block: _of_block(block, passes, drawn, keys_of, allowed, masses) for block in wanted}
+
+
+def _of_block(
+    block: Block,
+    passes: Mapping[Part, tuple[Tensor, Tensor]],
+    drawn: _Drawn,
+    keys_of: Mapping[Part, Tensor],
+    allowed: Tensor | None,
+    masses: bool,
+) -> Measurement:
+    """One block's entropies out of the passes over its parts."""
+    row_parts, key_parts = _extent(block, drawn.strata, keys_of)
+    values, share = _combined(passes, key_parts)
+    keys = torch.cat([keys_of[part] for part in key_parts])
+    seen = _mask_keys(allowed, keys)  # (B or 1, heads or 1, queries or 1, keys) bool or None
+    entropy, error = drawn.mean(values, row_parts, None if seen is None else seen.any(-1).any(1))
+    mass = drawn.mean(share, row_parts, None)[0] if masses else None
+    return Measurement(entropy, error, mass, _valid_keys(seen, drawn, row_parts, len(keys), len(values)))
 
 
 # --- which rows and keys a block takes -------------------------------------------------------------------------------

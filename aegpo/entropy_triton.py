@@ -108,9 +108,7 @@ def entropy_of_rows(
     half = query.element_size() == 2 and key.dtype == query.dtype
     if not half:
         query, key = query.float(), key.float()
-    whole = (batch, heads, queries, keys)
-    hidden = None if allowed is None else allowed.expand(whole).view(torch.uint8)
-    added = None if bias is None else bias.float().expand(whole)
+    hidden, added = _spread((batch, heads, queries, keys), allowed, bias)
     rows, wide = 128 if half else 64, width > 128  # blocks that fit in 100 KB of shared memory
     _rows_kernel[(triton.cdiv(queries, rows // 2 if wide else rows), batch * heads)](
         query,
@@ -137,3 +135,11 @@ def entropy_of_rows(
         num_stages=2,
     )
     return entropy, lse
+
+
+def _spread(
+    whole: tuple[int, int, int, int], allowed: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Masks as views of the whole (batch, heads, queries, keys), of types that the kernel loads."""
+    hidden = None if allowed is None else allowed.expand(whole).view(torch.uint8)
+    return hidden, None if bias is None else bias.float().expand(whole)

@@ -21,6 +21,11 @@ LOW, HIGH = PALETTE[0], PALETTE[1]
 
 def drawings(analysis: Analysis) -> Iterator[Drawing]:
     """Every plot there is data for."""
+    yield from _of_entropy(analysis)
+    yield from _of_attention(analysis)
+
+
+def _of_entropy(analysis: Analysis) -> Iterator[Drawing]:
     yield Drawing(
         "entropy",
         "Entropy(t)",
@@ -46,6 +51,9 @@ def drawings(analysis: Analysis) -> Iterator[Drawing]:
             "Delta-entropy of each prompt, sorted, with its rollouts",
             lambda: draw_delta(analysis),
         )
+
+
+def _of_attention(analysis: Analysis) -> Iterator[Drawing]:
     if any(block.count("-") for block in analysis.shown.blocks):
         yield Drawing(
             "blocks",

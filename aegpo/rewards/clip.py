@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aegpo.rewards.clip_family import OPENAI_LARGE, Clip, check_vocabulary, cropped, load_clip, load_words
+from aegpo.rewards.clip_family import OPENAI_LARGE, load_with_words
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
 
 if TYPE_CHECKING:
@@ -32,13 +32,9 @@ class ClipReward(LearnedRewardSpec):
         Raises:
             AegpoError: if they cannot be had or do not fit.
         """
-        who = f"reward {self.label!r}"
-        network = load_clip(who, self.path)
-        words = load_words(who, self.path, network.config.text_config.max_position_embeddings, field="path")
-        check_vocabulary(who, words, network)
-        clip = Clip(network, words, cropped)
+        clip = load_with_words(f"reward {self.label!r}", self.path, self.path, field="path")
 
         def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
             return self.factor * clip.cosine(images, prompts)
 
-        return LearnedReward(self, network, score, device)
+        return LearnedReward(self, clip.network, score, device)

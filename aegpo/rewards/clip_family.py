@@ -191,6 +191,18 @@ def load_words(
     return Words(load_pretrained(who, CLIPTokenizer.from_pretrained, str(folder), field), length, clean)
 
 
+def load_with_words(who: str, source: str, tokenizer: str, field: str = "tokenizer") -> Clip:
+    """A CLIP network in transformers' layout with a tokenizer that fits it; sees images as CLIP's processor does.
+
+    Raises:
+        AegpoError: if they cannot be had or do not fit.
+    """
+    network = load_clip(who, source)
+    words = load_words(who, tokenizer, network.config.text_config.max_position_embeddings, field)
+    check_vocabulary(who, words, network)
+    return Clip(network, words, cropped)
+
+
 def check_vocabulary(who: str, words: Words, network: CLIPModel) -> None:
     """A tokenizer must be of the network's vocabulary.
 

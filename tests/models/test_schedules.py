@@ -14,7 +14,8 @@ from aegpo.errors import AegpoError, ContractError
 from aegpo.models.flux import FluxSpec
 from aegpo.models.pipeline.diffusion import VariancePreserving
 from aegpo.models.pipeline.schedules import DdimSchedule, FlowSchedule, ddim_schedule, flow_schedule
-from aegpo.models.sd import NOISE, SdSpec
+from aegpo.models.pipeline.unet import NOISE
+from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 

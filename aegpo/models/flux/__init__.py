@@ -10,7 +10,7 @@ from pydantic import Field
 from aegpo.models.pipeline.packing import PATCH
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
-from aegpo.parts import JOINT_BLOCKS
+from aegpo.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
@@ -33,20 +33,11 @@ class FluxSpec(PipelineSpec):
     pipeline_class: ClassVar[str] = "FluxPipeline"
     network_class: ClassVar[str] = "FluxTransformer2DModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
-    network: ClassVar[str] = "transformer"
-    latent_channels: ClassVar[int] = 16
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
     attention_blocks: ClassVar[tuple[str, ...] | None] = JOINT_BLOCKS
     # Flow-GRPO's list (scripts/train_flux.py, Nov 2025): attention and feed-forward of the two-stream blocks
     adapter_targets: ClassVar[tuple[str, ...]] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *(f"attn.{name}" for name in ATTENTION_TARGETS),
         "ff.net.0.proj",
         "ff.net.2",
         "ff_context.net.0.proj",

@@ -30,8 +30,8 @@ class PipelineSpec(ModelSpec):
     pipeline_class: ClassVar[str]  # in diffusers, and what model_index.json says
     network_class: ClassVar[str]  # in diffusers
     architecture: ClassVar[Mapping[str, Any]]  # the published network's config, for estimates before a download
-    network: ClassVar[str]  # the component that is trained: transformer, unet
-    latent_channels: ClassVar[int]  # of the published VAE
+    network: ClassVar[str] = "transformer"  # the component that is trained: transformer, unet
+    latent_channels: ClassVar[int] = 16  # of the published VAE
     vae_class: ClassVar[str] = "AutoencoderKL"  # in diffusers
     vae_frames: ClassVar[bool] = False  # the VAE is one of videos
     vae_parameters: ClassVar[int] = 84_000_000  # of every published AutoencoderKL here, 83.65 to 83.82 million

@@ -8,23 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
-from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
-from aegpo.records import FloatArray
+from aegpo.models.pipeline.spec import CLIP_TOKENS
+from aegpo.models.pipeline.unet import NOISE, UnetSpec
 
 if TYPE_CHECKING:
     import torch
 
     from aegpo.models.pipeline.model import Family
 
-# scheduler_config.json of stable-diffusion-v1-5 and of stable-diffusion-xl-base-1.0, as far as DDIM reads it
-NOISE = DdimSchedule(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1
-)
 # unet/config.json of stable-diffusion-v1-5, where it is not diffusers' default
 ARCHITECTURE = {"sample_size": 64, "cross_attention_dim": 768}
 
 
-class SdSpec(PipelineSpec):
+class SdSpec(UnetSpec):
     """Stable Diffusion 1.x: a UNet that predicts noise, sampled by DDIM; one text encoder.
 
     Also 2.x, whose UNet predicts v. Not run with published weights or on a GPU yet: tested on small pipelines with
@@ -33,14 +29,8 @@ class SdSpec(PipelineSpec):
 
     kind: Literal["sd"] = "sd"
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
-    network_class: ClassVar[str] = "UNet2DConditionModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
-    network: ClassVar[str] = "unet"
-    latent_channels: ClassVar[int] = 4
     unneeded: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
-    attention_blocks: ClassVar[tuple[str, ...] | None] = ("self", "cross")
-    partial_schedule: ClassVar[bool] = True
-    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")  # DDPO's list
     path: str = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", description="folder that `save_pretrained` wrote, or a hub id"
     )
@@ -56,10 +46,6 @@ class SdSpec(PipelineSpec):
         config = self.config_at_hand("scheduler", "scheduler_config.json")
         corrected = {"clip_sample": False, "steps_offset": 1}
         return ddim_schedule(self.kind, config | corrected, NOISE) if config else NOISE
-
-    def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:  # (steps+1,)
-        """DDIM's times as noise levels, the same at every resolution."""
-        return self.schedule().sigmas(steps)
 
     def family(self, network: Any, device: torch.device) -> Family:
         """What this kind of pipeline does its own way."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
-from aegpo.parts import JOINT_BLOCKS
+from aegpo.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
@@ -44,21 +44,10 @@ class Sd3Spec(PipelineSpec):
     pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
     network_class: ClassVar[str] = "SD3Transformer2DModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
-    network: ClassVar[str] = "transformer"
-    latent_channels: ClassVar[int] = 16
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
     attention_blocks: ClassVar[tuple[str, ...] | None] = (*JOINT_BLOCKS, "self")
     # Flow-GRPO's list (scripts/train_sd3.py, Nov 2025), which leaves out the image-only attention of 3.5
-    adapter_targets: ClassVar[tuple[str, ...]] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    adapter_targets: ClassVar[tuple[str, ...]] = tuple(f"attn.{name}" for name in ATTENTION_TARGETS)
     path: str = Field(
         "stabilityai/stable-diffusion-3.5-medium", description="folder that `save_pretrained` wrote, or a hub id"
     )

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
-from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
-from aegpo.models.sd import NOISE
+from aegpo.models.pipeline.spec import CLIP_TOKENS
+from aegpo.models.pipeline.unet import UnetSpec
 from aegpo.parts import Positive
-from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
     import torch
 
     from aegpo.models.pipeline.model import Family
+
 # unet/config.json of stable-diffusion-xl-base-1.0, where it is not diffusers' default
 ARCHITECTURE = {
     "sample_size": 128,
@@ -33,7 +32,7 @@ ARCHITECTURE = {
 }
 
 
-class SdxlSpec(PipelineSpec):
+class SdxlSpec(UnetSpec):
     """Stable Diffusion XL base: a UNet that predicts noise, sampled by DDIM; two text encoders; no refiner.
 
     Not run with published weights or on a GPU yet: tested on small pipelines with random weights.
@@ -41,14 +40,8 @@ class SdxlSpec(PipelineSpec):
 
     kind: Literal["sdxl"] = "sdxl"
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
-    network_class: ClassVar[str] = "UNet2DConditionModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
-    network: ClassVar[str] = "unet"
-    latent_channels: ClassVar[int] = 4
     unneeded: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
-    attention_blocks: ClassVar[tuple[str, ...] | None] = ("self", "cross")
-    partial_schedule: ClassVar[bool] = True
-    adapter_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")  # DDPO's list, for SD 1.x
     path: str = Field(
         "stabilityai/stable-diffusion-xl-base-1.0", description="folder that `save_pretrained` wrote, or a hub id"
     )
@@ -57,14 +50,6 @@ class SdxlSpec(PipelineSpec):
     guidance: float = Field(
         5.0, ge=1, description="classifier-free guidance everywhere; 1: none (the pipeline's default: 5)"
     )
-
-    def schedule(self) -> DdimSchedule:
-        """The noise the network was trained on, and DDIM's way through it."""
-        return ddim_schedule(self.kind, self.config_at_hand("scheduler", "scheduler_config.json"), NOISE)
-
-    def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:  # (steps+1,)
-        """DDIM's times as noise levels, the same at every resolution."""
-        return self.schedule().sigmas(steps)
 
     def family(self, network: Any, device: torch.device) -> Family:
         """What this kind of pipeline does its own way."""

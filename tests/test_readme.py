@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LASTING = ("run", "serve-reward")  # commands that go on for long; others test them
+PROMPT_LINE = re.compile(r"# a line: (\{.*?\})")  # of a list of prompts
 STEP = re.compile(r"\d{6}")
 CHEAP = {  # the smallest run that still evaluates, branches and checkpoints
     "training_steps": 2,
@@ -75,6 +76,7 @@ def workplace(tmp_path, monkeypatch):
     for block in BLOCKS:
         if block.language in ("python", "yaml"):
             (tmp_path / block.path).write_text(block.text)
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{line}\n" for line in PROMPT_LINE.findall(TEXT)))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

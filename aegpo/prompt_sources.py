@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aegpo.errors import AegpoError
+from aegpo.hub import refusal
 from aegpo.records import Prompt
 from aegpo.specs import DatasetPrompts
 
@@ -57,7 +58,8 @@ def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
     try:
         rows = load_dataset(name, data_files=source.file, split=source.split, revision=source.revision)
     except Exception as error:  # datasets, the hub and their files fail in many ways; all of them are the source's
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        told = None if where.is_dir() else _refused(source)
+        reason = f"it {told}" if told else next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise AegpoError(
             f"prompts: {source.label} cannot be loaded: {reason}; with a network, 'hf download {source.dataset} "
             "--repo-type dataset' gets it once, or give a file of prompts instead"
@@ -72,6 +74,18 @@ def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
 
 
 _Entry = tuple[str, str, dict[str, Any]]  # place, text, metadata
+
+
+def _refused(source: DatasetPrompts) -> str | None:
+    """Why the hub does not give a dataset: asked again, since `datasets` throws the hub's own answer away."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(source.dataset, revision=source.revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        return refusal(error, source.dataset, source.revision, dataset=True)
+    return None
 
 
 def _lines(path: Path, text: str) -> Iterator[_Entry]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aegpo.errors import AegpoError
+from aegpo.hub import refusal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,8 +85,10 @@ def unreachable(who: str, source: str, filename: str, field: str, error: Excepti
     """What to say when the hub does not give a file; `options` go into the command that gets it."""
     what = f"{filename!r} of {source!r}" if filename else repr(source)
     command = " ".join(word for word in ("hf download", source, options, filename) if word)
+    told = refusal(error, source, dataset="dataset" in options)
+    reason = _first_line(error) if told is None else f"{source!r} {told}"
     return AegpoError(
-        f"{who}: cannot get {what} from the hub: {_first_line(error)}; with a network, run '{command}' once, "
+        f"{who}: cannot get {what} from the hub: {reason}; with a network, run '{command}' once, "
         f"or give {field!r} a local copy"
     )
 

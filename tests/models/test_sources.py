@@ -56,7 +56,7 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(hub, pipeline_folders
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": "org/absent"}, "hub id 'org/absent' is not in the cache, and HF_HUB_OFFLINE is set; go online once"),
+        ({"path": "org/absent"}, "hub id 'org/absent' is not in the cache, and HF_HUB_OFFLINE is set: it has to be"),
         ({"path": "org/tiny-sd3", "revision": "v2"}, "hub id 'org/tiny-sd3' is not in the cache"),
     ],
 )

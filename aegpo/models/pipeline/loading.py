@@ -8,18 +8,11 @@ from typing import Any
 import diffusers
 import torch
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from torch import nn
 
 from aegpo.errors import AegpoError
+from aegpo.hub import refusal
 from aegpo.models.pipeline.source import INDEX, check_class, check_components, local_folder
 from aegpo.models.pipeline.spec import PipelineSpec
 
@@ -50,21 +43,12 @@ def _snapshot(spec: PipelineSpec) -> Path:
                 spec.path, revision=revision, variant=spec.variant, local_files_only=offline
             )
         )
-    except GatedRepoError as error:
-        raise AegpoError(f"{who} is gated; accept its licence on the hub, then log in with 'hf auth login'") from error
-    except RevisionNotFoundError as error:
-        raise AegpoError(f"{who} has no revision {revision!r}; name one of its branches, tags or commits") from error
-    except RepositoryNotFoundError as error:
-        raise AegpoError(f"{who} does not exist, or is private; there is no folder of that name either") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        way = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-        raise AegpoError(
-            f"{who} is not in the cache, and {way}; go online once, or give the folder of a saved pipeline as 'path' "
-            "(there is no folder of that name)"
-        ) from error
-    except EntryNotFoundError as error:
-        raise AegpoError(f"{who} has no {INDEX}; a {spec.pipeline_class} was expected") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, OSError, ValueError, OfflineModeIsEnabled) as error:
+        told = refusal(error, spec.path, revision)
+        if told is not None:
+            raise AegpoError(f"{who} {told}; or give the folder of a saved pipeline as 'path'") from error
+        if isinstance(error, EntryNotFoundError):
+            raise AegpoError(f"{who} has no {INDEX}; a {spec.pipeline_class} was expected") from error
         raise AegpoError(f"{who} cannot be downloaded: {_brief(error)}") from error
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.models.base_policy import BasePolicy
+from aegpo.models.pipeline.compiling import compile_blocks, eagerly
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.models.pipeline.texts import joined
@@ -24,7 +25,7 @@ class Network:
 
     Inputs are float32, so noise levels are exact whatever the dtype of the weights is (but for FLUX, which rounds the
     time to its own dtype, in diffusers' pipeline too). Inside `watching`, evaluations
-    are made by the eager module and one after another, so that a tap sees one row for each latent.
+    are made eagerly and one after another, so that a tap sees one row for each latent.
     """
 
     def __init__(self, policy: nn.Module, spec: PipelineSpec, device: torch.device) -> None:
@@ -35,8 +36,10 @@ class Network:
         waits_on = torch.device("cpu") if spec.offload_base else device
         self._base = BasePolicy(policy, waits_on)
         self.dtypes = self._base.dtypes  # as loaded
-        self._eager: nn.Module = policy
-        self._called: Any = torch.compile(policy) if spec.compile else policy
+        self._compiled = spec.compile
+        if self._compiled:
+            compile_blocks(policy)
+        self._called: nn.Module = policy
         self.watched = False
 
     def evaluate(self, call: Callable[[Any], Any]) -> Tensor:
@@ -52,23 +55,21 @@ class Network:
     def base(self) -> Iterator[None]:
         """Inside, `evaluate` calls the frozen base policy."""
         with self._base.active() as network:
-            before = self._eager, self._called
-            self._eager = self._called = network
+            before, self._called = self._called, network
             try:
                 yield
             finally:
-                self._eager, self._called = before
+                self._called = before
 
     @contextmanager
     def watching(self, watch: Callable[[nn.Module], AbstractContextManager[None]]) -> Iterator[None]:
-        """Inside, `watch(network)` is active and every evaluation passes it."""
-        before = self._called, self.watched
-        self._called, self.watched = self._eager, True
+        """Inside, `watch(network)` is active, and every evaluation is eager and passes it."""
+        before, self.watched = self.watched, True
         try:
-            with watch(self._eager):
+            with eagerly() if self._compiled else nullcontext(), watch(self._called):
                 yield
         finally:
-            self._called, self.watched = before
+            self.watched = before
 
 
 @dataclass(frozen=True)

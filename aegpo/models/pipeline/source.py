@@ -6,7 +6,9 @@ Errors name the path, what was found there and what would be right.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from aegpo.errors import AegpoError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 INDEX = "model_index.json"
+COMPILERS = ("g++", "clang++", "c++")
 KIND_OF_CLASS = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
@@ -108,3 +111,12 @@ def read_json(kind: str, path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise AegpoError(f"model {kind!r}: {path} holds a {type(data).__name__}; a JSON object was expected")
     return data
+
+
+def missing_compiler() -> str | None:
+    """What to say where torch.compile finds no C++ compiler; None if there is one."""
+    named = os.environ.get("CXX")
+    if any(shutil.which(name) for name in ((named,) if named else COMPILERS)):
+        return None
+    looked = f"CXX names {named!r}, which is not there" if named else f"there is no {', '.join(COMPILERS)}"
+    return f"'compile' needs a C++ compiler, and {looked}; install one, or leave 'compile' out"

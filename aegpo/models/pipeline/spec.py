@@ -10,7 +10,7 @@ from pydantic import Field
 
 from aegpo.errors import AegpoError
 from aegpo.interfaces import Model
-from aegpo.models.pipeline.source import check_class, component_config, folder_at_hand, local_folder
+from aegpo.models.pipeline.source import check_class, component_config, folder_at_hand, local_folder, missing_compiler
 from aegpo.parts import ModelSpec, Positive
 from aegpo.records import FloatArray, Footprint
 from aegpo.specs import Experiment
@@ -62,7 +62,9 @@ class PipelineSpec(ModelSpec):
         True, description="compute activations again in the backward pass: a fraction of the memory, a third more time"
     )
     compile: bool = Field(
-        False, description="torch.compile of the trained network; probe and base run eager; not run yet"
+        False,
+        description="torch.compile of the network's repeated blocks, at their first call; the probe and a fully "
+        "fine-tuned network's base run eager; needs a C++ compiler; not run on a GPU yet",
     )
     offload_base: bool = Field(
         False, description="full fine-tuning: the frozen copy waits in CPU memory and moves over when it is needed"
@@ -173,3 +175,5 @@ class PipelineSpec(ModelSpec):
             self.check_size(evaluation.height or self.height, evaluation.width or self.width)
         except AegpoError as error:
             yield str(error)
+        if self.compile and (missing := missing_compiler()) is not None:
+            yield f"model {self.kind!r}: {missing}"

@@ -41,7 +41,8 @@ def rewards_table(arms: Mapping[str, Experiment], steps: int) -> tuple[list[tupl
     return figures, [
         "A real `aegpo serve-reward` on loopback, whose reward pauses for every image (tools/slow_palette.py); one "
         f"request of {REQUEST} images at a time, `rollouts.micro_batch` {MICRO_BATCH}. Stages `rollout` and `reward` "
-        f"of a training step, medians of {steps} in turns by one engine. At best the shorter one is hidden whole.",
+        f"of a training step, medians of {steps} in turns by one engine. At best the shorter one is hidden whole. "
+        "The pause is set from one step before; on a busy machine the seconds say what the load really was.",
         "",
         *rows,
     ]

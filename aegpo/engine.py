@@ -115,7 +115,7 @@ class Engine:
         with watch("probe"), self._sampling("the probe measured"):
             cond = self._encode([prompt.text for prompt in prompts])
             signals, probe_forwards, trunk = self._signals(number, prompts, cond)
-        with watch("plan"):
+        with watch("plan"), self._few_rollouts("rollouts were planned"):
             planned = self.planner.plan(signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan = planned.plan
         with Scoring(self.rewards, [prompts[row].text for row in plan.group]) as scoring:
@@ -125,7 +125,7 @@ class Engine:
             with watch("reward"):  # of which rewards in lanes of their own have done a part already
                 scores = scoring.finish(rollouts.images)
                 rewards = torch.stack(list(scores.values()), dim=1)
-                with contracts.blaming("advantage", spec.advantage.kind):
+                with self._few_rollouts("credit was given"), contracts.blaming("advantage", spec.advantage.kind):
                     credit = self.advantage.estimate(rewards, self._reward_weights(), rollouts).to(self.device)
                 contracts.check_credit(spec.advantage.kind, credit, plan.trained_edges)
                 self.history.add(prompts, rewards @ self._reward_weights(), plan.group)
@@ -355,6 +355,10 @@ class Engine:
     def _sampling(self, doing: str) -> AbstractContextManager[None]:
         """Inside, `rollouts.micro_batch` latents at a time go through the network."""
         return enough_memory(doing, lower("rollouts.micro_batch", self.experiment.rollouts.micro_batch))
+
+    def _few_rollouts(self, doing: str) -> AbstractContextManager[None]:
+        """Inside, all rollouts of a step are looked at together."""
+        return enough_memory(doing, lower("rollouts.rollouts_per_step", self.experiment.rollouts.rollouts_per_step))
 
     def _reward_weights(self) -> Tensor:  # (R,)
         return torch.tensor([spec.weight for spec in self.experiment.rewards], device=self.device)

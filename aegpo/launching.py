@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,10 +174,12 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
             outcome = engine.run(info, stop.wanted)
         except BaseException as error:
             how: Outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            manager.hook.aegpo_on_run_end(run=info, outcome=how)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            full = error if isinstance(error, OSError) and error.errno in _NO_ROOM else None
+            with suppress(OSError) if full else nullcontext():  # a tracker may try to write its rest
+                manager.hook.aegpo_on_run_end(run=info, outcome=how)
+            if full is not None:
                 raise AegpoError(
-                    f"{run.folder} cannot be written to: {error.strerror}; make room, then give the same command "
+                    f"{run.folder} cannot be written to: {full.strerror}; make room, then give the same command "
                     "again: it goes on from the newest checkpoint"
                 ) from error
             raise

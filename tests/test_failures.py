@@ -238,3 +238,47 @@ def test_a_reward_without_memory_is_named_with_its_own_micro_batch(reward, remed
     told = f"reward {reward.label!r} ran out of memory (OutOfMemoryError: CUDA out of memory); {remedy}"
     assert str(error.value) == told
     assert error.value.__cause__ is None
+
+
+def starving(after):
+    """A method that runs out of memory at its call number `after` + 1."""
+    left = [after]
+
+    def method(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.plain(*args)
+
+    return method
+
+
+class HungryAdvantage(GroupAdvantage):
+    plain = GroupAdvantage.estimate
+
+
+class HungryObjective(ClippedObjective):
+    plain = ClippedObjective.loss
+
+
+class HungryTree(IndependentTree):
+    plain = IndependentTree.plan
+
+
+@pytest.mark.parametrize(
+    ("field", "part", "method", "doing", "setting"),
+    [
+        ("advantage", HungryAdvantage, "estimate", "credit was given", "'rollouts.rollouts_per_step', which is 8"),
+        ("objective", HungryObjective, "loss", "the policy was updated", "'optimizer.micro_batch', which is 64"),
+        ("tree", HungryTree, "plan", "rollouts were planned", "'rollouts.rollouts_per_step', which is 8"),
+    ],
+)
+def test_memory_that_runs_out_in_any_part_costs_no_finished_step(
+    field, part, method, doing, setting, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(part, method, starving(3), raising=False)  # in step 4
+    with pytest.raises(MemoryShortageError) as error:
+        run(small_experiment(GaussianSpec(), **{field: part()}), tmp_path)
+    told = f"out of memory while {doing} (OutOfMemoryError: CUDA out of memory); lower {setting}\n"
+    assert str(error.value) == f"{told}step 3 and all before it are saved; the same command goes on from there"
+    assert checkpoints.steps_in(tmp_path / "checkpoints")[-1] == 3

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aegpo.errors import AegpoError
 from aegpo.models.pipeline.loading import load_pipeline
 from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.models.pipeline.texts import joined, unpadded
@@ -122,8 +123,18 @@ def _text_files(folder: Path) -> list[tuple[str, int, int]]:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Whole or not at all, also with several processes at it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    save_file(tensors, temporary)
-    Path(temporary).replace(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:  # safetensors tells a full disk by its own error
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise AegpoError(
+            f"prompt embeddings cannot be kept in {path.parent.parent}: {error}; make room, or choose another folder "
+            "with 'model.cache' or $AEGPO_CACHE"
+        ) from error

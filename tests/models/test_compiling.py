@@ -14,6 +14,7 @@ from aegpo.models.pipeline.saving import merged
 from aegpo.models.pipeline.source import missing_compiler
 from aegpo.plugins import plugin_manager
 from aegpo.specs import PolicySpec
+from aegpo.trees import IndependentTree
 
 needs_compiler = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 BLOCKS = {"sd": "BasicTransformerBlock", "sdxl": "BasicTransformerBlock", "sd3": "JointTransformerBlock"}
@@ -49,15 +50,15 @@ def test_a_network_without_blocks_is_compiled_whole_and_eager_inside_eagerly():
 
 
 @needs_compiler
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1200)
 def test_a_compiled_run_steps_as_an_eager_one(pipeline_folders, prompts, tmp_path):  # noqa: F811
     """A step of AEGPO: the probe taps the network, rollouts and update run compiled."""
     reports, engines = [], []
     for compiled in (False, True):
-        model = guided_spec("sd3", pipeline_folders["sd3"], compile=compiled, gradient_checkpointing=True)
-        policy = PolicySpec(train="lora", rank=2, alpha=4, ema=0.5)
+        model = guided_spec("sd3", pipeline_folders["sd3"], compile=compiled, guidance=1.0)
+        changes = {"policy": PolicySpec(train="lora", rank=2, alpha=4, ema=0.5), "tree": IndependentTree()}
         engine = Engine.build(
-            experiment_of("sd3", pipeline_folders["sd3"], prompts, model=model, policy=policy), plugin_manager()
+            experiment_of("sd3", pipeline_folders["sd3"], prompts, model=model, **changes), plugin_manager()
         )
         reports.append(engine.step(1))
         engines.append(engine)

@@ -64,8 +64,9 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
         probe = f"{cost.probe:,.0f} + {cost.probe_base:,} once" if cost.probe else "-"
         table.add_row(escape(arm), *(str(cell) for cell in row), probe, f"{steps} x {seeds}", str(total))
     table.caption = (
-        "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch; 4 x with a KL to "
-        "the base.\nprobe = forwards of the entropy probe: of the policy in a mean step, of the base once a prompt."
+        "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch, "
+        "and 1 more for each frozen policy evaluated there.\n"
+        "probe = forwards of the entropy probe: of the policy in a mean step, of the base once a prompt."
     )
     return table
 

@@ -5,9 +5,9 @@ Public names only; importing this package imports no torch.
 
 from __future__ import annotations
 
-from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SpecError
-from aegpo.hookspecs import hookimpl
-from aegpo.parts import (
+from aegpo.core.experiment import Experiment
+from aegpo.core.hookspecs import hookimpl
+from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
     ModelSpec,
@@ -18,7 +18,7 @@ from aegpo.parts import (
     TrackerSpec,
     TreeSpec,
 )
-from aegpo.records import (
+from aegpo.core.records import (
     AttentionCall,
     Conditioning,
     Edges,
@@ -34,8 +34,8 @@ from aegpo.records import (
     StepTable,
     Update,
 )
-from aegpo.registry import Registry, Spec
-from aegpo.specs import Experiment
+from aegpo.core.registry import Registry, Spec
+from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SpecError
 
 __version__ = "0.1.0"
 

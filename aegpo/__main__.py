@@ -1,6 +1,6 @@
 """`python -m aegpo` is `aegpo`."""
 
-from aegpo.cli import main
+from aegpo.commands.cli import main
 
 if __name__ == "__main__":
     main()

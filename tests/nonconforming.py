@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from aegpo.hookspecs import hookimpl
-from aegpo.parts import AllocatorSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec, TreeSpec
+from aegpo.core.hookspecs import hookimpl
+from aegpo.core.parts import AllocatorSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec, TreeSpec
+from aegpo.method.trees import IndependentTree
 from aegpo.rewards.palette import PaletteReward
-from aegpo.trees import IndependentTree
 
 
 class Lopsided(AllocatorSpec):

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from test_trees import questions, trees
 from worlds import GaussianSpec, plan_of, small_experiment
 
-from aegpo.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
-from aegpo.records import Edges, Prompt, RolloutPlan, Rollouts
-from aegpo.trees import BranchingTree, IndependentTree, TrunkTree
+from aegpo.core.records import Edges, Prompt, RolloutPlan, Rollouts
+from aegpo.method.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
+from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 
 DATA = Path(__file__).parent / "data"
 

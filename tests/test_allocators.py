@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.allocators import (
+from aegpo.core.contracts import check_counts
+from aegpo.core.experiment import PromptsSpec, RolloutsSpec
+from aegpo.core.records import Prompt, Signals
+from aegpo.errors import PlanError
+from aegpo.method.allocators import (
     EntropyAllocator,
     InvertedAllocator,
     KnapsackAllocator,
@@ -23,13 +27,9 @@ from aegpo.allocators import (
     most_valuable,
     proportional,
 )
-from aegpo.contracts import check_counts
-from aegpo.engine import Engine
-from aegpo.errors import PlanError
-from aegpo.history import RewardHistory
-from aegpo.plugins import plugin_manager
-from aegpo.records import Prompt, Signals
-from aegpo.specs import PromptsSpec, RolloutsSpec
+from aegpo.method.reward_history import RewardHistory
+from aegpo.plugin.manager import plugin_manager
+from aegpo.train.engine import Engine
 
 
 def signals(delta, step: int = 100) -> Signals:

@@ -12,13 +12,13 @@ from diffusers.models.attention_processor import Attention, SanaLinearAttnProces
 from networks import NETWORKS
 from torch import nn
 
-from aegpo.attention import AttentionTap, watch_attention
+from aegpo.attention.layouts import Site, Tokens, layout_of
+from aegpo.attention.tap import AttentionTap, watch_attention
+from aegpo.core.experiment import PolicySpec
+from aegpo.core.records import AttentionCall
 from aegpo.errors import AegpoError
-from aegpo.layouts import Site, Tokens, layout_of
-from aegpo.learning import add_adapters
 from aegpo.models.shapes import ShapesSpec
-from aegpo.records import AttentionCall
-from aegpo.specs import PolicySpec
+from aegpo.train.learning import add_adapters
 
 CAPTIONS = ["a red circle", "two blue squares and a green triangle"]
 LAYERS = ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]

@@ -30,8 +30,8 @@ PLUGIN = '''
 """A reward whose scores have a dimension too many."""
 from typing import Literal
 
-from aegpo.hookspecs import hookimpl
-from aegpo.specs import RewardSpec
+from aegpo.core.hookspecs import hookimpl
+from aegpo.core.experiment import RewardSpec
 
 
 class Flat(RewardSpec):

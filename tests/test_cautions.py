@@ -8,10 +8,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from aegpo.cli import app
+from aegpo.commands.cli import app
+from aegpo.config.loading import load_experiment_file
 from aegpo.errors import SpecError
-from aegpo.loading import load_experiment_file
-from aegpo.plugins import load_registries, plugin_manager
+from aegpo.plugin.manager import load_registries, plugin_manager
 
 FILE = """\
 name: x

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from aegpo.checkpoints import Checkpoint, load_latest, save
 from aegpo.errors import CheckpointError
+from aegpo.runs.checkpoints import Checkpoint, load_latest, save
 
 DTYPES = [
     torch.float32,
@@ -114,7 +114,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import torch
-from aegpo.checkpoints import Checkpoint, save
+from aegpo.runs.checkpoints import Checkpoint, save
 from aegpo.errors import CheckpointError
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow beyond
 tensors = {"policy/w": torch.zeros(int(sys.argv[2]))}
@@ -252,7 +252,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from aegpo.checkpoints import Checkpoint, load_latest, save
+from aegpo.runs.checkpoints import Checkpoint, load_latest, save
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 latest = load_latest(folder, report=lambda line: sys.exit("damaged: " + line))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import aegpo
-from aegpo.cli import app
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.schema import file_schema
-from aegpo.specs import Experiment
+from aegpo.commands.cli import app
+from aegpo.config.schema import file_schema
+from aegpo.core.experiment import Experiment
+from aegpo.plugin.manager import load_registries, plugin_manager
 
 ROOT = Path(__file__).parent.parent
 ABLATION = ROOT / "experiments" / "ablation.yaml"
@@ -63,7 +63,7 @@ def test_answers_come_without_loading_anything_heavy(arguments):
     code = f"""
 import sys
 sys.argv = {["aegpo", *arguments]!r}
-from aegpo.cli import main
+from aegpo.commands.cli import main
 try:
     main()
 except SystemExit as done:

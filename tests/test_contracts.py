@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from aegpo import contracts, testing
+from aegpo import testing
+from aegpo.core import contracts
+from aegpo.core.parts import SelectorSpec
+from aegpo.core.records import Conditioning, Gaussian, Signals
 from aegpo.errors import ContractError
-from aegpo.parts import SelectorSpec
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.records import Conditioning, Gaussian, Signals
-from aegpo.selectors import UniformSelector
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.method.selectors import UniformSelector
+from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.plugin.manager import load_registries, plugin_manager
 
 SIGNALS = Signals(1, 4, np.linspace(1, 0, 4))
 COUNTS = np.array([2, 4, 3, 3])

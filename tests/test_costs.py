@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.allocators import EntropyAllocator, RandomAllocator
-from aegpo.costs import Range, cost
+from aegpo.core.experiment import OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
+from aegpo.core.parts import AllocatorSpec
+from aegpo.core.records import Signals
 from aegpo.errors import AegpoError, ContractError
-from aegpo.objectives import ClippedObjective
-from aegpo.parts import AllocatorSpec
-from aegpo.planning import LATE, made_up_signals, plan_step
-from aegpo.records import Signals
-from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
-from aegpo.specs import OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.method.allocators import EntropyAllocator, RandomAllocator
+from aegpo.method.costs import Range, cost
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.planning import LATE, made_up_signals, plan_step
+from aegpo.method.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
+from aegpo.method.trees import BranchingTree, IndependentTree
 
 MODEL = GaussianSpec()
 ROLLOUTS = RolloutsSpec(prompts_per_step=4, rollouts_per_step=48, denoising_steps=10)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from worlds import GaussianSpec, execution, plan_of, small_experiment
 
-from aegpo.contracts import check_plan
-from aegpo.costs import cost
-from aegpo.endings import with_tail
-from aegpo.engine import Engine
-from aegpo.plugins import plugin_manager
-from aegpo.records import Tail
-from aegpo.rollouts import roll_out
-from aegpo.selectors import FirstSelector
-from aegpo.specs import RolloutsSpec, TailSpec
-from aegpo.trees import BranchingTree, IndependentTree, TrunkTree
+from aegpo.core.contracts import check_plan
+from aegpo.core.experiment import RolloutsSpec, TailSpec
+from aegpo.core.records import Tail
+from aegpo.method.costs import cost
+from aegpo.method.selectors import FirstSelector
+from aegpo.method.tails import with_tail
+from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
+from aegpo.plugin.manager import plugin_manager
+from aegpo.train.engine import Engine
+from aegpo.train.rollouts import roll_out
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,7 @@ from diffusers import SD3Transformer2DModel
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, recorded_gradients, small_experiment
 
 import aegpo
-from aegpo import checkpoints
-from aegpo.advantages import DepthAdvantage
-from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
-from aegpo.engine import Engine
-from aegpo.errors import AegpoError, ContractError
-from aegpo.objectives import ClippedObjective
-from aegpo.parts import AllocatorSpec, RewardSpec
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.records import RunInfo, StepReport
-from aegpo.rewards.palette import PaletteReward
-from aegpo.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
-from aegpo.specs import (
+from aegpo.core.experiment import (
     CheckpointSpec,
     EvaluationSpec,
     OptimizerSpec,
@@ -35,7 +24,18 @@ from aegpo.specs import (
     RolloutsSpec,
     experiment_type,
 )
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.core.parts import AllocatorSpec, RewardSpec
+from aegpo.core.records import RunInfo, StepReport
+from aegpo.errors import AegpoError, ContractError
+from aegpo.method.advantages import DepthAdvantage
+from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
+from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.rewards.palette import PaletteReward
+from aegpo.runs import checkpoints
+from aegpo.train.engine import Engine
 
 FAST = OptimizerSpec(learning_rate=0.01)
 LORA = PolicySpec(train="lora", rank=2, alpha=4, ema=0.9)

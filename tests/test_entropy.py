@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aegpo.entropy import attention_entropy, measure_call, sample_rows, stratified_mean
+from aegpo.attention.entropy import attention_entropy, measure_call, sample_rows, stratified_mean
+from aegpo.core.records import AttentionCall
 from aegpo.errors import AegpoError
-from aegpo.records import AttentionCall
 
 EXACT = ["fused", "chunked"]
 
@@ -139,7 +139,7 @@ def test_half_precision_and_strided_inputs_are_measured_in_float32(backend):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients_are_those_of_the_dense_softmax(masked, monkeypatch):
-    monkeypatch.setattr("aegpo.entropy_backends.CHUNKS", {"cpu": 100})  # several chunks
+    monkeypatch.setattr("aegpo.attention.backends.CHUNKS", {"cpu": 100})  # several chunks
     query, key = (side.requires_grad_() for side in (normal(2, 2, 9, 8), normal(2, 2, 7, 8, seed=1)))
     mask = (normal(9, 7, seed=2) < 0.5).index_fill(1, torch.tensor([0]), True) if masked else None
     weight = normal(2, 2, 9, seed=3)

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from aegpo.cli import app
+from aegpo.commands.cli import app
+from aegpo.commands.evaluate import EvaluateRequest, evaluate
+from aegpo.commands.run import LaunchRequest, launch
 from aegpo.errors import AegpoError, SpecError
-from aegpo.evaluation import EvaluateRequest, evaluate
-from aegpo.launching import LaunchRequest, launch
-from aegpo.opening import find_run
-from aegpo.painting import Painter
-from aegpo.plugins import load_registries, plugin_manager
+from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.evaluated import StyleScores, compare
+from aegpo.report.statistics import t_quantile
 from aegpo.rewards.hpsv2_prompts import STYLES
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.scene import SceneReward
-from aegpo.statistics import t_quantile
+from aegpo.runs.opening import find_run
+from aegpo.train.painting import Painter
 
 TEXTS = (
     "two red circles on a green background",

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aegpo.cli import app
-from aegpo.costs import cost
-from aegpo.engine import Engine
-from aegpo.loading import load_experiment_file, parse_experiment
-from aegpo.marks import Marked, parse
-from aegpo.planning import made_up_signals, plan_step
-from aegpo.plugins import load_registries, plugin_manager
+from aegpo.commands.cli import app
+from aegpo.config.loading import load_experiment_file, parse_experiment
+from aegpo.config.marks import Marked, parse
+from aegpo.method.costs import cost
+from aegpo.method.planning import made_up_signals, plan_step
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.train.engine import Engine
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 FILES = sorted(FOLDER.rglob("*.yaml"))

@@ -9,18 +9,18 @@ import torch
 from test_engine import assert_same_report, assert_same_weights, build, run
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, small_experiment
 
-from aegpo import checkpoints
-from aegpo.advantages import GroupAdvantage
-from aegpo.allocators import UniformAllocator
+from aegpo.core.experiment import OptimizerSpec, RolloutsSpec
+from aegpo.core.memory_shortage import enough_memory, is_shortage, lower
+from aegpo.core.parts import Positive
 from aegpo.errors import ContractError, MemoryShortageError, RewardError
-from aegpo.objectives import ClippedObjective
-from aegpo.parts import Positive
-from aegpo.planning import problems
-from aegpo.samplers import FlowSde
-from aegpo.selectors import UniformSelector
-from aegpo.shortage import enough_memory, is_shortage, lower
-from aegpo.specs import OptimizerSpec, RolloutsSpec
-from aegpo.trees import IndependentTree
+from aegpo.method.advantages import GroupAdvantage
+from aegpo.method.allocators import UniformAllocator
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.planning import problems
+from aegpo.method.samplers import FlowSde
+from aegpo.method.selectors import UniformSelector
+from aegpo.method.trees import IndependentTree
+from aegpo.runs import checkpoints
 
 
 def oops(*_, **__):

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from networks import NETWORKS, Small
 
-from aegpo.attention import watch_attention
-from aegpo.entropy import blocks_of, measure_call
-from aegpo.records import AttentionCall
+from aegpo.attention.entropy import blocks_of, measure_call
+from aegpo.attention.tap import watch_attention
+from aegpo.core.records import AttentionCall
 
 FAMILIES = pytest.mark.parametrize("small", NETWORKS, ids=lambda small: small.name)
 

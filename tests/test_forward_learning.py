@@ -13,16 +13,16 @@ from test_engine import assert_same_report, assert_same_weights, build, run
 from test_learning import NO_CHANGE, gradients, sampled
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients, small_experiment
 
-from aegpo.checkpoints import load_latest
-from aegpo.learning import edge_weights
-from aegpo.objectives import ClippedObjective, GuardedObjective, MatchingObjective, NftObjective
-from aegpo.policies import WeightCopy
-from aegpo.records import RolloutPlan, RunInfo
-from aegpo.replay import noise_again
+from aegpo.core.experiment import CheckpointSpec, EvaluationSpec, OptimizerSpec, PolicySpec
+from aegpo.core.records import RolloutPlan, RunInfo
+from aegpo.method.objectives import ClippedObjective, GuardedObjective, MatchingObjective, NftObjective
+from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.rewards.palette import PaletteReward
-from aegpo.specs import CheckpointSpec, EvaluationSpec, OptimizerSpec, PolicySpec
-from aegpo.trackers import ConsoleTracker, JsonlTracker
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.runs.checkpoints import load_latest
+from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
+from aegpo.train.learning import edge_weights
+from aegpo.train.replay import noise_again
+from aegpo.train.weight_copies import WeightCopy
 
 CPU = torch.device("cpu")
 FAST = OptimizerSpec(learning_rate=0.01, rollouts_per_update=4)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from aegpo.objectives import MatchingObjective, NftObjective
-from aegpo.records import Renoised
+from aegpo.core.records import Renoised
+from aegpo.method.objectives import MatchingObjective, NftObjective
 
 CLEAN, NOISE = torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])  # one latent of two dimensions
 

@@ -12,9 +12,9 @@ import torch
 from test_sample_and_export import run
 from worlds import CPU
 
-from aegpo.base_curves import BaseCurves
 from aegpo.errors import AegpoError
 from aegpo.models.sd3 import Sd3Spec
+from aegpo.train.base_entropies import BaseCurves
 
 
 @contextmanager

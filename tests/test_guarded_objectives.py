@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_objectives import update
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.objectives import ClippedObjective, DivergenceMaskedObjective, GuardedObjective
-from aegpo.records import Gaussian, Update
-from aegpo.samplers import CpsSampler, FlowSde, gaussian_log_prob
+from aegpo.core.records import Gaussian, Update
+from aegpo.method.objectives import ClippedObjective, DivergenceMaskedObjective, GuardedObjective
+from aegpo.method.samplers import CpsSampler, FlowSde, gaussian_log_prob
 
 SHAPE = (6, 2, 3, 3)
 

@@ -25,10 +25,10 @@ READER = """
 import json, sys, torch
 from aegpo.errors import AegpoError
 from aegpo.models.sd3 import Sd3Spec
-from aegpo.prompt_sources import read_dataset
+from aegpo.prompts.sources import read_dataset
 from aegpo.rewards.clip import ClipReward
 from aegpo.rewards.hpsv2 import Hpsv2Reward
-from aegpo.specs import DatasetPrompts
+from aegpo.core.experiment import DatasetPrompts
 
 def told(call):
     try:

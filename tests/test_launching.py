@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aegpo.children import Child, StopSignals, divide, run_children, usable_cores
+from aegpo.commands.run import LaunchRequest, launch, select_runs
+from aegpo.config.loading import load_experiment_file
 from aegpo.errors import AegpoError
-from aegpo.launching import LaunchRequest, launch, select_runs
-from aegpo.loading import load_experiment_file
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.progress import Lines
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.runs.child_processes import Child, StopSignals, divide, run_children, usable_cores
+from aegpo.runs.progress import Lines
 
 ABLATION = Path(__file__).parents[1] / "experiments" / "ablation.yaml"
 TINY = """
@@ -194,7 +194,7 @@ def test_a_child_has_no_more_threads_than_the_users_environment_allows(tmp_path,
 
 OBEDIENT = """
 import time
-from aegpo.children import INTERRUPTED, StopSignals
+from aegpo.runs.child_processes import INTERRUPTED, StopSignals
 with StopSignals() as stop:
     print("ready", flush=True)
     while not stop.wanted():
@@ -252,8 +252,8 @@ PARENT = """
 import io, sys
 from pathlib import Path
 from rich.console import Console
-from aegpo.children import Child, run_children
-from aegpo.progress import Lines
+from aegpo.runs.child_processes import Child, run_children
+from aegpo.runs.progress import Lines
 folder = Path(sys.argv[1])
 child = Child("orphan", [sys.executable, "-c", sys.argv[2]], folder, folder / "run.log", 4)
 run_children([child], [{}], Lines(Console(file=io.StringIO()), every_step=False))

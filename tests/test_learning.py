@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from test_trees import questions, trees
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients
 
-from aegpo.advantages import GroupAdvantage
+from aegpo.core.experiment import PolicySpec
+from aegpo.core.records import Edges, Update
 from aegpo.errors import AegpoError, ContractError
-from aegpo.learning import add_adapters, edge_weights
-from aegpo.objectives import ClippedObjective
-from aegpo.records import Edges, Update
-from aegpo.rollouts import roll_out
-from aegpo.specs import PolicySpec
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.method.advantages import GroupAdvantage
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.train.learning import add_adapters, edge_weights
+from aegpo.train.rollouts import roll_out
 
 PROMPTS = {"gaussian": ["0.5", "-0.5"], "tiny": ["a red circle", "two blue squares and a green triangle"]}
 UNEQUAL = plan_of(IndependentTree(), [3, 5], [[1, 1, 1, 0], [1, 1, 1, 0]])

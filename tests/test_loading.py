@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from aegpo import builtin, hookspecs
+from aegpo.config.loading import load_experiment_file, parse_experiment
+from aegpo.config.marks import merge, parse
+from aegpo.core import hookspecs
+from aegpo.core.parts import AllocatorSpec
 from aegpo.errors import SpecError
-from aegpo.loading import load_experiment_file, parse_experiment
-from aegpo.marks import merge, parse
-from aegpo.parts import AllocatorSpec
-from aegpo.plugins import load_registries
+from aegpo.plugin import built_in
+from aegpo.plugin.manager import load_registries
 
 BASE = """\
 model: shapes
@@ -36,7 +37,7 @@ objective: clipped
 def registries():
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.register(builtin, "aegpo")
+    manager.register(built_in, "aegpo")
     return load_registries(manager)
 
 
@@ -303,7 +304,7 @@ class Choosy(AllocatorSpec):
 def test_constraints_of_a_plugins_spec_are_reported_alike(folder, part, message):
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.register(builtin, "aegpo")
+    manager.register(built_in, "aegpo")
     registries = load_registries(manager)
     registries.allocators.add(Choosy)
     text = BASE.replace("allocator: uniform\n", "") + f"\nallocator: {part}"

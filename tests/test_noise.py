@@ -11,15 +11,15 @@ import torch
 from test_samplers import sd3_sigmas
 from worlds import GaussianSpec, execution, plan_of, small_experiment
 
-from aegpo.engine import Engine
-from aegpo.noise import noise_levels, residual_noise
-from aegpo.planning import problems as plan_problems
-from aegpo.plugins import plugin_manager
-from aegpo.rollouts import roll_out
-from aegpo.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
-from aegpo.selectors import FixedSelector, UniformSelector
-from aegpo.specs import RolloutsSpec
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.core.experiment import RolloutsSpec
+from aegpo.method.planning import problems as plan_problems
+from aegpo.method.residual_noise import noise_levels, residual_noise
+from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
+from aegpo.method.selectors import FixedSelector, UniformSelector
+from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.plugin.manager import plugin_manager
+from aegpo.train.engine import Engine
+from aegpo.train.rollouts import roll_out
 
 
 def flux_sigmas() -> list[float]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aegpo.objectives import ClippedObjective
-from aegpo.records import Gaussian, Update
-from aegpo.samplers import gaussian_log_prob
+from aegpo.core.records import Gaussian, Update
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.samplers import gaussian_log_prob
 
 CLIP = 0.1
 

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aegpo import hookspecs, testing
-from aegpo.engine import Engine
+from aegpo import testing
+from aegpo.config.loading import load_experiment_file
+from aegpo.core import hookspecs
+from aegpo.core.parts import PART_AXES
+from aegpo.core.records import Prompt, RunInfo, StepReport
 from aegpo.errors import PluginError, SpecError
-from aegpo.loading import load_experiment_file
-from aegpo.parts import PART_AXES
-from aegpo.plugins import distributions, load_registries, plugin_manager
-from aegpo.records import Prompt, RunInfo, StepReport
+from aegpo.plugin.manager import distributions, load_registries, plugin_manager
+from aegpo.train.engine import Engine
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "plugins" / "README.md"

@@ -9,15 +9,15 @@ import pytest
 import torch
 from worlds import GaussianSpec, execution, plan_of
 
-from aegpo.base_curves import BaseCurves, fingerprint
-from aegpo.entropy import measure_call
+from aegpo.attention.entropy import measure_call
+from aegpo.core.experiment import ProbeSpec
+from aegpo.core.records import AttentionCall, Prompt
 from aegpo.errors import AegpoError, CheckpointError
-from aegpo.probe import EntropyProbe, start_noise
-from aegpo.records import AttentionCall, Prompt
-from aegpo.rollouts import Trunk, roll_out
-from aegpo.samplers import euler
-from aegpo.specs import ProbeSpec
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.method.samplers import euler
+from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.train.base_entropies import BaseCurves, fingerprint
+from aegpo.train.entropy_probe import EntropyProbe, start_noise
+from aegpo.train.rollouts import Trunk, roll_out
 
 PROMPTS = tuple(
     Prompt(index, text)

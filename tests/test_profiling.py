@@ -15,18 +15,18 @@ from PIL import Image
 from typer.testing import CliRunner
 from worlds import GaussianSpec, execution
 
-from aegpo import checkpoints
-from aegpo.cli import app, main
-from aegpo.engine import Engine
+from aegpo.commands.cli import app, main
+from aegpo.commands.profile_entropy import csvs
+from aegpo.config.loading import parse_experiment
+from aegpo.core.records import Prompt, Signals
 from aegpo.errors import AegpoError
-from aegpo.loading import parse_experiment
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.probe import EntropyProbe
-from aegpo.profiling import csvs
-from aegpo.profiling.measure import measure_profile
-from aegpo.profiling.tables import SPARKS, sparkline
-from aegpo.records import Prompt, Signals
-from aegpo.runs import read_manifest
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.report.profile.measure import measure_profile
+from aegpo.report.profile.tables import SPARKS, sparkline
+from aegpo.runs import checkpoints
+from aegpo.runs.folders import read_manifest
+from aegpo.train.engine import Engine
+from aegpo.train.entropy_probe import EntropyProbe
 
 GOLDEN = Path(__file__).parent / "data" / "profile-spec.txt"
 SPEC = """

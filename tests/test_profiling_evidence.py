@@ -11,11 +11,10 @@ import torch
 from typer.testing import CliRunner
 from worlds import BrightnessReward, small_experiment
 
-from aegpo.cli import app
-from aegpo.engine import Engine
-from aegpo.plugins import plugin_manager
-from aegpo.profiling import evidence as evidence_module
-from aegpo.profiling.evidence import (
+from aegpo.commands.cli import app
+from aegpo.report.profile import evidence as evidence_module
+from aegpo.plugin.manager import plugin_manager
+from aegpo.report.profile.evidence import (
     NOISE_STD,
     STEP_NUMBER,
     Correlation,
@@ -28,8 +27,9 @@ from aegpo.profiling.evidence import (
     rewards_at,
     step_evidence,
 )
-from aegpo.profiling.wording import evidence_tables, findings
-from aegpo.statistics import Interval
+from aegpo.report.profile.wording import evidence_tables, findings
+from aegpo.report.statistics import Interval
+from aegpo.train.engine import Engine
 
 TEXTS = ("a red circle", "two blue squares", "three green triangles")
 STEPS = np.arange(3)
@@ -195,7 +195,7 @@ def test_the_verdict_on_prompts_goes_by_corrected_p():
 def test_validate_writes_and_says_everything(tiny_weights, tmp_path, monkeypatch):
     for name, few in (("CHILDREN", 3), ("NOISES", 2), ("GROUP", 4)):
         monkeypatch.setattr(evidence_module, name, few)
-    monkeypatch.setattr("aegpo.statistics.RESAMPLES", 60)
+    monkeypatch.setattr("aegpo.report.statistics.RESAMPLES", 60)
     (tmp_path / "x.yaml").write_text(f"""
 name: x
 training_steps: 2

@@ -7,10 +7,10 @@ import json
 import pytest
 from worlds import GaussianSpec, small_experiment
 
+from aegpo.core.experiment import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError
-from aegpo.prompt_sources import read_dataset, read_file
-from aegpo.prompts import read_prompts
-from aegpo.specs import DatasetPrompts, PromptsSpec
+from aegpo.prompts.lists import read_prompts
+from aegpo.prompts.sources import read_dataset, read_file
 
 
 def test_other_keys_of_a_json_line_are_metadata(tmp_path):

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec, small_experiment
 
+from aegpo.core.experiment import PromptsSpec
 from aegpo.errors import AegpoError
 from aegpo.models.shapes import ShapesSpec
-from aegpo.prompts import PromptStream, read_prompts, refuse_shared
-from aegpo.specs import PromptsSpec
+from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared
 
 LETTERS = tuple("abcdefghij")
 

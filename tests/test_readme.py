@@ -16,11 +16,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from aegpo.cli import app
-from aegpo.launching import LaunchRequest, launch
-from aegpo.loading import load_experiment_file
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.profiling import csvs
+from aegpo.commands.cli import app
+from aegpo.commands.profile_entropy import csvs
+from aegpo.commands.run import LaunchRequest, launch
+from aegpo.config.loading import load_experiment_file
+from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.testing import check_reward
 
 ROOT = Path(__file__).parent.parent

@@ -12,12 +12,12 @@ from test_experiments import FOLDER
 from torch import nn
 from typer.testing import CliRunner
 
-from aegpo.checkpoints import load_latest
-from aegpo.cli import app
+from aegpo.commands.cli import app
+from aegpo.config.loading import load_experiment_file
 from aegpo.errors import AegpoError
-from aegpo.loading import load_experiment_file
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.prompts import read_prompts
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import read_prompts
+from aegpo.runs.checkpoints import load_latest
 
 KINDS = {
     "sd35_aegpo": "sd3",

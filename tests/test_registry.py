@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
+from aegpo.core.registry import Registry, Spec, kind_of, suggestion
 from aegpo.errors import AegpoError, PluginError
-from aegpo.registry import Registry, Spec, kind_of, suggestion
 
 
 class ShapeSpec(Spec):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aegpo.checkpoints import load_latest
+from aegpo.runs.checkpoints import load_latest
 
 EXPERIMENT = """
 name: tiny

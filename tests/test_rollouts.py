@@ -9,10 +9,10 @@ import pytest
 import torch
 from worlds import GaussianSpec, execution, plan_of
 
-from aegpo.records import Gaussian
-from aegpo.rollouts import roll_out, sample_deterministic
-from aegpo.samplers import FlowSde, euler, gaussian_log_prob
-from aegpo.trees import BranchingTree, IndependentTree
+from aegpo.core.records import Gaussian
+from aegpo.method.samplers import FlowSde, euler, gaussian_log_prob
+from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.train.rollouts import roll_out, sample_deterministic
 
 PROMPTS = {"gaussian": ["0.5", "-0.5"], "tiny": ["a red circle", "two blue squares and a green triangle"]}
 PLANS = {

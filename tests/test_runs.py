@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from aegpo import runs
+from aegpo.config.loading import load_experiment_file, parse_experiment
 from aegpo.errors import AegpoError, CheckpointError
-from aegpo.loading import load_experiment_file, parse_experiment
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.runs import Run
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.runs import folders
+from aegpo.runs.folders import Run
 
 EXPERIMENT = """
 name: tiny
@@ -74,12 +74,12 @@ def test_the_first_start_writes_the_manifest_and_later_ones_keep_it(run):
 def test_the_commit_is_that_of_the_working_directory_and_null_outside_of_a_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert runs.commit() is None
+    assert folders.commit() is None
     author = ["-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert runs.commit() == head
+    assert folders.commit() == head
 
 
 def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(tmp_path, registries, run):
@@ -167,7 +167,7 @@ def test_another_version_of_a_library_is_noticed(run):
     manifest = begin(run)
     assert runs.changed_versions(manifest) == []
     manifest["versions"]["numpy"] = "1.0"
-    assert runs.changed_versions(manifest) == [f'numpy: "1.0" -> "{runs.versions()["numpy"]}"']
+    assert runs.changed_versions(manifest) == [f'numpy: "1.0" -> "{folders.versions()["numpy"]}"']
 
 
 def test_a_run_is_finished_once_it_is_marked(run):
@@ -181,7 +181,7 @@ def test_a_run_is_finished_once_it_is_marked(run):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from aegpo.runs import locked
+from aegpo.runs.folders import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
@@ -218,20 +218,20 @@ def test_starting_over_leaves_nothing_but_the_lock(run):
 
 def test_the_order_of_arms_and_seeds_is_noted_and_rewritten_only_when_it_changed(tmp_path):
     folder = tmp_path / "smoke"
-    runs.write_order(folder, ["grpo", "aegpo"], [0, 1])
+    folders.write_order(folder, ["grpo", "aegpo"], [0, 1])
     path = folder / "order.json"
     assert json.loads(path.read_text()) == {"arms": ["grpo", "aegpo"], "seeds": [0, 1]}
     written = path.stat().st_ino
-    runs.write_order(folder, ["grpo", "aegpo"], [0, 1])
+    folders.write_order(folder, ["grpo", "aegpo"], [0, 1])
     assert path.stat().st_ino == written
-    runs.write_order(folder, ["grpo"], [0])
+    folders.write_order(folder, ["grpo"], [0])
     assert json.loads(path.read_text()) == {"arms": ["grpo"], "seeds": [0]}
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path):
     path = tmp_path / "file"
-    runs.write_atomically(path, b"one")
-    runs.write_atomically(path, b"two")
+    folders.write_atomically(path, b"one")
+    folders.write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from worlds import CPU, execution
 
-from aegpo.checkpoints import load_step
+from aegpo.commands.export import ExportRequest, export
+from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.sample import SampleRequest, sample
 from aegpo.errors import AegpoError, CheckpointError
-from aegpo.exporting import ExportRequest, export
-from aegpo.launching import LaunchRequest, launch
 from aegpo.models.pipeline.packing import pack
 from aegpo.models.shapes import ShapesSpec
-from aegpo.opening import find_run
-from aegpo.painting import Painter
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.rollouts import sample_deterministic
-from aegpo.side_by_side import SampleRequest, sample
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.runs.checkpoints import load_step
+from aegpo.runs.opening import find_run
+from aegpo.train.painting import Painter
+from aegpo.train.rollouts import sample_deterministic
 
 TEXTS = ("two red circles on a green background", "four blue squares on a red background")
 SMALL = """

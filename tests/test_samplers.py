@@ -12,11 +12,11 @@ import pytest
 import torch
 from worlds import GaussianSpec, execution, plan_of, small_experiment
 
-from aegpo.parts import SamplerSpec
-from aegpo.records import Gaussian
-from aegpo.rollouts import roll_out
-from aegpo.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde, euler, gaussian_log_prob
-from aegpo.trees import IndependentTree
+from aegpo.core.parts import SamplerSpec
+from aegpo.core.records import Gaussian
+from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde, euler, gaussian_log_prob
+from aegpo.method.trees import IndependentTree
+from aegpo.train.rollouts import roll_out
 
 DATA = Path(__file__).parent / "data"
 

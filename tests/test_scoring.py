@@ -14,14 +14,14 @@ from test_engine import assert_same_report, assert_same_weights, run
 from torch import Tensor
 from worlds import BrightnessReward, small_experiment
 
-from aegpo import checkpoints
-from aegpo.allocators import EntropyAllocator
+from aegpo.core.experiment import RolloutsSpec
+from aegpo.core.parts import RewardSpec
+from aegpo.core.records import Prompt, StepReport
 from aegpo.errors import RewardError
-from aegpo.parts import RewardSpec
-from aegpo.records import Prompt, StepReport
-from aegpo.scoring import HeldOut, Scoring, build_scorers, score
-from aegpo.specs import RolloutsSpec
-from aegpo.unreported import from_json, to_json
+from aegpo.method.allocators import EntropyAllocator
+from aegpo.runs import checkpoints
+from aegpo.runs.unreported import from_json, to_json
+from aegpo.train.scoring import HeldOut, Scoring, build_scorers, score
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand((4, 3, 6, 6), generator=torch.Generator().manual_seed(0))

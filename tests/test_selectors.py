@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.contracts import check_selection
-from aegpo.planning import made_up_signals
-from aegpo.records import Signals
-from aegpo.samplers import CpsSampler, DanceSde, FlowSde
-from aegpo.selectors import (
+from aegpo.core.contracts import check_selection
+from aegpo.core.experiment import RolloutsSpec
+from aegpo.core.records import Signals
+from aegpo.method.planning import made_up_signals
+from aegpo.method.samplers import CpsSampler, DanceSde, FlowSde
+from aegpo.method.selectors import (
     DepthPrunedSelector,
     EntropyPeakSelector,
     FirstSelector,
@@ -28,7 +29,6 @@ from aegpo.selectors import (
     UniformSelector,
     WindowSelector,
 )
-from aegpo.specs import RolloutsSpec
 
 
 def signals(entropy) -> Signals:

@@ -12,14 +12,7 @@ from pydantic import ValidationError
 from worlds import BrightnessReward, GaussianSpec, small_experiment
 
 import aegpo
-from aegpo.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
-from aegpo.models.shapes import ShapesSpec
-from aegpo.objectives import ClippedObjective
-from aegpo.parts import PART_AXES, AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.rewards.palette import PaletteReward
-from aegpo.selectors import EntropyPeakSelector, RandomSelector
-from aegpo.specs import (
+from aegpo.core.experiment import (
     CheckpointSpec,
     EvaluationSpec,
     Experiment,
@@ -30,8 +23,15 @@ from aegpo.specs import (
     RolloutsSpec,
     experiment_type,
 )
-from aegpo.trackers import ConsoleTracker, JsonlTracker
-from aegpo.trees import BranchingTree
+from aegpo.core.parts import PART_AXES, AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
+from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.selectors import EntropyPeakSelector, RandomSelector
+from aegpo.method.trees import BranchingTree
+from aegpo.models.shapes import ShapesSpec
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.rewards.palette import PaletteReward
+from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
 
 SECTIONS = (PromptsSpec, RolloutsSpec, PolicySpec, OptimizerSpec, ProbeSpec, EvaluationSpec, CheckpointSpec, Experiment)
 MINIMAL = {
@@ -83,8 +83,8 @@ def test_the_box_holds_what_it_promises(registries):
 def test_specs_are_validated_without_importing_torch():
     code = (
         "import sys\n"
-        "from aegpo.plugins import load_registries, plugin_manager\n"
-        "from aegpo.specs import experiment_type\n"
+        "from aegpo.plugin.manager import load_registries, plugin_manager\n"
+        "from aegpo.core.experiment import experiment_type\n"
         f"experiment = experiment_type(load_registries(plugin_manager())).model_validate({MINIMAL!r})\n"
         "assert all(problem.warning for problem in experiment.problems())\n"
         "assert len(experiment.sigmas) == 11\n"

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from aegpo.statistics import (
+from aegpo.report.statistics import (
     Interval,
     bootstrap_interval,
     crossed_interval,

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from aegpo.core.records import Evaluation, Prompt, RunInfo, StepReport
 from aegpo.errors import AegpoError, CheckpointError
-from aegpo.progress import Pace, Record, Standing, display
-from aegpo.records import Evaluation, Prompt, RunInfo, StepReport
-from aegpo.trackers import (
+from aegpo.runs.progress import Pace, Record, Standing, display
+from aegpo.runs.trackers import (
     ConsoleObserver,
     ConsoleTracker,
     JsonlTracker,
@@ -325,6 +325,6 @@ def test_without_tensorboard_the_error_says_how_to_install_it(tmp_path, monkeypa
 
 
 def test_tracker_specs_import_neither_torch_nor_rich():
-    code = "import sys, aegpo.trackers; print([name for name in ('torch', 'rich', 'PIL') if name in sys.modules])"
+    code = "import sys, aegpo.runs.trackers; print([name for name in ('torch', 'rich', 'PIL') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

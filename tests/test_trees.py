@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec, plan_of, small_experiment
 
-from aegpo.contracts import check_plan
+from aegpo.core.contracts import check_plan
+from aegpo.core.experiment import RolloutsSpec
 from aegpo.errors import PlanError
-from aegpo.objectives import ClippedObjective
-from aegpo.planning import problems as plan_problems
-from aegpo.samplers import CpsSampler
-from aegpo.selectors import FirstSelector, FixedSelector, UniformSelector
-from aegpo.specs import RolloutsSpec
-from aegpo.trees import BranchingTree, IndependentTree, TrunkTree, forest, trunk_levels
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.planning import problems as plan_problems
+from aegpo.method.samplers import CpsSampler
+from aegpo.method.selectors import FirstSelector, FixedSelector, UniformSelector
+from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree, forest, trunk_levels
 
 RNG = np.random.default_rng(0)
 

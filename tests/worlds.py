@@ -17,18 +17,26 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from aegpo.advantages import GroupAdvantage
-from aegpo.allocators import UniformAllocator
-from aegpo.learning import Learner, add_adapters
+from aegpo.core.experiment import (
+    CheckpointSpec,
+    EvaluationSpec,
+    Experiment,
+    OptimizerSpec,
+    PolicySpec,
+    PromptsSpec,
+    RolloutsSpec,
+)
+from aegpo.core.parts import ModelSpec, RewardSpec
+from aegpo.core.records import AttentionCall, Conditioning, RolloutPlan
+from aegpo.method.advantages import GroupAdvantage
+from aegpo.method.allocators import UniformAllocator
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.samplers import FlowSde
+from aegpo.method.selectors import UniformSelector
+from aegpo.method.trees import IndependentTree
 from aegpo.models.base_policy import BasePolicy
-from aegpo.objectives import ClippedObjective
-from aegpo.parts import ModelSpec, RewardSpec
-from aegpo.records import AttentionCall, Conditioning, RolloutPlan
-from aegpo.rollouts import Execution
-from aegpo.samplers import FlowSde
-from aegpo.selectors import UniformSelector
-from aegpo.specs import CheckpointSpec, EvaluationSpec, Experiment, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
-from aegpo.trees import IndependentTree
+from aegpo.train.learning import Learner, add_adapters
+from aegpo.train.rollouts import Execution
 
 CPU = torch.device("cpu")
 

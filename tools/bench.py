@@ -35,15 +35,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-import aegpo.engine
-import aegpo.probe
-from aegpo.engine import Engine, Stopwatch
-from aegpo.loading import load_experiment_file
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.records import Conditioning, RolloutPlan, StepReport
-from aegpo.rollouts import roll_out
-from aegpo.specs import Experiment
-from aegpo.trees import BranchingTree, IndependentTree
+import aegpo.train.engine
+import aegpo.train.entropy_probe
+from aegpo.config.loading import load_experiment_file
+from aegpo.core.experiment import Experiment
+from aegpo.core.records import Conditioning, RolloutPlan, StepReport
+from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.train.engine import Engine, Stopwatch
+from aegpo.train.rollouts import roll_out
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tools" / "BENCHMARKS.md"
@@ -153,11 +153,11 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
         (model, "decode", "decode"),
         (Accelerator, "backward", "backward"),
         (AcceleratedOptimizer, "step", "optimizer"),
-        (aegpo.probe, "measure_call", "entropy"),
+        (aegpo.train.entropy_probe, "measure_call", "entropy"),
     }
     calls |= {(type(each.reward), "score", "reward") for each in engine.rewards}
     with ExitStack() as stack:
-        stack.enter_context(patch.object(aegpo.engine, "Stopwatch", StageWatch))
+        stack.enter_context(patch.object(aegpo.train.engine, "Stopwatch", StageWatch))
         for owner, name, kind in calls:
             stack.enter_context(patch.object(owner, name, _timed(clock, kind, getattr(owner, name))))
         yield

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aegpo.attention import watch_attention
-from aegpo.entropy import Block, attention_entropy, measure_call, sample_rows
-from aegpo.records import AttentionCall
+from aegpo.attention.entropy import Block, attention_entropy, measure_call, sample_rows
+from aegpo.attention.tap import watch_attention
+from aegpo.core.records import AttentionCall
 
 TOKENS, WIDTHS, HEADS, ROWS = (256, 1024, 2304, 4096, 4608), (64, 128), 4, 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

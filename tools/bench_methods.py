@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aegpo.costs import Cost, cost
-from aegpo.engine import Engine
-from aegpo.loading import load_experiment_file
-from aegpo.plugins import load_registries, plugin_manager
-from aegpo.specs import Experiment
+from aegpo.config.loading import load_experiment_file
+from aegpo.core.experiment import Experiment
+from aegpo.method.costs import Cost, cost
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.train.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ROOT / "experiments" / "baselines.yaml"

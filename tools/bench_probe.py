@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from aegpo.base_curves import BaseCurves
-from aegpo.costs import cost
-from aegpo.engine import Engine
-from aegpo.entropy import attention_entropy
-from aegpo.planning import LATE, Planner
-from aegpo.plugins import plugin_manager
-from aegpo.probe import EntropyProbe, Probed
-from aegpo.records import BoolArray, FloatArray, Prompt, Signals
-from aegpo.specs import Experiment, ProbeSpec
-from aegpo.statistics import spearman
+from aegpo.attention.entropy import attention_entropy
+from aegpo.core.experiment import Experiment, ProbeSpec
+from aegpo.core.records import BoolArray, FloatArray, Prompt, Signals
+from aegpo.method.costs import cost
+from aegpo.method.planning import LATE, Planner
+from aegpo.plugin.manager import plugin_manager
+from aegpo.report.statistics import spearman
+from aegpo.train.base_entropies import BaseCurves
+from aegpo.train.engine import Engine
+from aegpo.train.entropy_probe import EntropyProbe, Probed
 
 EXACT = ProbeSpec()
 ALL_STEPS = tuple(range(10))

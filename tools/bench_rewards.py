@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aegpo.engine import Engine
-from aegpo.plugins import plugin_manager
+from aegpo.core.experiment import Experiment
+from aegpo.plugin.manager import plugin_manager
 from aegpo.rewards.remote import RemoteReward
-from aegpo.specs import Experiment
+from aegpo.train.engine import Engine
 
 SLOW = Path(__file__).resolve().with_name("slow_palette.py")
 MICRO_BATCH, REQUEST = 16, 8  # latents through the network at a time, images in a request

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from aegpo.interfaces import Reward
+from aegpo.core.interfaces import Reward
 from aegpo.models.shapes.captions import KINDS, captions, parse, scenes
 from aegpo.models.shapes.rendering import SIZE
 from aegpo.rewards.palette import PaletteReward

@@ -1,4 +1,4 @@
-"""Writes the hook reference of plugins/README.md from aegpo/hookspecs.py; `--check` only says whether it is current."""
+"""Writes the hook reference of plugins/README.md from the hook specifications; `--check` only compares the two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from aegpo import hookspecs
+from aegpo.core import hookspecs
 
 README = Path(__file__).parent.parent / "plugins" / "README.md"
 BEGIN = "<!-- hooks: written by tools/hook_reference.py -->"

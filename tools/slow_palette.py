@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import aegpo
-from aegpo.registry import Registry
+from aegpo.core.registry import Registry
 from aegpo.rewards.palette import PaletteReward
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from aegpo.report.recorded import read_study
 from aegpo.report.summary import summarize
 from aegpo.report.terminal import show
 from aegpo.report.wording import verdict
-from aegpo.runs import write_atomically, write_json
+from aegpo.runs.folders import write_atomically, write_json
 
 
 def write_report(folder: Path, console: Console) -> Path:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegpo.records import FloatArray
+from aegpo.core.records import FloatArray
 from aegpo.report.page import document, table_html
+from aegpo.report.statistics import Interval, crossed_interval, mean_interval
 from aegpo.report.tables import Table
 from aegpo.report.wording import decimals, interval, signed
-from aegpo.statistics import Interval, crossed_interval, mean_interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image

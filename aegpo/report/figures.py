@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from aegpo.records import FloatArray, IntArray
+from aegpo.core.records import FloatArray, IntArray
 from aegpo.report.recorded import IDLE_STAGES, RecordedRun, Study
+from aegpo.report.statistics import Interval
 from aegpo.report.style import (
     BASELINE,
     INK,
@@ -26,7 +27,6 @@ from aegpo.report.style import (
     write_instead,
 )
 from aegpo.report.summary import Curve, Score, Summary, curve_of, learning_curves
-from aegpo.statistics import Interval
 
 # --- curves ----------------------------------------------------------------------------------------------------------
 

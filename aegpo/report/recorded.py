@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
-from aegpo.records import FloatArray
-from aegpo.runs import evaluated_steps, read_manifest, unevaluated
+from aegpo.runs.folders import evaluated_steps, read_manifest, unevaluated
 
 WEIGHTED_SUM = "weighted sum"  # label of what is optimised where several rewards are trained on
 IDLE_STAGES = ("evaluation", "checkpoint")  # wall-clock that is not the method's

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aegpo.records import FloatArray
+from aegpo.core.records import FloatArray
 from aegpo.report.recorded import RecordedRun, Study
-from aegpo.statistics import (
+from aegpo.report.statistics import (
     Interval,
     crossed_interval,
     first_reach,

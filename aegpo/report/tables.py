@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aegpo.costs import BACKWARD
+from aegpo.method.costs import BACKWARD
 from aegpo.report.recorded import Study
 from aegpo.report.summary import Score, Summary
 from aegpo.report.wording import count, decimals, interval, label_decimals, plural, signed

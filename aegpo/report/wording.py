@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from aegpo.report.statistics import Interval
 from aegpo.report.summary import Score, Summary
-from aegpo.statistics import Interval
 
 ALPHA = 0.05
 

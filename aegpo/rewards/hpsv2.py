@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from aegpo.core.interfaces import Reward
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Reward
 from aegpo.rewards.clip_family import LAION_HUGE, Clip, check_vocabulary, cleaned, load_words, padded
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
 from aegpo.rewards.weights import find_file, load_strictly, read_tensors

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from aegpo.core.parts import Positive, RewardSpec
 from aegpo.errors import AegpoError
-from aegpo.parts import Positive, RewardSpec
 
 if TYPE_CHECKING:
     import torch

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aegpo.core.parts import RewardSpec
+from aegpo.core.records import FloatArray
 from aegpo.models.shapes.captions import parse, why_not
 from aegpo.models.shapes.rendering import CELL, CELLS, coverage
-from aegpo.parts import RewardSpec
-from aegpo.records import FloatArray
 from aegpo.rewards.scene import COLOUR_NAMES, COLOUR_VALUES, Pixels, to_pixels
 
 if TYPE_CHECKING:

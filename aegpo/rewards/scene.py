@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from aegpo.core.parts import RewardSpec
+from aegpo.core.records import BoolArray, FloatArray, IntArray
 from aegpo.errors import AegpoError
 from aegpo.models.shapes.captions import COLOURS, SHAPES, Scene, parse, why_not
 from aegpo.models.shapes.rendering import CELL, PALETTE, SIZE, WHITE, coverage
-from aegpo.parts import RewardSpec
-from aegpo.records import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from aegpo.core.parts import Positive, RewardSpec
 from aegpo.errors import AegpoError
-from aegpo.parts import Positive, RewardSpec
 
 if TYPE_CHECKING:
     from requests import Response

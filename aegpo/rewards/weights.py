@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aegpo.errors import AegpoError
-from aegpo.hub import refusal
+from aegpo.prompts.hub import refusal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from aegpo.core.interfaces import Stateful
+from aegpo.core.records import BoolArray, IntArray
+from aegpo.core.registry import KEBAB_CASE, Spec, kind_of
 from aegpo.errors import ContractError
-from aegpo.interfaces import Stateful
-from aegpo.records import BoolArray, IntArray
-from aegpo.registry import KEBAB_CASE, Spec, kind_of
 
 SIZES = tuple(product((1, 2, 3, 8), (2, 5, 10)))  # prompts and denoising steps
 ROUNDING = 1e-4  # relative: what another batch size may change

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegpo import contracts
-from aegpo.advantages import GroupAdvantage
-from aegpo.allocators import UniformAllocator
+from aegpo.core import contracts
+from aegpo.core.experiment import Experiment, RolloutsSpec
+from aegpo.core.parts import AllocatorSpec, SelectorSpec, TreeSpec
+from aegpo.core.records import Signals
 from aegpo.errors import ContractError, PlanError
+from aegpo.method.advantages import GroupAdvantage
+from aegpo.method.allocators import UniformAllocator
+from aegpo.method.objectives import ClippedObjective
+from aegpo.method.samplers import FlowSde
+from aegpo.method.selectors import UniformSelector
+from aegpo.method.trees import IndependentTree
 from aegpo.models.shapes import ShapesSpec
-from aegpo.objectives import ClippedObjective
-from aegpo.parts import AllocatorSpec, SelectorSpec, TreeSpec
-from aegpo.records import Signals
 from aegpo.rewards.palette import PaletteReward
-from aegpo.samplers import FlowSde
-from aegpo.selectors import UniformSelector
-from aegpo.specs import Experiment, RolloutsSpec
 from aegpo.testing.common import SIZES, check_equal, check_memory, check_spec, decision_rng, tree_inputs
-from aegpo.trees import IndependentTree
 
 if TYPE_CHECKING:
     pass

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aegpo import contracts
+from aegpo.core import contracts
+from aegpo.core.interfaces import Tree
+from aegpo.core.parts import AdvantageSpec, ObjectiveSpec, SamplerSpec
+from aegpo.core.records import IntArray, RolloutPlan
 from aegpo.errors import ContractError
-from aegpo.interfaces import Tree
-from aegpo.parts import AdvantageSpec, ObjectiveSpec, SamplerSpec
-from aegpo.records import IntArray, RolloutPlan
+from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.testing.common import ROUNDING, check_equal, check_memory, check_spec, decision_rng, tree_inputs
-from aegpo.trees import BranchingTree, IndependentTree
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from aegpo.interfaces import ForwardObjective, Objective
-    from aegpo.records import Renoised, Update
+    from aegpo.core.interfaces import ForwardObjective, Objective
+    from aegpo.core.records import Renoised, Update
 
 
 def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
@@ -72,7 +72,7 @@ def _rollouts(plan: RolloutPlan, generator: Any) -> Any:
     """Made-up rollouts of a plan: what an execution would return, with random numbers for latents."""
     import torch
 
-    from aegpo.records import Edges, Prompt, Rollouts
+    from aegpo.core.records import Edges, Prompt, Rollouts
 
     def joined(arrays: Iterator[IntArray]) -> Tensor:
         return torch.from_numpy(np.concatenate(list(arrays)))
@@ -120,7 +120,7 @@ def _update(objective: Objective, size: int, moved: float, generator: torch.Gene
     """Made-up transitions of a policy that has moved away from the one that sampled."""
     import torch
 
-    from aegpo.records import Update
+    from aegpo.core.records import Update
 
     old, advantage, drift = (torch.randn(size, generator=generator) for _ in range(3))
     mean = torch.randn((size, 2, 3, 3), generator=generator).requires_grad_()
@@ -143,7 +143,7 @@ def _renoised(objective: ForwardObjective, size: int, moved: float, generator: t
     """Made-up clean latents, noised again, under a policy that has moved away from the one that sampled."""
     import torch
 
-    from aegpo.records import Renoised
+    from aegpo.core.records import Renoised
 
     clean, noise, off = torch.randn((3, size, 2, 3, 3), generator=generator)
     sigma = torch.linspace(1.0, 0.1, size)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegpo import contracts
+from aegpo.core import contracts
+from aegpo.core.parts import ModelSpec, RewardSpec, TrackerSpec
+from aegpo.core.records import RunInfo
 from aegpo.errors import ContractError
 from aegpo.models.shapes import ShapesSpec
-from aegpo.parts import ModelSpec, RewardSpec, TrackerSpec
-from aegpo.records import RunInfo
 from aegpo.testing.common import ROUNDING, check_spec
 
 if TYPE_CHECKING:
-    from aegpo.records import StepReport
+    from aegpo.core.records import StepReport
 
 
 def check_reward(spec: RewardSpec, prompts: Sequence[str] = (), size: tuple[int, int] = (24, 24)) -> None:
@@ -98,7 +98,7 @@ def check_tracker(spec: TrackerSpec, folder: Path) -> None:
     """An observer with hooks that exist, which survives a run with an evaluation, a checkpoint and a resumption."""
     import pluggy
 
-    from aegpo import hookspecs
+    from aegpo.core import hookspecs
 
     check_spec(spec)
     for first in (0, 1):  # a run, and the same run resumed from the checkpoint of step 1
@@ -122,7 +122,7 @@ def check_tracker(spec: TrackerSpec, folder: Path) -> None:
 def _report(step: int) -> StepReport:
     import torch
 
-    from aegpo.records import Evaluation, Prompt, StepReport
+    from aegpo.core.records import Evaluation, Prompt, StepReport
 
     scores = {"palette": np.array([0.25, 0.5])}
     images = torch.rand((2, 3, 24, 24), generator=torch.Generator().manual_seed(step))

@@ -15,7 +15,7 @@ from aegpo.models.pipeline.packing import pack
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
-from aegpo.rollouts import sample_deterministic
+from aegpo.train.rollouts import sample_deterministic
 
 SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}
 TEXTS = ["a red circle on the left", "two blue squares"]

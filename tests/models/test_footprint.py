@@ -12,15 +12,15 @@ import torch
 from rich.console import Console
 from worlds import CPU, small_experiment
 
-from aegpo import describe
-from aegpo.learning import add_adapters
+from aegpo.commands import describe
+from aegpo.core.experiment import OptimizerSpec, PolicySpec
+from aegpo.core.records import Footprint
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
-from aegpo.records import Footprint
-from aegpo.specs import OptimizerSpec, PolicySpec
+from aegpo.train.learning import add_adapters
 
 LORA = PolicySpec(train="lora", rank=4)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from worlds import CPU, execution
 
-from aegpo.interfaces import Exportable, Preparable, Resizable
-from aegpo.learning import add_adapters
+from aegpo.core.experiment import PolicySpec
+from aegpo.core.interfaces import Exportable, Preparable, Resizable
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
-from aegpo.rollouts import sample_deterministic
-from aegpo.specs import PolicySpec
 from aegpo.testing import check_model
+from aegpo.train.learning import add_adapters
+from aegpo.train.rollouts import sample_deterministic
 
 SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}
 KINDS = tuple(SPECS)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegpo.contracts import check_sigmas
+from aegpo.core.contracts import check_sigmas
 from aegpo.errors import AegpoError, ContractError
 from aegpo.models.flux import FluxSpec
 from aegpo.models.pipeline.diffusion import VariancePreserving

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from aegpo.errors import AegpoError
+from aegpo.method.samplers import FlowSde
 from aegpo.models.shapes import WEIGHTS, ShapesSpec
 from aegpo.models.shapes.captions import captions
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.scene import SceneReward
-from aegpo.rollouts import Execution, sample_deterministic
-from aegpo.samplers import FlowSde
 from aegpo.testing import check_model
+from aegpo.train.rollouts import Execution, sample_deterministic
 
 STEPS = 10
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aegpo.core.records import Conditioning
 from aegpo.models.pipeline.network import Guidance, guided
 from aegpo.models.pipeline.packing import pack, unpack
 from aegpo.models.pipeline.texts import joined, unpadded
-from aegpo.records import Conditioning
 
 
 def text_of(rows, length, value=1.0, **fields):

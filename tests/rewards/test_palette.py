@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from aegpo.core.interfaces import Reward
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Reward
 from aegpo.models.shapes.captions import parse
 from aegpo.models.shapes.rendering import Placed, paint
 from aegpo.rewards.palette import PaletteReward

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_remote import PATIENCE, start
 
-from aegpo.checkpoints import load_latest
+from aegpo.runs.checkpoints import load_latest
 
 EXPERIMENT = """
 name: remote

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegpo.core.interfaces import Reward
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Reward
 from aegpo.models.shapes.captions import COLOURS, SHAPES
 from aegpo.models.shapes.rendering import PALETTE, WHITE, Placed, coverage, paint
 from aegpo.rewards.scene import NOTHING, SceneReward, components, read

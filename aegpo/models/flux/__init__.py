@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
+from aegpo.core.records import FloatArray
 from aegpo.models.pipeline.packing import PATCH
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
-from aegpo.parts import ATTENTION_TARGETS, JOINT_BLOCKS
-from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from aegpo.core.records import Conditioning
 from aegpo.models.pipeline.packing import PATCH, pack, unpack
-from aegpo.records import Conditioning
 
 if TYPE_CHECKING:
     from aegpo.models.flux import FluxSpec

@@ -10,12 +10,12 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from aegpo.learning import add_adapters
+from aegpo.core.experiment import Experiment
+from aegpo.core.records import Conditioning, Footprint
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
-from aegpo.moments import FLOAT32, moment_bytes
-from aegpo.records import Conditioning, Footprint
-from aegpo.specs import Experiment
+from aegpo.train.learning import add_adapters
+from aegpo.train.optimizers import FLOAT32, moment_bytes
 
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
 

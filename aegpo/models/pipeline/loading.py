@@ -12,9 +12,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineMo
 from torch import nn
 
 from aegpo.errors import AegpoError
-from aegpo.hub import refusal
 from aegpo.models.pipeline.source import INDEX, check_class, check_components, local_folder
 from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.prompts.hub import refusal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -12,14 +12,14 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from aegpo.attention import watch_attention
+from aegpo.attention.tap import watch_attention
+from aegpo.core.records import AttentionCall, Conditioning
 from aegpo.models.pipeline import saving
 from aegpo.models.pipeline.images import Decoder
 from aegpo.models.pipeline.loading import load_component, pipeline_folder
 from aegpo.models.pipeline.network import Guidance, Network, guided
 from aegpo.models.pipeline.prompts import PromptEncoder
 from aegpo.models.pipeline.spec import PipelineSpec
-from aegpo.records import AttentionCall, Conditioning
 
 
 class Family(Protocol):

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aegpo.core.records import Conditioning
 from aegpo.models.base_policy import BasePolicy
 from aegpo.models.pipeline.compiling import compile_blocks, eagerly
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.models.pipeline.texts import joined
-from aegpo.records import Conditioning
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aegpo.core.records import Conditioning
 from aegpo.errors import AegpoError
 from aegpo.models.pipeline.loading import load_pipeline
 from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.models.pipeline.texts import joined, unpadded
-from aegpo.records import Conditioning
 
 Embed = Callable[[Any, list[str | None], torch.device], Conditioning]
 AT_ONCE = 16  # prompts the text encoders read at a time

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
-from aegpo.records import FloatArray
 
 S = TypeVar("S", "FlowSchedule", "DdimSchedule")
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.experiment import Experiment
+from aegpo.core.interfaces import Model
+from aegpo.core.parts import ModelSpec, Positive
+from aegpo.core.records import FloatArray, Footprint
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Model
 from aegpo.models.pipeline.source import check_class, component_config, folder_at_hand, local_folder, missing_compiler
-from aegpo.parts import ModelSpec, Positive
-from aegpo.records import FloatArray, Footprint
-from aegpo.specs import Experiment
 
 if TYPE_CHECKING:
     import torch

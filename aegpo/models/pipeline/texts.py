@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aegpo.records import Conditioning
+from aegpo.core.records import Conditioning
 
 
 def joined(parts: Sequence[Conditioning]) -> Conditioning:

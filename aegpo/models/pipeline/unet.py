@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from aegpo.core.records import FloatArray
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
-from aegpo.records import FloatArray
 
 # scheduler_config.json of stable-diffusion-v1-5 and of stable-diffusion-xl-base-1.0, as far as DDIM reads it
 NOISE = DdimSchedule(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
+from aegpo.core.records import FloatArray
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
-from aegpo.parts import ATTENTION_TARGETS, JOINT_BLOCKS
-from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aegpo.records import Conditioning
+from aegpo.core.records import Conditioning
 
 if TYPE_CHECKING:
     from aegpo.models.sd3 import Sd3Spec

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.parts import Positive
 from aegpo.models.pipeline.spec import CLIP_TOKENS
 from aegpo.models.pipeline.unet import UnetSpec
-from aegpo.parts import Positive
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from aegpo.interfaces import Model
+from aegpo.core.interfaces import Model
+from aegpo.core.parts import JOINT_BLOCKS, ModelSpec
+from aegpo.core.records import FloatArray
 from aegpo.models.shapes.captions import captions
-from aegpo.parts import JOINT_BLOCKS, ModelSpec
-from aegpo.records import FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from aegpo.attention import watch_attention
+from aegpo.attention.tap import watch_attention
+from aegpo.core.records import AttentionCall, Conditioning
 from aegpo.errors import AegpoError
 from aegpo.models.base_policy import BasePolicy
 from aegpo.models.pipeline.saving import merged
-from aegpo.records import AttentionCall, Conditioning
 
 if TYPE_CHECKING:
     from aegpo.models.shapes import ShapesSpec

@@ -11,7 +11,7 @@ from aegpo_jpeg import JpegSize
 from PIL import Image
 from pydantic import ValidationError
 
-from aegpo.plugins import distributions, load_registries, plugin_manager
+from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.testing import check_reward
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from aegpo.core.records import Conditioning
 from aegpo.errors import AegpoError
 from aegpo.models.pipeline.packing import PATCH, pack, unpack
-from aegpo.records import Conditioning
 
 if TYPE_CHECKING:
     from aegpo_qwen_image import QwenImageSpec

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from aegpo.interfaces import Model
+from aegpo.core.interfaces import Model
+from aegpo.core.records import Conditioning
+from aegpo.method.samplers import FlowSde
 from aegpo.models.pipeline.packing import pack
-from aegpo.records import Conditioning
-from aegpo.rollouts import Execution, sample_deterministic
-from aegpo.samplers import FlowSde
+from aegpo.train.rollouts import Execution, sample_deterministic
 
 SCALE = 2  # pixels a latent is wide
 WIDTH = 16  # of the text encoder

@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from small_qwen_image import TEXTS, WIDTH, disturb_adapters, paint, start, write_qwen_image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from aegpo.entropy import blocks_of, measure_call
+from aegpo.attention.entropy import blocks_of, measure_call
+from aegpo.config.loading import load_experiment_file
+from aegpo.core.experiment import PolicySpec
+from aegpo.core.interfaces import Exportable, Preparable, Resizable
 from aegpo.errors import AegpoError
-from aegpo.interfaces import Exportable, Preparable, Resizable
-from aegpo.learning import add_adapters
-from aegpo.loading import load_experiment_file
-from aegpo.plugins import distributions, load_registries, plugin_manager
-from aegpo.specs import PolicySpec
+from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.testing import check_model
+from aegpo.train.learning import add_adapters
 
 CPU = torch.device("cpu")
 EXAMPLE = Path(__file__).parents[1] / "qwen_image_aegpo.yaml"

@@ -12,12 +12,12 @@ import pytest
 from small_qwen_image import their_images
 from typer.testing import CliRunner
 
-from aegpo.checkpoints import load_latest
-from aegpo.cli import app
-from aegpo.loading import load_experiment_file
-from aegpo.opening import find_run
-from aegpo.painting import Painter
-from aegpo.plugins import load_registries, plugin_manager
+from aegpo.commands.cli import app
+from aegpo.config.loading import load_experiment_file
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.runs.checkpoints import load_latest
+from aegpo.runs.opening import find_run
+from aegpo.train.painting import Painter
 
 EXAMPLE = Path(__file__).parents[1] / "qwen_image_aegpo.yaml"
 ARMS = ("grpo", "aegpo", "control")

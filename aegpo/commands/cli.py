@@ -1,0 +1,298 @@
+"""The command line; thin. Nothing here imports torch: `run` does, once the file is known to be right."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aegpo import __version__
+from aegpo.errors import AegpoError, ContractError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 160  # columns of tables where the output is no terminal
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="experiment file (YAML)", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="change a key in every arm, e.g. optimizer.learning_rate=1e-4"),
+]
+Plugins = Annotated[
+    list[str], typer.Option("--plugin", metavar="MODULE", help="load a plugin: an importable module or a .py file")
+]
+
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="folder of a run, OUT/NAME/ARM/seed-S", show_default=False)
+]
+Checkpoint = Annotated[
+    int | None, typer.Option(metavar="STEP", min=1, help="training step; default: the newest", show_default=False)
+]
+Steps = Annotated[
+    int | None, typer.Option(min=2, help="denoising steps; default: as the run's evaluation", show_default=False)
+]
+
+
+def main() -> None:
+    """Entry point: runs a command; a mistake of the user or of a plugin is a message and exit code 2."""
+    try:
+        app()
+    except AegpoError as error:
+        if isinstance(error, ContractError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)  # a part's own failure: its author needs the place
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"aegpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """Reward fine-tuning of text-to-image models, guided by attention entropy."""
+
+
+@app.command()
+def run(
+    file: FileArgument,
+    arm: Annotated[list[str], typer.Option(metavar="ARM", help="run only this arm; may be repeated")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(metavar="SEED", help="run only this seed; may be repeated")] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; default: one for each GPU or core")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with what is there")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="write no report at the end")] = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Train every arm under every seed, going on where an earlier call stopped, then write one report."""
+    from aegpo.commands.run import LaunchRequest, launch
+
+    request = LaunchRequest(
+        path=file,
+        overrides=tuple(overrides),
+        plugins=tuple(plugin),
+        arms=tuple(arm),
+        seeds=tuple(seed),
+        out=out,
+        jobs=jobs,
+        fresh=fresh,
+        report=not no_report,
+    )
+    raise typer.Exit(launch(request))
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="what to paint; may be repeated")] = [],  # noqa: B006
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="more prompts: .txt one a line, .jsonl or .json")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    seed: Annotated[int, typer.Option(min=0, help="start noise, the same for both policies")] = 0,
+    steps: Steps = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder that is made; default: samples/RUN", show_default=False)
+    ] = None,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Paint prompts with a run's policy beside its base, from the same noise."""
+    from aegpo.commands.sample import SampleRequest, sample
+
+    made = sample(SampleRequest(run, tuple(prompt), prompts, checkpoint, seed, steps, out, tuple(plugin)))
+    print(f"{made / 'grid.png'}")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="folder that is made", show_default=False)],
+    checkpoint: Checkpoint = None,
+    full: Annotated[bool, typer.Option("--full", help="the whole pipeline, with a trained LoRA merged in")] = False,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Write a run's policy for others: the LoRA that was trained, or the whole pipeline."""
+    from aegpo.commands.export import ExportRequest, export
+
+    print(f"to load it:  {export(ExportRequest(run, to, checkpoint, full, tuple(plugin)))}")
+
+
+@app.command()
+def evaluate(
+    subject: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="a run OUT/NAME/ARM/seed-S, all seeds of an arm OUT/NAME/ARM, or an experiment file: its model alone",
+            show_default=False,
+        ),
+    ],
+    rewards: Annotated[
+        list[str],
+        typer.Option(metavar="REWARD", help="a kind, or a mapping {kind: ...}; may be repeated; default: the run's"),
+    ] = [],  # noqa: B006
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|hpsv2", help="default: the experiment's held-out prompts", show_default=False),
+    ] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="each from a start noise of its own")] = 1,
+    checkpoint: Checkpoint = None,
+    seed: Annotated[int, typer.Option(min=0, help="start noise, the same for base and policy")] = 0,
+    steps: Steps = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder that is made; default: evaluations/RUN", show_default=False)
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Score a run's policy beside its base, or a model alone, by rewards and prompts of your choice."""
+    from aegpo.commands.evaluate import EvaluateRequest, evaluate
+    from aegpo.report.evaluated import meaning, tables
+    from aegpo.report.terminal import print_table
+
+    options = (images_per_prompt, checkpoint, seed, steps, out, tuple(plugin), tuple(overrides))
+    made, found = evaluate(EvaluateRequest(subject, tuple(rewards), prompts, *options))
+    console = _console()
+    for table in tables(found):
+        print_table(table, console)
+    print(f"{meaning(found)}\n{made / 'index.html'}")
+
+
+@app.command()
+def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -> None:  # noqa: B006
+    """Validate a file, show what differs between its arms and what each costs. Loads no model."""
+    from aegpo.commands import describe
+    from aegpo.commands.footprints import footprints, gpu_memory
+    from aegpo.config.loading import load_experiment_file
+    from aegpo.method.costs import cost, unread_prompts
+    from aegpo.plugin.manager import load_registries, plugin_manager
+
+    loaded = load_experiment_file(file, load_registries(plugin_manager(plugin)), overrides)
+    for warning in loaded.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for label in dict.fromkeys(label for arm in loaded.arms.values() for label in unread_prompts(arm)):
+        print(f"note: the prompts of {label} are read when a run starts, not here", file=sys.stderr)
+    console = _console()
+    if len(loaded.arms) > 1:
+        console.print(describe.differences(loaded))
+    console.print(describe.costs(loaded, {arm: cost(experiment) for arm, experiment in loaded.arms.items()}))
+    if needs := footprints(loaded):
+        console.print(describe.memory(needs, gpu_memory()))
+
+
+@app.command("profile-entropy")
+def profile_entropy(
+    path: Annotated[
+        Path, typer.Argument(metavar="SPEC_OR_RUN", help="experiment file, or folder of a run", show_default=False)
+    ],
+    prompts: Annotated[Path | None, typer.Option(help="file, one prompt a line; default: the held-out prompts")] = None,
+    arm: Annotated[str | None, typer.Option(help="arm; default: the one of a file that reads entropy most")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed; default: the first of the file")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="training step of a checkpoint; default: the newest")] = None,
+    layers: Annotated[list[str], typer.Option(metavar="PATTERN", help="layers by name, * and ? are wildcards")] = ["*"],  # noqa: B006
+    rows: Annotated[int | None, typer.Option(min=1, help="query rows measured in each call; default: all")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the profile; default: below profiles/")] = None,
+    validate: Annotated[bool, typer.Option("--validate", help="ask whether the signal means anything here")] = False,
+    overrides: Overrides = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Profile attention entropy: of a run against its base, or of an experiment's base alone."""
+    from rich.console import Console
+
+    from aegpo.commands.profile_entropy import ProfileRequest, profile
+
+    request = ProfileRequest(
+        path=path,
+        prompts=prompts,
+        arm=arm,
+        seed=seed,
+        checkpoint=checkpoint,
+        layers=tuple(layers),
+        rows=rows or "all",
+        out=out,
+        validate=validate,
+        overrides=tuple(overrides),
+        plugins=tuple(plugin),
+    )
+    profile(request, _console(), Console(stderr=True))
+
+
+@app.command()
+def plugins(
+    part: Annotated[str, typer.Argument(metavar="[KIND/NAME]", help="one part, e.g. allocators/entropy")] = "",
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """List every registered part and who ships it, or show the fields of one."""
+    from rich.markup import escape
+
+    from aegpo.commands import describe
+    from aegpo.plugin.manager import load_registries, plugin_manager
+
+    registries = load_registries(plugin_manager(plugin))
+    console = _console()
+    if not part:
+        console.print(describe.parts(registries))
+        return
+    entry, fields = describe.part(registries, part)
+    doc = inspect.cleandoc(entry.spec.__doc__ or "")
+    console.print(f"[bold]{escape(part)}[/bold], shipped by {escape(entry.source)}\n\n{escape(doc)}\n")
+    console.print(fields)
+
+
+@app.command()
+def schema(plugin: Plugins = []) -> None:  # noqa: B006
+    """Print the JSON schema of experiment files."""
+    from aegpo.config.schema import file_schema
+    from aegpo.plugin.manager import load_registries, plugin_manager
+
+    print(json.dumps(file_schema(load_registries(plugin_manager(plugin))), indent=2))
+
+
+@app.command("serve-reward")
+def serve_reward(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="a reward, e.g. hpsv2", show_default=False)],
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="FIELD=VALUE", help="set a field of the reward, e.g. version=v2.0")
+    ] = [],  # noqa: B006
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    token_env: Annotated[str | None, typer.Option(metavar="NAME", help="environment variable with a token")] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="largest request that is read")] = 256 * 2**20,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Serve a reward over HTTP, for runs that name it as 'remote'."""
+    from aegpo.commands.serve_reward import ServeRequest, serve
+    from aegpo.plugin.manager import load_registries, plugin_manager
+
+    rewards = load_registries(plugin_manager(plugin)).rewards
+    serve(ServeRequest(kind, tuple(settings), host, port, device, token_env, max_bytes), rewards)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=WIDE)

@@ -1,0 +1,154 @@
+"""Tables of the command line: what arms differ in, what they cost, and which parts there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+from rich.table import Table
+
+from aegpo.config.loading import ExperimentFile
+from aegpo.config.marks import dotted
+from aegpo.core.parts import Registries
+from aegpo.core.records import Footprint
+from aegpo.core.registry import Entry, Spec, suggestion
+from aegpo.errors import AegpoError
+from aegpo.method.costs import Cost
+
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
+
+
+def differences(file: ExperimentFile) -> Table:
+    """The keys whose value is not the same in every arm; `-` where an arm's part has no such key."""
+    arms = {arm: _flat(experiment.model_dump(mode="json"), ()) for arm, experiment in file.arms.items()}
+    keys = list(dict.fromkeys(key for values in arms.values() for key in values))
+    table = Table(title="What differs between arms", title_justify="left")
+    table.add_column("key")
+    for arm in arms:
+        table.add_column(escape(arm))
+    for key in keys:
+        cells = [json.dumps(values[key]).strip('"') if key in values else "-" for values in arms.values()]
+        if len(set(cells)) > 1:
+            table.add_row(escape(key), *(escape(cell) for cell in cells))
+    return table
+
+
+def _flat(value: Any, location: tuple[str | int, ...]) -> dict[str, Any]:
+    """Nested data as dotted key -> scalar or list of scalars."""
+    items: Any = ()
+    if isinstance(value, Mapping) and value:
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = enumerate(value)
+    else:
+        return {dotted(location): value}
+    return {key: leaf for name, child in items for key, leaf in _flat(child, (*location, name)).items()}
+
+
+def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
+    """What a training step of each arm costs, and all its seeds together."""
+    table = Table(title="What a training step costs", title_justify="left", caption_justify="left")
+    table.add_column("arm")
+    headings = ("rollouts", "forwards", "per rollout", "trained edges", "work", "probe", "steps x seeds", "work of all")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for arm, cost in figures.items():
+        steps, seeds = file.arms[arm].training_steps, len(file.seeds)
+        total = cost.total_work(steps).times(seeds)
+        row = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", cost.trained_edges, cost.work)
+        probe = f"{cost.probe:,.0f} + {cost.probe_base:,} once" if cost.probe else "-"
+        table.add_row(escape(arm), *(str(cell) for cell in row), probe, f"{steps} x {seeds}", str(total))
+    table.caption = (
+        "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch, "
+        "and 1 more for each frozen policy evaluated there.\n"
+        "probe = forwards of the entropy probe: of the policy in a mean step, of the base once a prompt."
+    )
+    return table
+
+
+def memory(figures: Mapping[str, Footprint], room: int | None) -> Table:
+    """What each arm needs in memory, in GiB; `room` is what there is, in bytes, if it is known."""
+    table = Table(title="What it needs in memory, in GiB", title_justify="left", caption_justify="left")
+    table.add_column("arm")
+    for heading in ("parameters", "trainable", "weights", "optimizer", "activations", "in all", "fits"):
+        table.add_column(heading, justify="right")
+    for arm, needs in figures.items():
+        sizes = (needs.weights, needs.optimizer, needs.activations, needs.total)
+        fits = "?" if room is None else "yes" if needs.total <= room else "no"
+        cells = [f"{size / 2**30:.1f}" for size in sizes]
+        table.add_row(escape(arm), f"{needs.parameters:,}", f"{needs.trainable:,}", *cells, fits)
+    there = "no GPU here" if room is None else f"the GPU has {room / 2**30:.1f}"
+    table.caption = (
+        f"{there}. Activations of one micro-batch of the optimizer: lower 'optimizer.micro_batch' first where it does "
+        "not fit.\nAn estimate from the network's config; sampling, decoding and rewards come on top."
+    )
+    return table
+
+
+def parts(registries: Registries) -> Table:
+    """Every registered part: how an experiment file chooses it, who ships it, and what it is."""
+    table = Table("part", "shipped by", "what it is")
+    for registry in registries:
+        for entry in registry:
+            table.add_row(escape(f"{registry.axis}/{entry.name}"), escape(entry.source), escape(entry.summary))
+        table.add_section()
+    return table
+
+
+def part(registries: Registries, path: str) -> tuple[Entry[Spec], Table]:
+    """One part, `AXIS/NAME`, and the table of its fields.
+
+    Raises:
+        AegpoError: if there is no such axis or part.
+    """
+    axis, _, name = path.partition("/")
+    known = {registry.axis: registry for registry in registries}
+    if axis not in known:
+        raise AegpoError(f"no kind of part is called {axis!r}; {suggestion(axis, known)} (as in allocators/entropy)")
+    spec: type[Spec] = known[axis].get(name)
+    entry = next(entry for entry in known[axis] if entry.spec is spec)
+    table = Table("field", "type", "default", "what it is")
+    for field, info in spec.model_fields.items():
+        if field != "kind":
+            table.add_row(
+                escape(field), escape(type_words(info)), escape(_default(info)), escape(info.description or "")
+            )
+    return entry, table
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, Spec):
+        return value.model_dump_json()
+    return json.dumps(str(value) if isinstance(value, Path) else value).strip('"')
+
+
+def type_words(info: FieldInfo) -> str:
+    """A field's type and bounds as a reader of YAML knows them: ``whole number, >= 1``."""
+    return ", ".join([_words(info.annotation), *_bounds(info.metadata)])
+
+
+def _bounds(metadata: Iterable[Any]) -> list[str]:
+    found = ((sign, getattr(item, bound, None)) for item in metadata for bound, sign in _BOUNDS.items())
+    return [f"{sign} {value:g}" for sign, value in found if isinstance(value, int | float)]
+
+
+def _words(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return ", ".join([_words(arguments[0]), *(bound for item in arguments[1:] for bound in _bounds([item]))])
+    if origin in (Union, UnionType):
+        return " | ".join(_words(argument) for argument in arguments)
+    if origin is Literal:
+        return " | ".join(str(argument) for argument in arguments)
+    if origin in (tuple, list):
+        return f"list of {_words(arguments[0])}"
+    names = {int: "whole number", float: "number", bool: "true | false", str: "text", Path: "path", NoneType: "null"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))

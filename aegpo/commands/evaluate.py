@@ -1,0 +1,340 @@
+"""`aegpo evaluate`: rewards and prompts of one's choice, for a run's policy beside its base, or for a model alone.
+
+Every prompt is painted with the deterministic sampler, by the base and the policy from the same noise, and what is
+painted is scored before it is written as JPEG. Images lie as `hpsv2.evaluate` expects them, so that the package can
+score any of the folders too:
+
+    base/STYLE/00000.jpg, ...         an image for each prompt of the style
+    policy/STYLE/00000.jpg, ...       with several seeds policy-seed-0, policy-seed-1, ...
+    base-2, policy-2, ...             a second image of each prompt, from another noise
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aegpo.commands.sample import BASE, POLICY, refuse_existing
+from aegpo.config.loading import load_experiment_file, parse_rewards
+from aegpo.core.experiment import Experiment
+from aegpo.core.parts import Registries, RewardSpec
+from aegpo.core.records import FloatArray
+from aegpo.errors import AegpoError
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import read_prompts
+from aegpo.prompts.sources import read_file
+from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
+from aegpo.rewards.hpsv2_prompts import benchmark_prompts
+from aegpo.runs.folders import commit, versions, write_atomically, write_json
+from aegpo.runs.opening import FoundRun, common_experiment, find_arm
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from aegpo.report.picture_sheet import Row
+    from aegpo.train.painting import Painter
+    from aegpo.train.rollouts import Execution
+    from aegpo.train.scoring import Scorer
+
+HPSV2 = "hpsv2"  # of --prompts: the benchmark
+HELD_OUT = "held-out"  # the style of an experiment's own evaluation prompts
+QUALITY = 95  # of JPEGs
+SHOWN = 12  # prompts on the page's sheet
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What the command line asked for."""
+
+    subject: Path  # a run's folder, an arm's with all its seeds, or an experiment file
+    rewards: tuple[str, ...] = ()  # a kind or a mapping each; none: those of the experiment
+    prompts: str | None = None  # a file or "hpsv2"; None: the experiment's held-out ones
+    images_per_prompt: int = 1
+    checkpoint: int | None = None  # None: the newest
+    seed: int = 0
+    steps: int | None = None  # denoising steps; None: as evaluation
+    out: Path | None = None
+    plugins: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # of an experiment file
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: an experiment's model, and the policies that runs made of it."""
+
+    experiment: Experiment
+    runs: tuple[FoundRun, ...]  # of one arm under several seeds; none: the model alone
+
+    @property
+    def label(self) -> str:
+        """How the page and folders call it."""
+        if not self.runs:
+            return f"{self.experiment.name}, model {self.experiment.model.kind}"
+        seeds = ", ".join(str(run.seed) for run in self.runs)
+        steps = ", ".join(map(str, dict.fromkeys(run.step for run in self.runs)))
+        return f"{self.experiment.name}, {self.runs[0].arm} seed {seeds}, step {steps}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Who paints, in the order of the runs after the base."""
+        if len(self.runs) > 1:
+            return (BASE, *(f"{POLICY}-seed-{run.seed}" for run in self.runs))
+        return (BASE, POLICY) if self.runs else (BASE,)
+
+
+def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
+    """Paints, scores, and writes the images, `scores.jsonl`, `summary.json` and `index.html`.
+
+    Returns:
+        The folder, which is whole or absent, and what was found.
+
+    Raises:
+        AegpoError: for a mistake in the request, before a model is loaded; or if a model or reward fails.
+    """
+    registries = load_registries(plugin_manager(request.plugins))
+    subject = find_subject(request, registries)
+    specs = reward_specs(request, subject, registries)
+    prompts = styled_prompts(request.prompts, subject.experiment)
+    out = request.out or Path("evaluations") / subject.label.replace(", ", "-").replace(" ", "-")
+    refuse_existing(out)
+
+    from aegpo.train.painting import Painter
+    from aegpo.train.scoring import build_scorers
+
+    with whole_folder(out) as folder:
+        painter = Painter(subject.experiment)
+        scorers = build_scorers(specs, painter.device)
+        painting = _Painting(painter, subject, scorers, request, folder, len(prompts))
+        styles = [painting.style(name, texts) for name, texts in prompts.items()]
+        found = compare(
+            subject.label, styles, [spec.label for spec in specs], _settings(request, subject, specs, painting.steps)
+        )
+        write_json(folder / "summary.json", _summary(found, request, subject, specs, painting.steps))
+        write_atomically(folder / "scores.jsonl", "".join(_score_rows(styles)).encode())
+        write_atomically(folder / "index.html", page(found, painting.sheet()).encode())
+    return out, found
+
+
+# --- the request -----------------------------------------------------------------------------------------------------
+
+
+def find_subject(request: EvaluateRequest, registries: Registries) -> Subject:
+    """The runs of a folder, or the model of a file.
+
+    Raises:
+        AegpoError: if there is neither, or options are given that do not fit it.
+    """
+    if request.subject.is_file():
+        if request.checkpoint is not None:
+            raise AegpoError(f"--checkpoint is for runs, but {request.subject} is a file; leave it out, or give a run")
+        file = load_experiment_file(request.subject, registries, request.overrides)
+        models = {arm: each.model.model_dump(mode="json") for arm, each in file.arms.items()}
+        first, *others = file.arms
+        different = [arm for arm in others if models[arm] != models[first]]
+        if different:
+            raise AegpoError(
+                f"{request.subject} has no one model: that of arm {different[0]!r} differs from that of {first!r}; "
+                "give a file with one of them"
+            )
+        return Subject(file.arms[first], ())
+    if request.overrides:
+        raise AegpoError(
+            f"--set changes an experiment file, but {request.subject} is none; a run is evaluated as it was trained"
+        )
+    runs = find_arm(request.subject, registries, request.checkpoint)
+    return Subject(common_experiment(runs), tuple(runs))
+
+
+def reward_specs(request: EvaluateRequest, subject: Subject, registries: Registries) -> tuple[RewardSpec, ...]:
+    """The rewards asked for, or those of the experiment.
+
+    Raises:
+        AegpoError: for mistakes in them, or one that has nothing to compare.
+    """
+    experiment = subject.experiment
+    own = (*experiment.rewards, *experiment.evaluation.rewards)
+    specs = parse_rewards(request.rewards, registries) if request.rewards else own
+    comparing = [spec.label for spec in specs if spec.group_wise]
+    if comparing and not subject.runs:
+        raise AegpoError(
+            f"reward {comparing[0]!r} compares a policy's image with the base's, but {request.subject} is a model "
+            "alone; give a run, or leave the reward out"
+        )
+    return specs
+
+
+def styled_prompts(source: str | None, experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Prompts by style: the benchmark's four, or one that is named after a file.
+
+    Raises:
+        AegpoError: if they cannot be read.
+    """
+    if source is None:
+        return {HELD_OUT: read_prompts(experiment, "evaluation")}
+    if source == HPSV2:
+        return benchmark_prompts()
+    return {Path(source).stem: tuple(prompt.text for prompt in read_file(Path(source)))}
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out` at the end, and is removed if anything fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+# --- painting and scoring --------------------------------------------------------------------------------------------
+
+
+class _Painting:
+    """Paints styles, writes the images and keeps their scores."""
+
+    def __init__(
+        self,
+        painter: Painter,
+        subject: Subject,
+        scorers: Sequence[Scorer],
+        request: EvaluateRequest,
+        folder: Path,
+        styles: int,
+    ) -> None:
+        self._painter, self._scorers, self._folder = painter, scorers, folder
+        self._seed, self._images = request.seed, request.images_per_prompt
+        self._how: Execution = painter.execution(request.steps)
+        self._columns, self._runs = subject.columns, subject.runs
+        self._weights = [run.weights() for run in subject.runs]  # on the CPU
+        self._rows: list[Row] = []
+        self._shown = max(1, SHOWN // styles)  # of a style on the sheet
+        self._done = 0  # prompts of styles before
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps that are taken."""
+        return len(self._how.sigmas) - 1
+
+    def style(self, name: str, texts: tuple[str, ...]) -> StyleScores:
+        """Paints and scores the prompts of a style."""
+        from rich.console import Console
+        from rich.progress import track
+
+        self._painter.prepare(texts)
+        size, labels = self._how.micro_batch, [scorer.label for scorer in self._scorers]
+        shape = (max(1, len(self._runs)), self._images, len(texts))
+        base, policy = ({label: np.zeros(shape) for label in labels} for _ in range(2))
+        batches = [(image, first) for image in range(self._images) for first in range(0, len(texts), size)]
+        for image, first in track(batches, description=name, console=Console(file=sys.stderr), transient=True):
+            part = texts[first : first + size]
+            noise = self._painter.noise(self._done + first + (image << 32), len(part), self._seed)
+            for seed, (scores, base_scores) in enumerate(self._batch(name, image, first, part, noise)):
+                for table, found in ((policy, scores), (base, base_scores)):
+                    for label, values in found.items():
+                        table[label][seed, image, first : first + size] = values
+        self._done += len(texts)
+        return StyleScores(name, texts, base, policy if self._runs else None)
+
+    def _batch(
+        self, style: str, image: int, first: int, texts: Sequence[str], noise: Tensor
+    ) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
+        """Scores of the policy and the base for each run; where there is none, nothing and those of the model."""
+        from aegpo.report.picture_sheet import pictures
+        from aegpo.train.scoring import HeldOut
+
+        with self._painter.base():
+            images = self._painter.paint(self._how, texts, noise)
+        base = HeldOut(self._scorers, texts, lambda _: images)
+        shown = [self._save(pictures(images), self._columns[0], style, image, first)]
+        if not self._runs:
+            yield {}, dict(base.base_scores)
+        for run, weights, column in zip(self._runs, self._weights, self._columns[1:], strict=True):
+            self._painter.take(weights, f"the checkpoint of step {run.step} in {run.folder}")
+            scores, base_scores, images = base.evaluate(lambda _: self._painter.paint(self._how, texts, noise))
+            shown.append(self._save(pictures(images), column, style, image, first))
+            yield scores, base_scores
+        self._keep(texts, shown, image, first)
+
+    def _save(self, images: list[Image], column: str, style: str, image: int, first: int) -> list[Image]:
+        folder = self._folder / (column if image == 0 else f"{column}-{image + 1}") / style
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, each in enumerate(images, start=first):
+            each.save(folder / f"{number:05d}.jpg", quality=QUALITY, subsampling=0)
+        return images
+
+    def _keep(self, texts: Sequence[str], shown: Sequence[Sequence[Image]], image: int, first: int) -> None:
+        """The first prompts of every style are on the sheet."""
+        from aegpo.report.picture_sheet import Row
+
+        room = self._shown - first
+        if image == 0 and room > 0:
+            self._rows += [Row(*each) for each in zip(texts, zip(*shown, strict=True), strict=True)][:room]
+
+    def sheet(self) -> Image:
+        """Labelled pictures of some prompts, for the page."""
+        from aegpo.report.picture_sheet import sheet
+
+        return sheet(self._rows, self._columns)
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def _settings(request: EvaluateRequest, subject: Subject, specs: Sequence[RewardSpec], steps: int) -> dict[str, str]:
+    """What the page says was done."""
+    evaluated = "; ".join(f"{run.folder}, step {run.step}" for run in subject.runs) or str(request.subject)
+    each = "one image" if request.images_per_prompt == 1 else f"{request.images_per_prompt} images, scores averaged"
+    return {
+        "evaluated": evaluated,
+        "prompts": request.prompts or "the experiment's held-out prompts",
+        "images": f"{each} for each prompt, deterministic sampler, {steps} steps, start noise of seed {request.seed}",
+        "rewards": "; ".join(
+            json.dumps({"kind": spec.kind} | spec.model_dump(mode="json", exclude_defaults=True)) for spec in specs
+        ),
+    }
+
+
+def _summary(
+    found: Evaluated, request: EvaluateRequest, subject: Subject, specs: Sequence[RewardSpec], steps: int
+) -> dict[str, Any]:
+    return {
+        "evaluated": subject.label,
+        "runs": [{"folder": str(run.folder), "seed": run.seed, "step": run.step} for run in subject.runs],
+        "model": subject.experiment.model.model_dump(mode="json"),
+        "rewards": [spec.model_dump(mode="json") for spec in specs],
+        "prompts": request.prompts,
+        "images_per_prompt": request.images_per_prompt,
+        "seed": request.seed,
+        "denoising_steps": steps,
+        "scores": [asdict(line) for line in found.lines],
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _score_rows(styles: Sequence[StyleScores]) -> Iterator[str]:
+    """A line of JSON a prompt: scores of the base, and of the policy under each seed, one number an image."""
+    for style in styles:
+        for index, text in enumerate(style.prompts):
+            row: dict[str, Any] = {"style": style.style, "prompt": text, "base": _of(style.base, index)}
+            if style.policy is not None:
+                row["policy"] = _of(style.policy, index)
+            yield json.dumps(row) + "\n"
+
+
+def _of(scores: Mapping[str, FloatArray], prompt: int) -> dict[str, Any]:  # (S, N) of each reward
+    return {label: values[:, :, prompt].tolist() for label, values in scores.items()}

@@ -1,0 +1,98 @@
+"""`aegpo export`: a run's policy as files that other programs load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aegpo.commands.sample import refuse_existing
+from aegpo.core.interfaces import Exportable
+from aegpo.errors import AegpoError
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.runs.folders import read_manifest, write_json
+from aegpo.runs.opening import FoundRun, find_run
+
+if TYPE_CHECKING:
+    from aegpo.train.painting import Painter
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the command line asked for."""
+
+    run: Path
+    to: Path
+    checkpoint: int | None = None  # None: the newest
+    full: bool = False  # the whole pipeline, even if only a LoRA was trained
+    plugins: tuple[str, ...] = ()
+
+
+def export(request: ExportRequest) -> str:
+    """Writes the policy; the folder is whole or absent.
+
+    Returns:
+        How what was written is loaded.
+
+    Raises:
+        AegpoError: if there is no such run, the folder has something in it, or the model cannot be written.
+    """
+    refuse_existing(request.to)
+    run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
+
+    from aegpo.train.painting import Painter
+
+    painter = Painter(run.experiment)
+    painter.take_run(run)
+    whole = request.full or run.experiment.policy.train == "full"
+    temporary = request.to.with_name(f".{request.to.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        _write(painter, run, whole, temporary)
+        if request.to.exists():
+            request.to.rmdir()  # empty: that was looked at above
+        temporary.rename(request.to)
+    except OSError as error:
+        raise AegpoError(f"cannot write {request.to}: {error.strerror or error}; nothing was kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _how_to_load(painter, request.to, whole)
+
+
+def _write(painter: Painter, run: FoundRun, whole: bool, folder: Path) -> None:
+    model, kind = painter.model, run.experiment.model.kind
+    if not isinstance(model, Exportable):
+        raise AegpoError(
+            f"model {kind!r} cannot be exported: it has no save_adapters(folder) and save_pipeline(folder); the "
+            f"trained weights by name are in {run.folder / 'checkpoints'}, as safetensors"
+        )
+    if whole:
+        model.save_pipeline(folder)
+    else:
+        model.save_adapters(folder)
+    write_json(
+        folder / "aegpo.json",
+        {
+            "model": run.experiment.model.model_dump(mode="json"),
+            "what": "pipeline" if whole else "lora",
+            "experiment": run.experiment.name,
+            "arm": run.arm,
+            "seed": run.seed,
+            "step": run.step,
+            "versions": read_manifest(run.folder)["versions"],
+        },
+    )
+
+
+def _how_to_load(painter: Painter, folder: Path, whole: bool) -> str:
+    model = painter.experiment.model
+    if model.kind == "shapes":
+        return f"model: {{kind: shapes, weights: {folder}}}"
+    again = f"model: {{kind: {model.kind}, path: {folder}}}"
+    return (
+        f'DiffusionPipeline.from_pretrained("{folder}"), or  {again}'
+        if whole
+        else f'pipe.load_lora_weights("{folder}")'
+    )

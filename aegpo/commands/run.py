@@ -1,0 +1,240 @@
+"""The main job: every chosen arm under every chosen seed, here or in processes of their own, then one report."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from aegpo.config.loading import ExperimentFile, load_experiment_file
+from aegpo.core.hookspecs import Outcome
+from aegpo.core.parts import TrackerSpec
+from aegpo.core.records import RunInfo
+from aegpo.core.registry import suggestion
+from aegpo.errors import AegpoError
+from aegpo.plugin.manager import distributions, load_registries, plugin_manager
+from aegpo.runs.child_processes import (
+    INTERRUPTED,
+    PARENT,
+    Child,
+    StopSignals,
+    divide,
+    run_children,
+    usable_cores,
+    usable_gpus,
+)
+from aegpo.runs.folders import (
+    Run,
+    changed_batches,
+    changed_versions,
+    check_manifest,
+    evaluated_steps,
+    locked,
+    open_manifest,
+    run_folder,
+    start_over,
+    write_order,
+)
+from aegpo.runs.progress import Record, display
+from aegpo.runs.trackers import JsonlTracker
+
+if TYPE_CHECKING:
+    import pluggy
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What the command line asked for."""
+
+    path: Path
+    overrides: tuple[str, ...] = ()  # key=value
+    plugins: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()  # empty: every arm of the file
+    seeds: tuple[int, ...] = ()  # empty: every seed of the file
+    out: Path = Path("runs")
+    jobs: int | None = None  # runs at a time; None: one for each GPU, or for each core
+    fresh: bool = False
+    report: bool = True
+
+    def command(self) -> list[str]:
+        """The command line that goes on with this request (never `--fresh`: that would throw away what is done)."""
+        words = ["run", str(self.path)]
+        words += [word for arm in self.arms for word in ("--arm", arm)]
+        words += [word for seed in self.seeds for word in ("--seed", str(seed))]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        words += [word for plugin in self.plugins for word in ("--plugin", plugin)]
+        words += ["--out", str(self.out)]
+        words += [] if self.jobs is None else ["--jobs", str(self.jobs)]
+        return words if self.report else [*words, "--no-report"]
+
+
+def launch(request: LaunchRequest) -> int:
+    """Runs or resumes what was asked for and writes the report.
+
+    One chosen run happens in this process; several happen in processes of their own, `jobs` at a time.
+
+    Returns:
+        The exit code: 0, 1 if a run failed, 130 if the user stopped.
+
+    Raises:
+        AegpoError: for a mistake in the file or the request, or a run folder that cannot be gone on with.
+    """
+    try:
+        code = _launch(request, Console(), Console(stderr=True))
+    except KeyboardInterrupt:  # before the first run, or a second Ctrl-C
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _say(Console(stderr=True), f"interrupted; to go on:  {shlex.join(['aegpo', *request.command()])}")
+    return code
+
+
+def _launch(request: LaunchRequest, console: Console, errors: Console) -> int:
+    manager = plugin_manager(request.plugins)
+    file = load_experiment_file(request.path, load_registries(manager), request.overrides)
+    runs = select_runs(file, request)
+    if PARENT not in os.environ:  # whose log has them already
+        for warning in file.warnings:
+            _say(errors, f"warning: {warning}")
+    try:
+        write_order(request.out / file.name, tuple(file.arms), file.seeds)
+    except OSError as error:
+        raise AegpoError(
+            f"--out {request.out}: cannot be written to: {error.strerror}; choose another folder"
+        ) from error
+    for run in runs:
+        if request.fresh:
+            with locked(run.folder):
+                start_over(run.folder)
+        else:
+            check_manifest(run)
+    if len(runs) > 1:
+        code = _run_apart(request, runs, console, errors)
+    elif runs[0].finished:
+        _say(console, f"{runs[0].label}: finished before, skipped (--fresh starts over)")
+        code = 0
+    else:
+        code = run_here(runs[0], manager, console)
+    if code != INTERRUPTED and request.report:
+        from aegpo.report import write_report
+
+        write_report(request.out / file.name, console)
+    return code
+
+
+def select_runs(file: ExperimentFile, request: LaunchRequest) -> list[Run]:
+    """The chosen runs, seed by seed, so that all arms get on alike.
+
+    Raises:
+        AegpoError: for an arm or a seed the file does not have.
+    """
+    for arm in request.arms:
+        if arm not in file.arms:
+            raise AegpoError(f"{request.path} has no arm {arm!r}; {suggestion(arm, file.arms)}")
+    for seed in request.seeds:
+        if seed not in file.seeds:
+            known = ", ".join(str(each) for each in file.seeds)
+            raise AegpoError(f"{request.path} has no seed {seed}; known: {known}; add it to 'seeds' of the file")
+    return [
+        Run(arm, seed, file.experiment(arm, seed), run_folder(request.out, file.name, arm, seed))
+        for seed in file.seeds
+        for arm in file.arms
+        if (not request.seeds or seed in request.seeds) and (not request.arms or arm in request.arms)
+    ]
+
+
+# --- one run in this process ------------------------------------------------------------------------------------------
+
+
+def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
+    """Starts or resumes one run in this process; the exit code is 0 or 130."""
+    with locked(run.folder), StopSignals() as stop:
+        import torch
+
+        from aegpo.runs import checkpoints
+        from aegpo.train.engine import Engine
+
+        manifest = open_manifest(run, distributions(manager), torch.get_num_threads())
+        for change in changed_versions(manifest):
+            _say(console, f"{run.label}: goes on with other versions than it began with: {change}")
+        for change in changed_batches(run, manifest):
+            _say(console, f"{run.label}: goes on with another micro-batch than it began with: {change}")
+        torch.set_num_threads(manifest["threads"])
+        checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line))
+        for index, spec in enumerate(_trackers(run)):
+            manager.register(spec.build(run.folder), name=f"tracker/{index}-{spec.kind}")
+        first_step = 0 if checkpoint is None else checkpoint.step
+        last = run.experiment.training_steps
+        evaluated = evaluated_steps(last, run.experiment.evaluation.every)
+        info = RunInfo(run.arm, run.seed, run.folder, first_step, last, evaluated)
+        try:
+            engine = Engine.build(run.experiment, manager)
+            if checkpoint is not None:
+                engine.restore(checkpoint)
+            outcome = engine.run(info, stop.wanted)
+        except BaseException as error:
+            how: Outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            full = error if isinstance(error, OSError) and error.errno in _NO_ROOM else None
+            with suppress(OSError) if full else nullcontext():  # a tracker may try to write its rest
+                manager.hook.aegpo_on_run_end(run=info, outcome=how)
+            if full is not None:
+                raise AegpoError(
+                    f"{run.folder} cannot be written to: {full.strerror}; make room, then give the same command "
+                    "again: it goes on from the newest checkpoint"
+                ) from error
+            raise
+        if outcome == "interrupted":
+            return INTERRUPTED
+        run.mark_finished(info.training_steps)
+        return 0
+
+
+def _trackers(run: Run) -> Sequence[TrackerSpec]:
+    """The experiment's trackers; the record is part of every run, whether the file names it or not."""
+    specs = run.experiment.trackers
+    records = sum(spec.kind == "jsonl" for spec in specs)
+    if records > 1:
+        raise AegpoError(
+            f"'trackers' names 'jsonl' {records} times, which would record every step as often; name it once"
+        )
+    return specs if records else (*specs, JsonlTracker())
+
+
+# --- several runs, each in a process of its own -----------------------------------------------------------------------
+
+
+def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, errors: Console) -> int:
+    todo = [_child(request, run) for run in runs if not run.finished]
+    devices = {run.experiment.device for run in runs}
+    # By the number of chosen runs, not of unfinished ones: the same command gives each run the same share.
+    shares = divide(usable_cores(), usable_gpus() if devices != {"cpu"} else (), devices, request.jobs, len(runs))
+    with display(console, every_step=False, runs=len(runs)) as shown:
+        for run in runs:
+            if run.finished:
+                shown.show(run.label, Record(run.folder, run.experiment.training_steps).read())
+                shown.end(run.label, "finished before, skipped (--fresh starts over)")
+        failures, interrupted = run_children(todo, shares, shown)
+    for failure in failures:
+        _say(errors, f"error: {failure}")
+    if interrupted:
+        return INTERRUPTED
+    return 1 if failures else 0
+
+
+def _child(request: LaunchRequest, run: Run) -> Child:
+    one = replace(request, arms=(run.arm,), seeds=(run.seed,), jobs=None, fresh=False, report=False)
+    command = [sys.executable, "-m", "aegpo", *one.command()]
+    return Child(run.label, command, run.folder, run.log, run.experiment.training_steps)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)

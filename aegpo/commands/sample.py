@@ -1,0 +1,95 @@
+"""`aegpo sample`: what a policy paints beside its base, from the same noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aegpo.errors import AegpoError
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.sources import read_file
+from aegpo.runs.folders import write_json
+from aegpo.runs.opening import find_run
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from aegpo.train.painting import Painter
+
+BASE, POLICY = "base", "policy"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What the command line asked for."""
+
+    run: Path
+    prompts: tuple[str, ...] = ()
+    file: Path | None = None  # of more prompts
+    checkpoint: int | None = None  # None: the newest
+    seed: int = 0
+    steps: int | None = None  # denoising steps; None: as evaluation
+    out: Path | None = None
+    plugins: tuple[str, ...] = ()
+
+
+def sample(request: SampleRequest) -> Path:
+    """Paints every prompt with the policy and with the base.
+
+    Returns:
+        The folder: `grid.png`, `base/00000.png`, `policy/00000.png`, ... and `samples.json`.
+
+    Raises:
+        AegpoError: if there is no such run or prompt, or the folder has something in it.
+    """
+    registries = load_registries(plugin_manager(request.plugins))
+    run = find_run(request.run, registries, request.checkpoint)
+    texts = [*request.prompts, *(() if request.file is None else (each.text for each in read_file(request.file)))]
+    if not texts:
+        raise AegpoError("there is nothing to paint; give --prompt TEXT (as often as you like) or --prompts FILE")
+    name = f"{run.experiment.name}-{run.arm}-seed-{run.seed}-step-{run.step:06d}"
+    out = request.out or Path("samples") / name
+    refuse_existing(out)
+
+    from aegpo.report.picture_sheet import Row, save_pictures, sheet
+    from aegpo.train.painting import Painter
+
+    painter = Painter(run.experiment)
+    painter.take_run(run)
+    base, policy = paint_both(painter, texts, request.seed, request.steps)
+    for folder, images in ((BASE, base), (POLICY, policy)):
+        save_pictures(images, out / folder)
+    rows = [Row(*each) for each in zip(texts, zip(base, policy, strict=True), strict=True)]
+    sheet(rows, (BASE, f"{POLICY}, step {run.step}")).save(out / "grid.png")
+    how = {"run": str(run.folder), "step": run.step, "seed": request.seed, "prompts": texts}
+    write_json(out / "samples.json", how | {"denoising_steps": len(painter.execution(request.steps).sigmas) - 1})
+    return out
+
+
+def paint_both(painter: Painter, texts: list[str], seed: int, steps: int | None) -> tuple[list[Image], list[Image]]:
+    """Each prompt as the base and the policy paint it from one noise."""
+    from aegpo.report.picture_sheet import pictures
+
+    painter.prepare(texts)
+    how = painter.execution(steps)
+    base: list[Image] = []
+    policy: list[Image] = []
+    for first in range(0, len(texts), how.micro_batch):
+        part = texts[first : first + how.micro_batch]
+        noise: Tensor = painter.noise(first, len(part), seed)
+        with painter.base():
+            base += pictures(painter.paint(how, part, noise))
+        policy += pictures(painter.paint(how, part, noise))
+    return base, policy
+
+
+def refuse_existing(path: Path) -> None:
+    """A folder that is about to be written is not there, or empty.
+
+    Raises:
+        AegpoError: if it has something in it, or is a file.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise AegpoError(f"{path} is there already, and nothing is overwritten; choose another folder, or remove it")

@@ -1,0 +1,188 @@
+"""`aegpo serve-reward`: any registered reward behind HTTP, for reward `remote` or anything that speaks its bodies."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aegpo.config.marks import parse, refuse
+from aegpo.config.validation import validate
+from aegpo.core import contracts
+from aegpo.core.interfaces import Reward
+from aegpo.core.parts import RewardSpec
+from aegpo.core.registry import Registry
+from aegpo.errors import AegpoError
+from aegpo.rewards import wire
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from torch import Tensor
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """What the command line asked for."""
+
+    kind: str
+    settings: tuple[str, ...] = ()  # field=value
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any that is free
+    device: str = "auto"
+    token_env: str | None = None
+    max_bytes: int = 256 * 2**20
+
+
+def serve(request: ServeRequest, registry: Registry[RewardSpec]) -> None:
+    """Serves a reward until it is told to stop.
+
+    Raises:
+        AegpoError: for a mistake in the request, an address that is taken, or a library that is missing.
+    """
+    spec, token = reward_spec(request, registry), _token(request)
+    try:
+        import fastapi  # noqa: F401 - asked for before the reward is loaded
+        import uvicorn
+    except ImportError as error:
+        raise AegpoError(f'serve-reward needs {error.name}; run  pip install "aegpo[serve]"') from error
+    listening = _listen(request.host, request.port)
+    reward = spec.build(_device(request.device))
+    host, port = listening.getsockname()[:2]
+    print(f"serving reward {spec.label!r} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    config = uvicorn.Config(make_app(Scoring(spec, reward), token, request.max_bytes), log_level="warning")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def reward_spec(request: ServeRequest, registry: Registry[RewardSpec]) -> RewardSpec:
+    """The reward a request names, with its settings.
+
+    Raises:
+        AegpoError: for an unknown kind or setting, with all that is wrong.
+    """
+    cls, data = registry.get(request.kind), dict[str, Any](kind=request.kind)
+    for setting in request.settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise AegpoError(f"--set {setting}: there is no value; write  --set FIELD=VALUE")
+        value, mistakes = parse(text, "--set", lines=False, indent=f"{name}=")
+        refuse(mistakes)
+        data[name] = None if value is None else value.plain
+    spec, findings = validate(cls, data)
+    if spec is None:
+        raise AegpoError("\n".join(f"--set {'.'.join(map(str, each.location))}: {each.message}" for each in findings))
+    if spec.group_wise:
+        raise AegpoError(
+            f"reward {spec.kind!r} compares all images of a prompt, but a server sees them in batches; "
+            "name it under 'rewards' of the experiment instead"
+        )
+    return spec
+
+
+class Scoring:
+    """A reward that is asked once at a time, and what it answers in words of HTTP."""
+
+    def __init__(self, spec: RewardSpec, reward: Reward) -> None:
+        self.spec, self._reward, self._turn = spec, reward, threading.Lock()
+
+    def answer(self, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
+        """A status and the JSON that goes with it: 200 with scores, 4xx for a wrong request, 500 for a failure."""
+        import torch
+
+        try:
+            images, prompts = wire.unpack(body, content_type)
+        except AegpoError as error:
+            return 400, {"detail": str(error)}
+        try:
+            with self._turn, torch.no_grad():
+                scores: Tensor = self._reward.score(images, prompts)
+            contracts.check_scores(self.spec.label, scores, prompts)
+        except AegpoError as error:  # of these images; the same question has the same answer
+            return 422, {"detail": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            return 500, {"detail": f"reward {self.spec.label!r} failed with {type(error).__name__}: {error}"}
+        return 200, {"scores": scores.tolist()}
+
+
+def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:
+    """POST /score and GET /health; with a token, only for who knows it."""
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
+    from starlette.concurrency import run_in_threadpool
+
+    app = FastAPI(title=f"aegpo reward {scoring.spec.label}", docs_url=None, redoc_url=None, openapi_url=None)
+
+    def refused(request: Request) -> JSONResponse | None:
+        if token is None or hmac.compare_digest(request.headers.get("authorization", ""), f"Bearer {token}"):
+            return None
+        return JSONResponse({"detail": "the header 'Authorization: Bearer TOKEN' is missing or wrong"}, 401)
+
+    async def health(request: Request) -> JSONResponse:
+        return refused(request) or JSONResponse({"status": "ok", "reward": scoring.spec.model_dump(mode="json")})
+
+    async def score(request: Request) -> JSONResponse:
+        answer = refused(request)
+        if answer is not None:
+            return answer
+        body = await _read(request, max_bytes)
+        if body is None:
+            return JSONResponse({"detail": f"the body is larger than {max_bytes} bytes; send fewer images"}, 413)
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip()
+        status, content = await run_in_threadpool(scoring.answer, body, content_type)
+        return JSONResponse(content, status)
+
+    app.add_route("/health", health, methods=["GET"])
+    app.add_route("/score", score, methods=["POST"])
+    return app
+
+
+async def _read(request: Request, max_bytes: int) -> bytes | None:
+    """The body, or None as soon as it is known to be too large."""
+    if int(request.headers.get("content-length") or 0) > max_bytes:
+        return None
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            return None
+    return bytes(body)
+
+
+def _token(request: ServeRequest, environment: Mapping[str, str] = os.environ) -> str | None:
+    if request.token_env is None:
+        if request.host not in LOOPBACK:
+            raise AegpoError(
+                f"--host {request.host} can be reached from other machines; name a variable with a token by "
+                "--token-env, or serve on 127.0.0.1"
+            )
+        return None
+    token = environment.get(request.token_env)
+    if not token:
+        raise AegpoError(f"--token-env names {request.token_env!r}, which is not set in the environment")
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise AegpoError(f"{host}:{port} cannot be served at: {error.strerror}; choose another --port") from error
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise AegpoError(f"--device {name} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
+    return torch.device(name)

@@ -1,0 +1,313 @@
+"""Experiment files: YAML with `extends`, `arms` and `seeds` -> one frozen Experiment for each arm and seed.
+
+Every mistake of a file is reported at once, at the line and column it was made, wherever it came from: the file, the
+one it extends, an arm or `--set`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import GenericAlias
+from typing import Any
+
+from pydantic import SerializeAsAny, create_model
+
+from aegpo.config.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
+from aegpo.config.validation import Finding, validate
+from aegpo.core.experiment import Experiment, experiment_type
+from aegpo.core.parts import Location, Registries, RewardSpec
+from aegpo.core.registry import Spec, suggestion
+from aegpo.errors import SpecError
+from aegpo.method import planning
+from aegpo.prompts import lists
+
+FILE_KEYS = ("extends", "arms", "seeds")  # of a file, beside the fields of Experiment
+OF_THE_FILE = (*FILE_KEYS, "name", "seed")  # what no arm may change
+ONLY_ARM = "main"  # of a file without arms
+ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RESERVED = ("order.json", "report", "report.html")  # of a folder of runs
+DEFAULT_SEEDS = (0,)
+
+
+@dataclass(frozen=True)
+class ExperimentFile:
+    """A valid experiment file, resolved."""
+
+    path: Path
+    name: str
+    seeds: tuple[int, ...]
+    arms: Mapping[str, Experiment]  # in the order of the file, each under the first seed
+    warnings: tuple[str, ...] = ()  # what is possible but probably not meant, with its place in the file
+
+    def experiment(self, arm: str, seed: int) -> Experiment:
+        """One arm under one seed."""
+        return self.arms[arm].model_copy(update={"seed": seed})
+
+
+def load_experiment_file(path: Path, registries: Registries, overrides: Sequence[str] = ()) -> ExperimentFile:
+    """Reads, merges and validates a file.
+
+    Args:
+        path: of the YAML file.
+        registries: the parts it may choose.
+        overrides: `key.path=value` each, the value in YAML; they apply to the base and win over the arms.
+
+    Raises:
+        SpecError: with every mistake, its place, the line and a caret.
+    """
+    mistakes: list[Mistake] = []
+    document = _read_with_base(path, mistakes)
+    refuse(mistakes)
+    patches = [patch for text in overrides if (patch := _option(text, document, mistakes)) is not None]
+    refuse(mistakes)
+    for patch in patches:
+        document = merge(document, patch, indexed=True)
+    seeds = _seeds(document, mistakes)
+    arms = _arms(document, patches, mistakes)
+    spec = experiment_type(registries)
+    experiments: dict[str, Experiment] = {}
+    complaints: dict[Mistake, list[str]] = {}
+    cautions: dict[Mistake, list[str]] = {}
+    for arm, tree in arms.items():
+        experiment, findings = _experiment(spec, tree, seeds[0])
+        for finding in findings:
+            (cautions if finding.warning else complaints).setdefault(_mistake(tree, finding), []).append(arm)
+        if experiment is not None:
+            experiments[arm] = experiment
+    refuse([*mistakes, *(_naming_arms(mistake, names, len(arms)) for mistake, names in complaints.items())])
+    warnings = [str(_naming_arms(mistake, names, len(arms))) for mistake, names in cautions.items()]
+    return ExperimentFile(path, next(iter(experiments.values())).name, seeds, experiments, tuple(warnings))
+
+
+def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experiment:
+    """An experiment from the plain data of a manifest: the inverse of `model_dump(mode="json")`.
+
+    Raises:
+        SpecError: if these registries do not accept it, for example because a plugin is gone.
+    """
+    experiment, findings = validate(experiment_type(registries), data)
+    if experiment is None:
+        raise SpecError("\n".join(f"{dotted(finding.location)}: {finding.message}" for finding in findings))
+    return experiment
+
+
+def parse_rewards(texts: Sequence[str], registries: Registries, option: str = "--rewards") -> tuple[RewardSpec, ...]:
+    """Rewards that are given one a text, as in a file: a kind, or a mapping such as ``{kind: hpsv2, path: ...}``.
+
+    Args:
+        texts: YAML each.
+        registries: the rewards there are.
+        option: what messages call the place of the texts.
+
+    Raises:
+        SpecError: with every mistake, as a file has them.
+    """
+    mistakes: list[Mistake] = []
+    items: list[Marked] = []
+    for text in texts:
+        value, found = parse(text, option, lines=False)
+        mark = Mark(option, None, 1, text)
+        if value is None and not found:
+            found = [Mistake(mark, "", "there is no reward; give a kind such as 'hpsv2', or a mapping with a 'kind'")]
+        mistakes += found
+        items.append(Marked(None, mark, mark) if value is None else value)
+    refuse(mistakes)
+    start = Mark(option, None, 1, "")
+    tree = Marked({"rewards": Marked(tuple(items), start, start)}, start, start)
+    rewards, findings = validate(_rewards_type(registries), tree.plain)
+    refuse([_mistake(tree, finding) for finding in findings])
+    assert rewards is not None, "what has no mistakes is valid"
+    labels: dict[str, Marked] = {}
+    for spec, item in zip(rewards.rewards, items, strict=True):
+        if spec.label in labels:
+            what = f"two rewards are called {spec.label!r}; give one a 'name' of its own"
+            mistakes.append(Mistake(item.mark, "", what))
+        labels[spec.label] = item
+    refuse(mistakes)
+    return rewards.rewards
+
+
+class _Rewards(Spec):
+    """Rewards alone."""
+
+    rewards: tuple[SerializeAsAny[RewardSpec], ...]
+
+
+def _rewards_type(registries: Registries) -> type[_Rewards]:
+    of_the_union: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
+    narrowed: Any = {"rewards": (of_the_union, ...)}
+    return create_model("_Rewards", __base__=_Rewards, __doc__=_Rewards.__doc__, **narrowed)
+
+
+# --- from texts to one tree an arm -----------------------------------------------------------------------------------
+
+
+def _read_with_base(path: Path, mistakes: list[Mistake]) -> Marked:
+    """The document with the file it extends below it."""
+    document = _read(path, mistakes)
+    extends = document.children.get("extends")
+    if extends is None:
+        return document
+    if not isinstance(extends.value, str):
+        mistakes.append(Mistake(extends.mark, "extends", "must be the path of a file, relative to this one"))
+        return document
+    base_path = path.parent / extends.value
+    if not base_path.is_file():
+        mistakes.append(
+            Mistake(extends.mark, "extends", f"no file {str(base_path)!r}; paths are relative to this file")
+        )
+        return document
+    base = _read(base_path, mistakes)
+    if "extends" in base.children:
+        message = f"{str(base_path)!r} extends another file; only one level is allowed, so extend that one"
+        mistakes.append(Mistake(extends.mark, "extends", message))
+    return merge(base, document).without("extends")
+
+
+def _read(path: Path, mistakes: list[Mistake]) -> Marked:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of an experiment file") from error
+    document, found = parse(text, str(path))
+    mistakes += found
+    if document is not None and isinstance(document.value, Mapping):
+        return document
+    start = Mark(str(path), 1, 1, next(iter(text.splitlines()), ""))
+    if not found:
+        what = "the file is empty" if document is None else "not a mapping"
+        mistakes.append(
+            Mistake(start, "", f"{what}; an experiment is a mapping that starts with 'model', 'rewards', ...")
+        )
+    return Marked({}, start, start)
+
+
+def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | None:
+    """`key.path=value` as the patch {key: {path: value}}."""
+    path, equals, value_text = text.partition("=")
+    keys = path.split(".")
+    mark = Mark("--set", None, 1, text)
+    if not equals or not all(keys):
+        mistakes.append(Mistake(mark, "", f"{text!r} is not of the form key.path=value"))
+        return None
+    if keys[0] == "extends":
+        mistakes.append(Mistake(mark, "extends", "cannot be set by an option; write it into the file"))
+        return None
+    if (wrong := _leads_nowhere(document, keys)) is not None:
+        mistakes.append(Mistake(mark, path, wrong))
+        return None
+    value, found = parse(value_text, "--set", lines=False, indent=f"{path}=")
+    mistakes += [replace(mistake, path=path) for mistake in found]
+    if found:
+        return None
+    patch = Marked(None, mark, mark) if value is None else replace(value, key=mark)
+    for key in reversed(keys):
+        patch = Marked({key: patch}, mark, mark)
+    return patch
+
+
+def _leads_nowhere(document: Marked, keys: list[str]) -> str | None:
+    """What is wrong if the keys of an option name an arm or an item of a list that does not exist."""
+    arms = document.children.get("arms")
+    if keys[0] == "arms" and arms is not None and len(keys) > 1 and keys[1] not in arms.children:
+        return f"no arm is called {keys[1]!r}; {suggestion(keys[1], arms.children)}"
+    node = document
+    for key in keys:
+        if isinstance(node.value, tuple):
+            if not (key.isdecimal() and int(key) < len(node.value)):
+                return f"no item {key!r}; the list has {len(node.value)}, counted from 0"
+            node = node.value[int(key)]
+        elif key in node.children:
+            node = node.children[key]
+        else:
+            return None
+    return None
+
+
+def _seeds(document: Marked, mistakes: list[Mistake]) -> tuple[int, ...]:
+    given = document.children.get("seeds")
+    if given is None:
+        return DEFAULT_SEEDS
+    seeds = given.plain
+    if not isinstance(seeds, list) or not seeds:
+        mistakes.append(Mistake(given.mark, "seeds", "must be a list of at least 1 whole number, such as [0, 1, 2]"))
+        return DEFAULT_SEEDS
+    for index, seed in enumerate(seeds):
+        mark = given.find((index,))[0].mark
+        if type(seed) is not int or seed < 0:
+            mistakes.append(Mistake(mark, f"seeds.{index}", f"must be a whole number of at least 0, not {seed!r}"))
+        elif seed in seeds[:index]:
+            mistakes.append(Mistake(mark, f"seeds.{index}", f"{seed} is given twice; every seed is run once"))
+    return tuple(seeds) if all(type(seed) is int for seed in seeds) else DEFAULT_SEEDS
+
+
+def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> dict[str, Marked]:
+    """The document of each arm, less what belongs to the file."""
+    base = document.without(*FILE_KEYS)
+    if "arms" not in document.children:
+        return {ONLY_ARM: base}
+    given = document.children["arms"]
+    if not given.children:
+        mistakes.append(
+            Mistake(given.mark, "arms", "must map the name of each arm to what it changes; or leave it out")
+        )
+        return {ONLY_ARM: base}
+    arms: dict[str, Marked] = {}
+    for name, arm in given.children.items():
+        path = f"arms.{name}"
+        if not ARM_NAME.fullmatch(name):
+            message = "an arm's name becomes a folder: letters, digits, '.', '_' and '-', the first a letter or digit"
+            mistakes.append(Mistake(arm.key, path, message))
+        if name in RESERVED:
+            mistakes.append(Mistake(arm.key, path, f"the report keeps {name!r} beside the arms; choose another name"))
+        if not isinstance(arm.value, Mapping):
+            mistakes.append(Mistake(arm.mark, path, "must be a mapping of what the arm changes; {} if nothing"))
+            continue
+        foreign = [child for key, child in arm.children.items() if key in OF_THE_FILE]
+        mistakes += [Mistake(child.key, path, "this key belongs to the file, not to an arm") for child in foreign]
+        tree = merge(base, arm.without(*OF_THE_FILE))
+        for patch in patches:
+            tree = merge(tree, patch.without(*FILE_KEYS), indexed=True)
+        arms[name] = tree
+    return arms or {ONLY_ARM: base}
+
+
+# --- from trees to experiments ---------------------------------------------------------------------------------------
+
+
+def _experiment(spec: type[Experiment], tree: Marked, seed: int) -> tuple[Experiment | None, list[Finding]]:
+    known = [*FILE_KEYS, *(name for name in spec.model_fields if name != "seed")]
+    unknown = [key for key in tree.children if key not in known]
+    wrong = [Finding((key,), f"unknown key; {suggestion(key, known)}", at_key=True) for key in unknown]
+    experiment, findings = validate(spec, {**tree.without(*unknown).plain, "seed": seed})
+    if experiment is not None:
+        found = list(experiment.problems())
+        if not any(not problem.warning for problem in found):
+            found += [*planning.problems(experiment), *lists.problems(experiment)]
+        findings = [Finding(problem.location, problem.message, warning=problem.warning) for problem in found]
+    findings = [*wrong, *findings]
+    return (experiment if all(finding.warning for finding in findings) else None), findings
+
+
+def _mistake(tree: Marked, finding: Finding) -> Mistake:
+    """A finding at the place it was written; what was not written down is blamed on what should contain it."""
+    location: Location = finding.location
+    node, written = tree.find(location)
+    kind, has_kind = tree.find((*location, "kind"))
+    if finding.message.startswith("unknown kind") and has_kind:
+        return Mistake(kind.mark, dotted((*location, "kind")), finding.message)
+    mark = node.mark if written and not finding.at_key else node.key
+    return Mistake(mark, dotted(location), finding.message)
+
+
+def _naming_arms(mistake: Mistake, arms: list[str], total: int) -> Mistake:
+    """Says which arms are meant, unless all are."""
+    if len(arms) == total:
+        return mistake
+    names = ", ".join(repr(arm) for arm in arms)
+    return replace(mistake, message=f"{mistake.message} (in arm{'s' if len(arms) > 1 else ''} {names})")

@@ -1,0 +1,57 @@
+"""The JSON schema of experiment files, for editors and other programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aegpo.config.loading import ARM_NAME, OF_THE_FILE
+from aegpo.core.experiment import experiment_type
+from aegpo.core.parts import Registries
+
+
+def file_schema(registries: Registries) -> dict[str, Any]:
+    """What a file may contain: the fields of an experiment, `extends`, `arms` and `seeds`.
+
+    Nothing is required, because keys may come from the extended file; patches of arms are described by name only,
+    because what they must contain depends on what they patch.
+    """
+    schema = experiment_type(registries).model_json_schema(mode="validation")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "aegpo experiment file"
+    schema.pop("required", None)
+    names = {f"{registry.axis}": registry.names for registry in registries}
+    fields: dict[str, Any] = schema["properties"]
+    fields.pop("seed")
+    for key in ("model", "allocator", "selector", "tree", "sampler", "advantage", "objective"):
+        fields[key] = _or_name(fields[key], names[f"{key}s"])
+    evaluation = schema["$defs"]["EvaluationSpec"]["properties"]
+    for lists, key in ((fields, "rewards"), (evaluation, "rewards"), (fields, "trackers")):
+        lists[key]["items"] = _or_name(lists[key]["items"], names[key])
+    patch = {key: True for key in fields if key not in OF_THE_FILE}
+    schema["properties"] = {
+        "extends": {"type": "string", "description": "a file whose keys this one patches; relative to this one"},
+        **fields,
+        "seeds": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0},
+            "minItems": 1,
+            "uniqueItems": True,
+            "default": [0],
+            "description": "every arm is run under each",
+        },
+        "arms": {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{ARM_NAME.pattern}$"},
+            "additionalProperties": {"type": "object", "properties": patch, "additionalProperties": False},
+            "minProperties": 1,
+            "description": "name -> what the arm changes; without arms there is one, 'main'",
+        },
+    }
+    return schema
+
+
+def _or_name(part: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The schema of a part, or its bare name; a description stays where editors look for it."""
+    inner = {key: value for key, value in part.items() if key not in ("description", "title")}
+    outer = {key: value for key, value in part.items() if key in ("description", "title")}
+    return {**outer, "anyOf": [{"enum": list(names), "description": "short for {kind: name}"}, inner]}

@@ -1,0 +1,283 @@
+"""What foreign parts return, checked once at the seam: each function blames the part by its kind and name.
+
+Every check takes the part's name (its `kind`), what it returned and what the engine asked for, returns nothing and
+raises `ContractError` with what was returned and what would be right. Decisions are numpy and need no torch; tensors
+are only read through their own methods, so this module imports none either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegpo.core.memory_shortage import is_shortage
+from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, RolloutPlan, Signals
+from aegpo.errors import AegpoError, ContractError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST_GROUP = 2  # rollouts a group needs to be compared
+
+
+@contextmanager
+def blaming(part: str, name: str) -> Iterator[None]:
+    """Inside, a part is called: what it raises is told with its kind and name.
+
+    Errors that say what would be right pass as they are, and so does a lack of memory, which is no part's fault.
+
+    Raises:
+        ContractError: if the part fails; its cause is the part's own error.
+    """
+    try:
+        yield
+    except AegpoError:
+        raise
+    except Exception as error:
+        if is_shortage(error):
+            raise
+        raise ContractError(f"{part} {name!r} failed with {type(error).__name__}: {error}") from error
+
+
+def check_counts(name: str, counts: IntArray, signals: Signals, budget: int) -> None:
+    """An allocator's (P,) int64: each at least 2, in all exactly the budget."""
+    who = f"allocator {name!r}"
+    _check_array(who, "counts", counts, (signals.num_prompts,), "int64")
+    if (low := np.flatnonzero(counts < LEAST_GROUP)).size:
+        raise ContractError(
+            f"{who} returned {counts[low[0]]} rollouts for prompt {low[0]} of the step; "
+            f"a group needs at least {LEAST_GROUP} to be compared"
+        )
+    if (total := int(counts.sum())) != budget:
+        raise ContractError(f"{who} returned {total} rollouts for a budget of {budget}")
+
+
+def check_selection(name: str, selected: BoolArray, signals: Signals) -> None:
+    """A selector's (P, T) bool: at least one denoising step a prompt."""
+    who = f"selector {name!r}"
+    _check_array(who, "a selection", selected, (signals.num_prompts, signals.num_steps), "bool")
+    if (bare := np.flatnonzero(~selected.any(axis=1))).size:
+        raise ContractError(f"{who} chose no denoising step for prompt {bare[0]} of the step; choose at least one")
+
+
+def check_plan(name: str, plan: RolloutPlan, counts: IntArray, steps: BoolArray) -> None:
+    """A tree's plan: a proper forest with exactly `counts` leaves a prompt over the T steps of `steps` (P, T)."""
+    who = f"tree {name!r}"
+    num_steps = steps.shape[1]
+    _check_levels(who, plan, num_steps)
+    _check_start(who, plan)
+    for level in range(num_steps):
+        _check_edges(who, plan, level, len(counts))
+    leaves = np.bincount(plan.group, minlength=len(counts))
+    if (wrong := np.flatnonzero(leaves != counts)).size:
+        first = wrong[0]
+        raise ContractError(
+            f"{who} planned {leaves[first]} rollouts for prompt {first}, which was given {counts[first]}"
+        )
+
+
+def check_trainable(name: str, process: Literal["reverse", "forward"], plan: RolloutPlan) -> None:
+    """What an objective can learn from: in the reverse process noisy steps, in the forward process whole rollouts."""
+    who = f"objective {name!r}"
+    for level in range(plan.num_steps):
+        trained = plan.trained[level]
+        if process == "reverse" and (trained & ~plan.noisy[level]).any():
+            raise ContractError(
+                f"{who} needs log-probabilities, but denoising step {level} is trained and has no noise; choose a tree "
+                "that adds noise at the chosen steps, or an objective of the forward process"
+            )
+        if process == "forward" and (plan.leaves[level + 1][trained] > 1).any():
+            raise ContractError(
+                f"{who} learns from whole rollouts, but several share a trained step at level {level}, which then has "
+                "no single clean image; use tree 'independent' with 'start: own'"
+            )
+
+
+def check_noise(name: str, std: FloatArray, plan: RolloutPlan) -> None:
+    """A sampler's (T,) stds for a plan: above 0 wherever the plan adds noise."""
+    for level in np.flatnonzero(std == 0):
+        if plan.noisy[level].any():
+            raise ContractError(
+                f"sampler {name!r} adds no noise at denoising step {level}, where the plan asks for some and learning "
+                "needs a density; choose other steps, or another sampler"
+            )
+
+
+def check_last_split(name: str, plan: RolloutPlan) -> None:
+    """A plan whose images come from a deterministic last step: no two of them from the same state."""
+    if (np.bincount(plan.parent[-1]) > 1).any():
+        raise ContractError(
+            f"tree {name!r} splits at the last denoising step, whose noise 'decode: predicted-clean' leaves out of the "
+            "images, so they would be the same; choose earlier steps, or 'decode: final'"
+        )
+
+
+def check_sigmas(name: str, sigmas: Tensor, steps: int, partial: bool = False) -> None:
+    """A model's (T+1,) noise levels: strictly falling from 1 to 0, or, if `partial`, within 1 and 0."""
+    who = f"model {name!r}"
+    _check_tensor(who, "sigmas", sigmas, (steps + 1,), ("float32",))
+    first, last = float(sigmas[0]), float(sigmas[-1])
+    if partial and not (first <= 1.0 and last >= 0.0):
+        raise ContractError(f"{who} returned sigmas from {first:g} to {last:g}; they lie within 1 and 0")
+    if not partial and (first != 1.0 or last != 0.0):
+        raise ContractError(f"{who} returned sigmas from {sigmas[0]:g} to {sigmas[-1]:g}; they run from 1 to 0")
+    rising = (sigmas[1:] >= sigmas[:-1]).nonzero()
+    if len(rising):
+        step = int(rising[0])
+        raise ContractError(
+            f"{who} returned sigmas that do not fall at denoising step {step}: "
+            f"{float(sigmas[step]):g} to {float(sigmas[step + 1]):g}; they must fall strictly"
+        )
+
+
+def check_conditioning(name: str, conditioning: Conditioning, prompts: Sequence[str]) -> None:
+    """A model's conditioning: the leading dimension of every tensor is P."""
+    tensors = {"text": conditioning.text, "pooled": conditioning.pooled, "mask": conditioning.mask}
+    for field, tensor in tensors.items():
+        if tensor is not None and len(tensor) != len(prompts):
+            raise ContractError(
+                f"model {name!r} encoded {len(prompts)} prompts, but {field!r} has {len(tensor)} rows; one a prompt"
+            )
+
+
+def check_velocity(name: str, velocity: Tensor, latents: Tensor) -> None:
+    """A model's velocity: shaped like the latents and floating; a NaN is caught in the images, without a wait here."""
+    _check_tensor(f"model {name!r}", "a velocity", velocity, tuple(latents.shape), _FLOATING)
+
+
+def check_images(name: str, images: Tensor, count: int) -> None:
+    """A model's (N, 3, h, w) images: finite and in [0, 1]."""
+    who = f"model {name!r}"
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[0] != count or shape[1] != 3:
+        raise ContractError(f"{who} decoded images of shape {shape} from {count} latents; ({count}, 3, h, w) was asked")
+    _check_finite(who, "decoded", images)
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ContractError(f"{who} decoded pixels from {low:g} to {high:g}; images lie in [0, 1]")
+
+
+def check_transition(name: str, gaussian: Gaussian, latents: Tensor) -> None:
+    """A sampler's transition: float32 mean like the latents, and a finite std of at least 0 for each."""
+    who = f"sampler {name!r}"
+    _check_tensor(who, "a mean", gaussian.mean, tuple(latents.shape), ("float32",))
+    _check_tensor(who, "a std", gaussian.std, (len(latents),), ("float32",))
+    _check_finite(who, "returned a std with", gaussian.std)
+    if bool((gaussian.std < 0).any()):
+        raise ContractError(f"{who} returned a std of {float(gaussian.std.min()):g}; it must be at least 0")
+
+
+def check_log_prob(name: str, log_prob: Tensor, latents: Tensor) -> None:
+    """A sampler's (B,) log-density: float32 and finite."""
+    who = f"sampler {name!r}"
+    _check_tensor(who, "log-probabilities", log_prob, (len(latents),), ("float32",))
+    _check_finite(who, "returned", log_prob)
+
+
+def check_scores(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
+    """A reward's (N,) scores: float32 and finite; the message names the prompt."""
+    who = f"reward {name!r}"
+    _check_tensor(who, "scores", scores, (len(prompts),), ("float32",))
+    broken = (~scores.isfinite()).nonzero()
+    if len(broken):
+        raise ContractError(f"{who} returned a non-finite score for prompt {prompts[int(broken[0])]!r}")
+
+
+def check_credit(name: str, credit: Tensor, edges: int) -> None:
+    """An advantage's (E,) credit: float32 and finite."""
+    who = f"advantage {name!r}"
+    _check_tensor(who, "credit", credit, (edges,), ("float32",))
+    _check_finite(who, "returned", credit)
+
+
+def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int) -> None:
+    """An objective's (B,) loss, finite and with a gradient, and its (B,) metrics."""
+    who = f"objective {name!r}"
+    _check_tensor(who, "a loss", loss, (size,), ("float32",))
+    for metric, values in metrics.items():
+        _check_tensor(who, f"metric {metric!r}", values, (size,), _FLOATING)
+    if not loss.requires_grad:
+        raise ContractError(
+            f"{who} returned a loss without a gradient; it must depend on 'log_prob', 'mean' or 'velocity'"
+        )
+    _check_finite(who, "returned", loss)
+
+
+_FLOATING = ("float32", "bfloat16", "float16", "float64")
+
+
+def _check_array(who: str, what: str, array: object, shape: tuple[int, ...], dtype: str) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ContractError(f"{who} returned {what} as {type(array).__name__}; a numpy array of {dtype} was asked")
+    given: NDArray[Any] = array
+    if given.shape != shape or given.dtype != dtype:
+        raise ContractError(f"{who} returned {what} of shape {given.shape}, {given.dtype}; {shape}, {dtype} was asked")
+
+
+def _check_tensor(who: str, what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+    import torch
+
+    given: object = tensor  # foreign code may return anything
+    if not isinstance(given, torch.Tensor):
+        raise ContractError(f"{who} returned {what} as {type(given).__name__}; a tensor was asked")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tuple(tensor.shape) != shape or dtype not in dtypes:
+        wanted = dtypes[0] if len(dtypes) == 1 else "floating"
+        raise ContractError(
+            f"{who} returned {what} of shape {tuple(tensor.shape)}, {dtype}; {shape}, {wanted} was asked"
+        )
+
+
+def _check_finite(who: str, verb: str, tensor: Tensor) -> None:
+    broken = int((~tensor.isfinite()).sum())
+    if broken:
+        raise ContractError(f"{who} {verb} {broken} non-finite values of {tensor.numel()}")
+
+
+def _check_levels(who: str, plan: RolloutPlan, num_steps: int) -> None:
+    lengths = {"prompt": len(plan.prompt) - 1, "parent": len(plan.parent)}
+    lengths |= {"noisy": len(plan.noisy), "trained": len(plan.trained)}
+    for field, length in lengths.items():
+        if length != num_steps:
+            raise ContractError(f"{who} planned {length} denoising steps in {field!r}; {num_steps} were asked")
+    for level in range(num_steps + 1):
+        size = len(plan.prompt[level])
+        _check_array(who, f"'prompt' of level {level}", plan.prompt[level], (size,), "int64")
+    for step in range(num_steps):
+        shape = (len(plan.prompt[step + 1]),)
+        _check_array(who, f"'parent' of step {step}", plan.parent[step], shape, "int64")
+        _check_array(who, f"'noisy' of step {step}", plan.noisy[step], shape, "bool")
+        _check_array(who, f"'trained' of step {step}", plan.trained[step], shape, "bool")
+
+
+def _check_start(who: str, plan: RolloutPlan) -> None:
+    roots = len(plan.prompt[0])
+    if plan.start is None:
+        return
+    _check_array(who, "'start'", plan.start, (roots,), "int64")
+    if plan.start.min() < 0 or plan.start.max() >= roots:
+        raise ContractError(f"{who} planned start noise {plan.start.tolist()}; {roots} roots have 0 to {roots - 1}")
+
+
+def _check_edges(who: str, plan: RolloutPlan, level: int, num_prompts: int) -> None:
+    """Everything between level and level + 1."""
+    above, below, parent = plan.prompt[level], plan.prompt[level + 1], plan.parent[level]
+    where = f"at denoising step {level}"
+    for prompts in (above, below):
+        if prompts.size and (prompts.min() < 0 or prompts.max() >= num_prompts):
+            raise ContractError(f"{who} planned a node of a prompt that does not exist {where}; prompts are 0 to P-1")
+    if parent.size and (parent.min() < 0 or parent.max() >= len(above)):
+        raise ContractError(f"{who} planned a child without a parent {where}: level {level} has {len(above)} nodes")
+    if (below != above[parent]).any():
+        raise ContractError(f"{who} planned a child {where} whose parent belongs to another prompt")
+    if (np.diff(parent) < 0).any():
+        raise ContractError(f"{who} planned children {where} in another order than their parents'; sort them by parent")
+    children = np.bincount(parent, minlength=len(above))
+    if (children == 0).any():
+        raise ContractError(f"{who} planned a node {where} that leads to no rollout; every node needs a child")
+    if (np.bincount(parent[~plan.noisy[level]]) > 1).any():
+        raise ContractError(f"{who} planned siblings {where} without noise; they would be the same image")

@@ -1,0 +1,201 @@
+"""The seams of the engine: protocols that its parts fulfil. Shapes are as in aegpo/core/records.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from aegpo.core.records import (
+    AttentionCall,
+    BoolArray,
+    Conditioning,
+    Gaussian,
+    IntArray,
+    Renoised,
+    RolloutPlan,
+    Rollouts,
+    Signals,
+    Update,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Model(Protocol):
+    """A text-to-image network in flow coordinates: x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
+
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+
+    @property
+    def policy(self) -> nn.Module:
+        """The module that is trained and saved."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of P prompts."""
+
+    def sigmas(self, steps: int) -> Tensor:
+        """(steps+1,) float32 noise levels from 1 to 0, strictly falling.
+
+        A spec with a `partial_schedule` may begin below 1 and end above 0, as DDIM of SD 1.x does.
+        """
+
+    def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W): d x / d sigma at the given noise levels."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, `velocity` is the frozen base policy's."""
+
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
+        """Inside, `tap` sees every attention call; the network's output does not change."""
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A model that works on prompts ahead, so that no text encoder is needed in between."""
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Takes note of every prompt that `encode` will be asked for."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A model that paints images of more than one size."""
+
+    def at(self, height: int, width: int) -> Model:
+        """The same network, weights and all, for images of another size in pixels."""
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A model whose policy can be written for others to use."""
+
+    def save_adapters(self, folder: Path) -> None:
+        """Writes the policy's LoRA so that diffusers' `pipe.load_lora_weights(folder)` gives this policy."""
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Writes a whole pipeline with the policy in it, adapters merged."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images against prompts."""
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32, higher is better."""
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """Splits a step's rollout budget over its prompts."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """True if `allocate` reads the entropies of `Signals`."""
+
+    def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:
+        """(P,) rollouts per prompt, each >= 2, in all `budget`."""
+
+
+@runtime_checkable
+class TimestepSelector(Protocol):
+    """Chooses the denoising steps that explore and learn."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """True if `select` reads the entropies of `Signals`."""
+
+    def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:
+        """(P, T), True at the chosen steps; at least one a prompt."""
+
+
+@runtime_checkable
+class Tree(Protocol):
+    """Turns counts and steps into a plan."""
+
+    def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
+        """(P,) rollouts and (P, T) chosen steps -> a plan with exactly `counts` leaves a prompt."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """The stochastic denoising step."""
+
+    def transition(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        """(B, C, H, W) twice and (B,) twice, all float32 -> the distribution of the next latents."""
+
+    def log_prob(self, gaussian: Gaussian, next_latents: Tensor) -> Tensor:
+        """(B,) float32 log-density of `next_latents`, averaged over dimensions, in this sampler's convention."""
+
+
+@runtime_checkable
+class Advantage(Protocol):
+    """Turns rewards of rollouts into credit of trained edges."""
+
+    def estimate(self, rewards: Tensor, weights: Tensor, rollouts: Rollouts) -> Tensor:
+        """(N, R) scores and (R,) weights -> (E,) float32, in the order of `rollouts.edges`."""
+
+
+class _Learns(Protocol):
+    """What both kinds of objective declare."""
+
+    @property
+    def needs_base(self) -> bool:
+        """True if `loss` reads the base policy."""
+
+    @property
+    def needs_old(self) -> bool:
+        """True if `loss` reads the velocity or the mean of the policy that sampled, not only its log-probabilities."""
+
+    @property
+    def keeps_old(self) -> bool:
+        """True if rollouts are sampled by a policy that lags behind the trained one (see `old_decay`)."""
+
+    def old_decay(self, step: int) -> float:
+        """In [0, 1]: what the sampling policy keeps of itself after a training step; the rest is the trained one's."""
+
+
+@runtime_checkable
+class Objective(_Learns, Protocol):
+    """The loss of trained transitions."""
+
+    @property
+    def process(self) -> Literal["reverse"]:
+        """It learns from denoising steps, by their log-probabilities."""
+
+    def loss(self, update: Update) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each transition (B,), before any averaging, and named metrics (B,); the engine weighs and sums."""
+
+
+@runtime_checkable
+class ForwardObjective(_Learns, Protocol):
+    """The loss of clean latents that are noised again; any sampler will do, the deterministic one too."""
+
+    @property
+    def process(self) -> Literal["forward"]:
+        """It learns from the forward process; trained edges are pairs of a rollout and a noise level."""
+
+    def loss(self, update: Renoised) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each row (B,), before any averaging, and named metrics (B,); the engine weighs and sums."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part with memory: the checkpoint stores what `state_dict` returns.
+
+    A part that is itself a torch module is left out: a scorer's weights are not what the run has learned. Give it to
+    a part that wraps it.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON values by name."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned."""

@@ -1,0 +1,264 @@
+"""Specs of the nine kinds of part, what they find wrong with an experiment, and their registries.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from aegpo.core.interfaces import (
+    Advantage,
+    Allocator,
+    ForwardObjective,
+    Model,
+    Objective,
+    Reward,
+    Sampler,
+    TimestepSelector,
+    Tree,
+)
+from aegpo.core.records import FloatArray, Footprint, StepTable
+from aegpo.core.registry import Registry, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from aegpo.core.experiment import Experiment
+
+Location = tuple[str | int, ...]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+JOINT_BLOCKS = ("joint", "image-image", "image-text", "text-image", "text-text")  # of layers with image and text
+Decay = Annotated[float, Field(ge=0, lt=1)]
+# diffusers' names of the projections of attention, of the image and of the words (Flow-GRPO's list)
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something a valid file still gets wrong, found by looking at several fields together."""
+
+    location: Location
+    message: str
+    warning: bool = False  # possible, but probably not what was meant
+
+
+class PartSpec(Spec):
+    """What specs of the model and of the algorithm share: what they find wrong with the experiment around them."""
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """What makes this part impossible in the experiment, in words."""
+        yield from ()
+
+    def cautions(self, experiment: Experiment) -> Iterator[str]:
+        """What is possible but probably not meant, in words: shown as a warning."""
+        yield from ()
+
+
+class ModelSpec(PartSpec):
+    """A text-to-image network."""
+
+    kind: str
+    has_captions: ClassVar[bool] = False
+    attention_blocks: ClassVar[tuple[str, ...] | None] = None  # of ProbeSpec.block; None: known once it is loaded
+    adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
+    partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
+
+    @property
+    def dimensions(self) -> int | None:
+        """C x H x W of the latents; None: known once it is loaded."""
+        return None
+
+    def footprint(self, experiment: Experiment) -> Footprint | None:
+        """What a run needs in memory, or None where that is not worth a look."""
+        return None
+
+    def build(self, device: torch.device) -> Model:
+        """Loads the network onto the device."""
+        raise NotImplementedError(f"model {self.kind!r} does not define build(device)")
+
+    def sigmas(self, steps: int) -> FloatArray:
+        """(steps+1,) noise levels from 1 to 0, strictly falling; what `Model.sigmas` says, with nothing loaded."""
+        raise NotImplementedError(f"model {self.kind!r} does not define sigmas(steps)")
+
+    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...]:
+        """Prompts the model brings along, if it `has_captions`."""
+        raise NotImplementedError(f"model {self.kind!r} does not define captions(split, count, seed)")
+
+
+class RewardSpec(Spec):
+    """A scorer of images against prompts."""
+
+    kind: str
+    particular: ClassVar[bool] = False  # it `refuses` some prompts: those of files are asked about at load
+    group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
+    name: str | None = Field(None, description="label in metrics and reports; default: the kind")
+    weight: float = Field(1.0, description="factor of this reward in the weighted sum")
+
+    @property
+    def label(self) -> str:
+        """The name metrics and reports use."""
+        return self.name or self.kind
+
+    def refuses(self, prompt: str) -> str | None:
+        """Why this reward cannot score images of a prompt; None: it can. Asked only if the kind is `particular`."""
+        return None
+
+    @property
+    def lane(self) -> str:
+        """What scoring keeps busy: rewards of different lanes score at the same time. "": the run's own device."""
+        return ""
+
+    @property
+    def early(self) -> int:
+        """How many calls may be under way at once, each about images that are done, while others are still painted.
+
+        0: there is one call, about all images. What scores on the run's own device is asked so in any case.
+        """
+        return 1
+
+    def build(self, device: torch.device) -> Reward:
+        """The scorer; a spec with nothing to load is its own part."""
+        return cast(Reward, self)
+
+
+class AllocatorSpec(PartSpec):
+    """A rule that splits a step's rollouts over its prompts."""
+
+    kind: str
+    needs_entropy: ClassVar[bool] = False
+
+    def build(self) -> Allocator:
+        """The allocator; a spec with nothing to load is its own part."""
+        return cast(Allocator, self)
+
+
+class SelectorSpec(PartSpec):
+    """A rule that chooses the denoising steps that explore and learn."""
+
+    kind: str
+    needs_entropy: ClassVar[bool] = False
+
+    def build(self) -> TimestepSelector:
+        """The selector; a spec with nothing to load is its own part."""
+        return cast(TimestepSelector, self)
+
+
+class TreeSpec(PartSpec):
+    """A shape of the forest that a step's rollouts form."""
+
+    kind: str
+
+    def build(self) -> Tree:
+        """The tree; a spec with nothing to load is its own part."""
+        return cast(Tree, self)
+
+
+class SamplerSpec(PartSpec):
+    """A stochastic denoising step."""
+
+    kind: str
+
+    @property
+    def gaussian(self) -> bool:
+        """False if `log_prob` is no Gaussian log-density, so that clip ranges of others do not fit."""
+        return True
+
+    def table(self, sigmas: FloatArray) -> StepTable:  # (T+1,)
+        """The coefficients of every step of a schedule; found by trying, for steps that are affine in x and v."""
+        import torch
+
+        sampler, levels = self.build(), torch.from_numpy(sigmas).float()
+        zero, one = torch.zeros(len(levels) - 1, 1, 1, 1), torch.ones(len(levels) - 1, 1, 1, 1)
+        step = sampler.transition(one, zero, levels[:-1], levels[1:])
+        found = (step.mean.flatten(), sampler.transition(zero, one, levels[:-1], levels[1:]).mean.flatten(), step.std)
+        return StepTable(*(values.double().numpy() for values in found))
+
+    def build(self) -> Sampler:
+        """The sampler; a spec with nothing to load is its own part."""
+        return cast(Sampler, self)
+
+
+class AdvantageSpec(PartSpec):
+    """A rule that turns rewards of rollouts into credit of trained edges."""
+
+    kind: str
+
+    def build(self) -> Advantage:
+        """The advantage; a spec with nothing to load is its own part."""
+        return cast(Advantage, self)
+
+
+class ObjectiveSpec(PartSpec):
+    """A loss of trained transitions, or of clean latents noised again."""
+
+    kind: str
+    process: ClassVar[Literal["reverse", "forward"]] = "reverse"
+    needs_old: ClassVar[bool] = False  # the loss reads the velocity or mean of the policy that sampled
+    keeps_old: ClassVar[bool] = False  # rollouts are sampled by a policy that lags behind
+
+    @property
+    def needs_base(self) -> bool:
+        """True if the loss reads the base policy."""
+        return False
+
+    def old_decay(self, step: int) -> float:
+        """In [0, 1]: what the sampling policy keeps of itself after a training step; read only if `keeps_old`."""
+        return 0.0
+
+    def build(self) -> Objective | ForwardObjective:
+        """The objective; a spec with nothing to load is its own part."""
+        return cast(Objective | ForwardObjective, self)
+
+
+class TrackerSpec(Spec):
+    """An observer that records or shows a run."""
+
+    kind: str
+
+    def build(self, folder: Path) -> object:
+        """An object with any of the observer hooks; `folder` is the run's own."""
+        raise NotImplementedError(f"tracker {self.kind!r} does not define build(folder)")
+
+
+PART_AXES: Mapping[str, type[Spec]] = {
+    "models": ModelSpec,
+    "rewards": RewardSpec,
+    "allocators": AllocatorSpec,
+    "selectors": SelectorSpec,
+    "trees": TreeSpec,
+    "samplers": SamplerSpec,
+    "advantages": AdvantageSpec,
+    "objectives": ObjectiveSpec,
+    "trackers": TrackerSpec,
+}
+
+
+@dataclass(frozen=True)
+class Registries:
+    """One registry for each kind of part; made by `aegpo.plugin.manager.load_registries`."""
+
+    models: Registry[ModelSpec]
+    rewards: Registry[RewardSpec]
+    allocators: Registry[AllocatorSpec]
+    selectors: Registry[SelectorSpec]
+    trees: Registry[TreeSpec]
+    samplers: Registry[SamplerSpec]
+    advantages: Registry[AdvantageSpec]
+    objectives: Registry[ObjectiveSpec]
+    trackers: Registry[TrackerSpec]
+
+    @classmethod
+    def empty(cls) -> Registries:
+        """Nine registries with nothing in them."""
+        registries: dict[str, Any] = {axis: Registry(axis, base) for axis, base in PART_AXES.items()}
+        return cls(**registries)
+
+    def __iter__(self) -> Iterator[Registry[Any]]:
+        return (getattr(self, axis) for axis in PART_AXES)

@@ -1,0 +1,64 @@
+"""Credit against what a prompt earned in earlier training steps too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from aegpo.core.parts import AdvantageSpec
+from aegpo.core.records import Rollouts
+from aegpo.method.advantages.credit import average_up, clamped, trained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RunningAdvantage(AdvantageSpec):
+    """A rollout's reward against its prompt's last rewards, over training steps (DDPO).
+
+    Each prompt keeps its last `buffer` rewards. From `least` of them on, they are what a reward is compared with; until
+    then the whole step's rewards are. Stds divide by n. An edge that several rollouts pass through gets the mean.
+    """
+
+    kind: Literal["running"] = "running"
+    buffer: int = Field(32, ge=2, description="rewards a prompt remembers (DDPO: 16 or 32)")
+    least: int = Field(16, ge=2, description="rewards from which on they are used (DDPO: 16)")
+    epsilon: float = Field(1e-6, gt=0, description="added to the std (DDPO)")
+    clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never (DDPO: 5)")
+
+    def build(self) -> RunningStatistics:
+        """The advantage with its memory."""
+        return RunningStatistics(self)
+
+
+class RunningStatistics:
+    """The last rewards of each prompt."""
+
+    def __init__(self, spec: RunningAdvantage) -> None:
+        self._spec = spec
+        self._scores: dict[int, list[float]] = {}
+
+    def estimate(self, rewards: Tensor, weights: Tensor, rollouts: Rollouts) -> Tensor:  # (E,)
+        """(N, R) scores, (R,) weights -> the credit of each trained edge; remembers the scores."""
+        import torch
+
+        score = (rewards.double() * weights.double()).sum(dim=1)
+        group = torch.from_numpy(rollouts.plan.group).to(score.device)
+        advantage = torch.zeros_like(score)
+        for row in torch.unique(group).tolist():
+            members, prompt = group == row, rollouts.prompts[row].index
+            kept = [*self._scores.get(prompt, []), *score[members].tolist()][-self._spec.buffer :]
+            self._scores[prompt] = kept
+            compared = score.new_tensor(kept) if len(kept) >= self._spec.least else score
+            spread = compared.std(correction=0) + self._spec.epsilon
+            advantage[members] = (score[members] - compared.mean()) / spread
+        return trained(average_up(clamped(advantage, self._spec.clip), rollouts.plan), rollouts.plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The remembered scores, by prompt."""
+        return {"scores": {str(prompt): list(scores) for prompt, scores in self._scores.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned."""
+        self._scores = {int(prompt): list(scores) for prompt, scores in state["scores"].items()}

@@ -1,0 +1,142 @@
+"""What an arm will cost, from plans alone: nothing is loaded but the spec.
+
+The plan of a step depends on entropies that only a run can measure and on chance, so it is made several times, under
+made-up entropies and for many steps, and every figure is the range that was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aegpo.core.experiment import DatasetPrompts, Experiment
+from aegpo.core.records import RolloutPlan
+from aegpo.method.planning import made_up_signals, plan_step
+from aegpo.method.trees import trunk_levels
+from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared
+
+BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the most of a count among the plans that were made."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,}-{self.high:,}"
+
+    def times(self, factor: int) -> Range:
+        """Both ends, `factor` times."""
+        return Range(self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training step of one arm costs, in velocity evaluations of single latents."""
+
+    leaves: Range  # rollouts
+    forwards: Range  # of executing the plan
+    trained_edges: Range
+    work: Range  # forwards + 3 for every pass over a trained edge, and 1 more for each frozen policy evaluated there
+    per_rollout: float  # forwards of a rollout, the middle of the range
+    probe: float  # of the policy, mean over the run's steps; 0 where no part reads entropy
+    probe_base: int  # of the base policy, once in a run for every prompt that occurs
+
+    def total_work(self, training_steps: int) -> Range:
+        """Work and probes of a whole run."""
+        probes = round(self.probe * training_steps) + self.probe_base
+        work = self.work.times(training_steps)
+        return Range(work.low + probes, work.high + probes)
+
+
+def cost(experiment: Experiment) -> Cost:
+    """What the arm will cost.
+
+    Raises:
+        ContractError: if the allocator, selector or tree returns what its interface forbids.
+        AegpoError: if a file of prompts cannot be read.
+    """
+    texts = _prompts(experiment)
+    plans = [plan_step(experiment, signals) for signals in made_up_signals(experiment)]
+    spent = [(plan, forwards) for plan in plans for forwards in _forwards(experiment, plan)]
+    forwards = _range(made for _, made in spent)
+    leaves = _range(plan.num_rollouts for plan in plans)
+    update = update_work(experiment)
+    seen = min(len(texts), experiment.rollouts.prompts_per_step * experiment.training_steps)
+    trajectory = _trajectory(experiment)
+    return Cost(
+        leaves=leaves,
+        forwards=forwards,
+        trained_edges=_range(plan.trained_edges for plan in plans),
+        work=_range(made + update * plan.trained_edges for plan, made in spent),
+        per_rollout=(forwards.low + forwards.high) / (leaves.low + leaves.high),
+        probe=trajectory * _measurements(experiment, texts) / experiment.training_steps if trajectory else 0,
+        probe_base=trajectory * seen,
+    )
+
+
+def update_work(experiment: Experiment) -> int:
+    """What learning from one trained edge costs in forwards: every pass over it, and each frozen policy there."""
+    objective = experiment.objective
+    passes = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
+    # in the reverse process the rollout had the velocity of the policy that sampled
+    return passes + (objective.needs_old and objective.process == "forward")
+
+
+def _trajectory(experiment: Experiment) -> int:
+    """Velocity evaluations the probe makes for one prompt; 0 where no part reads entropy."""
+    if not experiment.needs_entropy:
+        return 0
+    last = experiment.probe.measured(experiment.rollouts.denoising_steps)[-1]
+    return experiment.probe.samples * (last + 1)
+
+
+def _measurements(experiment: Experiment, texts: Sequence[str]) -> int:
+    """How many prompts the probe measures in a run, of the policy: all of every step, or those whose curve is old."""
+    per_step, refresh = experiment.rollouts.prompts_per_step, experiment.probe.refresh
+    if refresh == 1:
+        return per_step * experiment.training_steps
+    stream, measured, total = PromptStream(texts, per_step, experiment.seed), dict[int, int](), 0
+    for step in range(1, experiment.training_steps + 1):
+        for prompt in stream.at(step):
+            if measured.get(prompt.index, -refresh) <= step - refresh:
+                measured[prompt.index] = step
+                total += 1
+    return total
+
+
+def _forwards(experiment: Experiment, plan: RolloutPlan) -> Iterator[int]:
+    """Velocity evaluations of a plan: all, or less what its trunks take over from the probe."""
+    probe = experiment.probe
+    if experiment.needs_entropy and probe.source == "rollout":
+        known = probe.measured(experiment.rollouts.denoising_steps)[-1] + 1
+        yield plan.forwards - int(np.minimum(trunk_levels(plan), known).sum())
+        if probe.refresh == 1:
+            return
+    yield plan.forwards
+
+
+def unread_prompts(experiment: Experiment) -> tuple[str, ...]:
+    """The datasets of an experiment's prompts, which only a run reads: nothing here may download."""
+    sources = (experiment.prompts.train, experiment.prompts.evaluation)
+    return tuple(dict.fromkeys(source.label for source in sources if isinstance(source, DatasetPrompts)))
+
+
+def _prompts(experiment: Experiment) -> tuple[str, ...]:
+    """Training prompts; both lists are read, so that a file that is missing or too short is found here."""
+    if unread_prompts(experiment):
+        return tuple(str(number) for number in range(experiment.prompts.train_count))  # at most as many
+    texts = read_prompts(experiment, "train")
+    PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
+    refuse_shared(texts, read_prompts(experiment, "evaluation"))
+    return texts
+
+
+def _range(values: Iterator[int]) -> Range:
+    counts = list(values)
+    return Range(min(counts), max(counts))

@@ -1,0 +1,141 @@
+"""From signals to the plan of a training step, checked; and plans under made-up signals, which cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aegpo.core import contracts
+from aegpo.core.experiment import Experiment
+from aegpo.core.interfaces import Allocator, TimestepSelector, Tree
+from aegpo.core.parts import Problem
+from aegpo.core.records import BoolArray, FloatArray, IntArray, RolloutPlan, Signals
+from aegpo.errors import ContractError, PlanError
+from aegpo.method.residual_noise import residual_noise
+from aegpo.method.tails import with_tail
+
+FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
+LEAST_NOISE = 0.01  # std of noise in the latents of images, of 1 in all, from where on it is told
+_RANDOM_CURVES = 3
+_DRAWS = 24  # plans of an arm that reads no entropy: only chance can differ between them
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The decisions of a training step."""
+
+    counts: IntArray  # (P,) rollouts per prompt
+    selected: BoolArray  # (P, T)
+    plan: RolloutPlan
+
+
+@dataclass(frozen=True)
+class Planner:
+    """The parts that decide what a training step samples and learns from."""
+
+    experiment: Experiment
+    allocator: Allocator
+    selector: TimestepSelector
+    tree: Tree
+
+    @classmethod
+    def build(cls, experiment: Experiment) -> Planner:
+        """Builds the three parts."""
+        return cls(experiment, experiment.allocator.build(), experiment.selector.build(), experiment.tree.build())
+
+    def plan(self, signals: Signals, rng: np.random.Generator) -> Planned:
+        """How many rollouts each prompt gets, at which steps it learns, and the forest that follows.
+
+        Raises:
+            ContractError: if a part fails, or returns what its interface forbids.
+            PlanError: if the tree cannot have these rollouts with these steps.
+        """
+        spec, budget = self.experiment, self.experiment.rollouts.rollouts_per_step
+        with contracts.blaming("allocator", spec.allocator.kind):
+            counts = self.allocator.allocate(signals, budget, rng)
+        contracts.check_counts(spec.allocator.kind, counts, signals, budget)
+        with contracts.blaming("selector", spec.selector.kind):
+            selected = self.selector.select(signals, rng)
+        contracts.check_selection(spec.selector.kind, selected, signals)
+        with contracts.blaming("tree", spec.tree.kind):
+            plan = self.tree.plan(counts, selected, rng)
+        contracts.check_plan(spec.tree.kind, plan, counts, selected)
+        contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
+        contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)
+        if spec.rollouts.decode == "predicted-clean":
+            contracts.check_last_split(spec.tree.kind, plan)
+        if spec.rollouts.tail is not None:
+            plan = with_tail(plan, spec.sigmas, spec.rollouts.tail)
+        return Planned(counts, selected, plan)
+
+
+def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:
+    """The plan of a training step under given signals, checked like the engine's own."""
+    return Planner.build(experiment).plan(signals, np.random.default_rng(signals.step)).plan
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """What only plans show, for an experiment without other problems: rollouts that do not fit, nothing to learn from.
+
+    Plans are made for the first training step and for late ones, where allocators and windows do something else.
+    """
+    plans: list[RolloutPlan] = []
+    signals = list(made_up_signals(experiment))
+    for known in signals[:2] + signals[-2:]:
+        try:
+            plans.append(plan_step(experiment, known))
+        except (PlanError, ContractError) as error:
+            yield Problem((str(error).split()[0],), str(error))  # the message begins with the part it blames
+            return
+    if not any(plan.trained_edges for plan in plans):
+        yield Problem(
+            ("tree",), "no step of the plan is trained: every chosen step has one node only, so nothing differs"
+        )
+    elif experiment.objective.process == "reverse":
+        yield from (Problem(("selector",), message, warning=True) for message in _last_step(experiment, plans))
+
+
+def _last_step(experiment: Experiment, plans: list[RolloutPlan]) -> Iterator[str]:
+    """What is probably not meant about a stochastic last step."""
+    clean = experiment.rollouts.decode == "predicted-clean"
+    if clean and any(plan.trained[-1].any() for plan in plans):
+        yield (
+            "the last step is trained, but 'rollouts.decode: predicted-clean' paints what was predicted before its "
+            "noise: no reward sees what it did, so its credit is chance; leave it out ('last: false'), or set "
+            "'rollouts.decode: final'"
+        )
+    left = max(residual_noise(plan, experiment.step_table, experiment.sigmas) for plan in plans)
+    if not clean and left > LEAST_NOISE and any(plan.noisy[-1].any() for plan in plans):
+        yield (
+            f"the last step adds noise that nothing takes out again: rewards see noise of std {left:.2g} in "
+            "the latents (of about 1); end with a deterministic step: leave it out ('last: false')"
+        )
+
+
+def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
+    """Signals of a warm-up step and of later ones: entropies that fall, that rise and that wander, with unequal deltas.
+
+    Falling and rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. Where
+    no part reads entropies there are none, as in the engine, and only the draws differ.
+    """
+    prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
+    known = Signals(FIRST, prompts, experiment.sigmas, stds=experiment.step_table.std)
+    if not experiment.needs_entropy:
+        stride = max(1, (experiment.training_steps - FIRST) // (_DRAWS - 1))  # the whole run: windows slide
+        rng = np.random.default_rng(0)  # rewards that vary differently, as allocators may read
+        for index in range(_DRAWS):
+            spread = np.full(prompts, np.nan) if index == 0 else rng.random(prompts)
+            yield replace(known, step=FIRST + index * stride, reward_std=spread, reward_mean=spread)
+        return
+    rng = np.random.default_rng(0)
+    unmeasured = np.setdiff1d(np.arange(steps), experiment.probe.measured(steps))
+    ramp = np.linspace(1.0, 0.0, steps)
+    curves = [ramp, ramp[::-1], *(rng.random(steps) for _ in range(_RANDOM_CURVES))]
+    for index, curve in enumerate(curves):
+        entropy: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
+        entropy[:, unmeasured] = np.nan
+        base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
+        for step in (FIRST, LATE + index):
+            yield replace(known, step=step, entropy=entropy, base_entropy=base)

@@ -1,0 +1,59 @@
+"""What a run remembers of its prompts' rewards, for parts that decide by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aegpo.core.records import FloatArray, Prompt, Signals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RewardHistory:
+    """Mean and variance of each prompt's rewards within its groups: the means over its visits."""
+
+    def __init__(self) -> None:
+        self._known: dict[
+            int, tuple[int, float, float]
+        ] = {}  # prompt -> visits, mean of their variances, of their means
+
+    def add(self, prompts: Sequence[Prompt], rewards: Tensor, group: np.ndarray) -> None:  # (N,), (N,)
+        """Remembers a training step's weighted rewards; `group` is the row of `prompts` each belongs to."""
+        values = rewards.double().cpu().numpy()
+        for row, prompt in enumerate(prompts):
+            visits, variance, mean = self._known.get(prompt.index, (0, 0.0, 0.0))
+            own, visits = values[group == row], visits + 1
+            variance += (float(own.var(ddof=1)) - variance) / visits
+            self._known[prompt.index] = (visits, variance, mean + (float(own.mean()) - mean) / visits)
+
+    def told(self, signals: Signals, prompts: Sequence[Prompt]) -> Signals:
+        """The signals with what is known of these prompts' rewards."""
+        return replace(signals, reward_std=self.std(prompts), reward_mean=self.mean(prompts))
+
+    def std(self, prompts: Sequence[Prompt]) -> FloatArray:  # (P,)
+        """The spread of each prompt's rewards; NaN where it was not seen yet."""
+        return np.sqrt([self._known[prompt.index][1] if prompt.index in self._known else np.nan for prompt in prompts])
+
+    def mean(self, prompts: Sequence[Prompt]) -> FloatArray:  # (P,)
+        """The mean of each prompt's rewards; NaN where it was not seen yet."""
+        return np.array([self._known[prompt.index][2] if prompt.index in self._known else np.nan for prompt in prompts])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Visits, variances and means by prompt."""
+        return {
+            "variances": {str(prompt): [visits, variance] for prompt, (visits, variance, _) in self._known.items()},
+            "means": {str(prompt): mean for prompt, (_, _, mean) in self._known.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned; checkpoints of older versions have no means, or nothing."""
+        found, means = state.get("variances", {}), state.get("means", {})
+        self._known = {
+            int(prompt): (int(visits), float(variance), float(means.get(prompt, np.nan)))
+            for prompt, (visits, variance) in found.items()
+        }

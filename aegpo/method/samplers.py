@@ -1,0 +1,192 @@
+"""Stochastic denoising steps: x' = A_x x + A_v v + std * noise.
+
+Time runs from sigma 1 (noise) to 0 (image); `delta` is sigma - sigma_next > 0, `rate` is noise per square root of
+sigma, and `std` is the total standard deviation of a step. Every sampler says its three coefficients once, for arrays
+as for tensors; latents are mixed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field
+
+from aegpo.core.experiment import Experiment
+from aegpo.core.parts import SamplerSpec
+from aegpo.core.records import FloatArray, Gaussian, StepTable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+V = TypeVar("V", "FloatArray", "Tensor")
+NEARLY_ONE = 1.0 - 1e-6
+
+
+def euler(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The deterministic step: (B, C, H, W) twice and (B,) twice -> (B, C, H, W)."""
+    return latents.float() + _spread(sigma_next - sigma, latents) * velocity.float()
+
+
+def gaussian_log_prob(gaussian: Gaussian, next_latents: Tensor) -> Tensor:  # (B,) float32
+    """mean over dimensions of -(x' - mean)^2 / (2 std^2) - log std - log sqrt(2 pi); std must be positive."""
+    residual = squared_distance(gaussian, next_latents)
+    return -residual / (2 * gaussian.std.square()) - gaussian.std.log() - 0.5 * math.log(2 * math.pi)
+
+
+def squared_distance(gaussian: Gaussian, next_latents: Tensor) -> Tensor:  # (B,) float32
+    """mean over dimensions of (x' - mean)^2."""
+    return (next_latents.float() - gaussian.mean).square().flatten(1).mean(dim=1)
+
+
+def marginal_kept(sigma: V, sigma_next: V, variance_rate: V) -> tuple[V, V, V]:
+    """Coefficients (A_x, A_v, std) of the SDE with the marginals of the flow and noise of rate^2 per unit of sigma.
+
+    A_x = 1 - rate^2 delta / (2 sigma);  A_v = -delta (1 + rate^2 (1 - sigma) / (2 sigma));  std = rate sqrt(delta)
+    (Flow-GRPO, arXiv 2505.05470, Eq. 9; DanceGRPO writes the same through the score).
+    """
+    delta = sigma - sigma_next
+    pull = variance_rate / (2 * sigma)
+    return 1 - pull * delta, -delta - pull * (1 - sigma) * delta, (variance_rate * delta) ** 0.5
+
+
+class _AffineSampler(SamplerSpec):
+    """What every sampler in the box shares: a step is its three coefficients."""
+
+    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
+        """(B,) twice -> A_x, A_v and std, (B,) each."""
+        raise NotImplementedError(f"sampler {self.kind!r} does not define coefficients(sigma, sigma_next)")
+
+    def table(self, sigmas: FloatArray) -> StepTable:
+        """(T+1,) noise levels -> the coefficients of all T steps."""
+        return StepTable(*self.coefficients(sigmas[:-1], sigmas[1:]))
+
+    def transition(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        """(B, C, H, W) twice, (B,) twice -> mean and total std."""
+        by_latents, by_velocity, std = self.coefficients(sigma.float(), sigma_next.float())
+        mean = _spread(by_latents, latents) * latents.float() + _spread(by_velocity, latents) * velocity.float()
+        return Gaussian(mean, std)
+
+    def log_prob(self, gaussian: Gaussian, next_latents: Tensor) -> Tensor:  # (B,)
+        """Gaussian log-density, averaged over dimensions (the convention of all but CPS)."""
+        return gaussian_log_prob(gaussian, next_latents)
+
+
+class FlowSde(_AffineSampler):
+    """Flow-GRPO's stochastic step with the marginals of the flow (arXiv 2505.05470, Eq. 9 and its code).
+
+    rate = a sqrt(sigma / (1 - sigma)), with sigma_next in the denominator at sigma = 1 as in the published code, so
+    that the std of the first step is a. Noise shrinks towards the image, but a long step overshoots the noise level it
+    arrives at: see `residual_noise` among the metrics, and end with deterministic steps.
+    """
+
+    kind: Literal["flow-sde"] = "flow-sde"
+    noise_level: float = Field(0.7, ge=0, description="a: 0 is the deterministic step (Flow-GRPO, SD3.5: 0.7)")
+
+    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
+        """(B,) twice -> A_x, A_v and std, (B,) each; at noise level 0 exactly the Euler step's."""
+        first = sigma > NEARLY_ONE  # rounding may leave sigma_0 a little above or below 1
+        below_one = sigma_next * first + sigma * ~first
+        return marginal_kept(sigma, sigma_next, self.noise_level**2 * sigma / (1 - below_one))
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """Learning from denoising steps needs noise."""
+        if self.noise_level == 0 and experiment.objective.process == "reverse":
+            yield "'noise_level' 0 makes every step deterministic: there would be nothing to learn from; Flow-GRPO: 0.7"
+
+
+class DanceSde(_AffineSampler):
+    """DanceGRPO's stochastic step: noise of a constant rate, with the marginals of the flow (its FLUX code).
+
+    It is `flow-sde` with rate = eta at every noise level, so its noise grows relative to what is left of it: the last
+    step's stays in the image unless the run ends with `decode: predicted-clean`, as DanceGRPO and BranchGRPO do.
+    """
+
+    kind: Literal["dance-sde"] = "dance-sde"
+    eta: float = Field(0.3, ge=0, description="noise per square root of sigma (DanceGRPO, FLUX: 0.3; Hunyuan: 0.25)")
+
+    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
+        """(B,) twice -> A_x, A_v and std, (B,) each."""
+        return marginal_kept(sigma, sigma_next, 0 * sigma + self.eta**2)
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """Learning from denoising steps needs noise."""
+        if self.eta == 0 and experiment.objective.process == "reverse":
+            yield "'eta' 0 makes every step deterministic: there would be nothing to learn from; DanceGRPO: 0.3"
+
+
+class CpsSampler(_AffineSampler):
+    """Flow-CPS: the step keeps the noise level of the schedule exactly (coefficient-preserving sampling).
+
+    With x0 = x - sigma v and noise = x + (1 - sigma) v:  std = sigma' sin(a pi / 2);
+    mean = (1 - sigma') x0 + sigma' cos(a pi / 2) noise (Flow-GRPO's code, `sde_type: cps`). The last step has no
+    noise and cannot be trained. The published log-probability lacks 1 / (2 std^2): its differences are about 2 std^2
+    times the Gaussian's, so clip ranges do not carry over from one convention to the other.
+    """
+
+    kind: Literal["cps"] = "cps"
+    noise_level: float = Field(0.8, ge=0, le=1, description="a: 0 is the deterministic step (Flow-GRPO: 0.8)")
+    convention: Literal["unscaled", "gaussian"] = Field(
+        "unscaled",
+        description="log-probability: -(x' - mean)^2 as published (Flow-GRPO's clip for it: 1e-5), or the Gaussian's",
+    )
+
+    @property
+    def gaussian(self) -> bool:
+        """False for the published convention."""
+        return self.convention == "gaussian"
+
+    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
+        """(B,) twice -> A_x, A_v and std, (B,) each."""
+        angle = self.noise_level * math.pi / 2
+        return coefficient_preserving(sigma, sigma_next, sigma_next * math.cos(angle), sigma_next * math.sin(angle))
+
+    def log_prob(self, gaussian: Gaussian, next_latents: Tensor) -> Tensor:  # (B,)
+        """Mean over dimensions of -(x' - mean)^2, or the Gaussian log-density."""
+        if self.gaussian:
+            return gaussian_log_prob(gaussian, next_latents)
+        return -squared_distance(gaussian, next_latents)
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """Learning from denoising steps needs noise."""
+        if self.noise_level == 0 and experiment.objective.process == "reverse":
+            yield "'noise_level' 0 makes every step deterministic: there would be nothing to learn from; Flow-GRPO: 0.8"
+
+
+class DdimSampler(_AffineSampler):
+    """DDIM with eta, as DDPO samples (Song et al. 2021, Eq. 12 and 16), in flow coordinates.
+
+    With a = sqrt(abar), s = sqrt(1 - abar) and c = a + s, the flow's x is x / c and its sigma is s / c. Dividing DDIM's
+    step by c' makes it a coefficient-preserving one:  mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) noise  with
+    std = eta sigma' sqrt(1 - ((1 - sigma) sigma' / (sigma (1 - sigma')))^2). A log-probability is DDPO's plus log c'
+    (per dimension, a constant of the level, so ratios are DDPO's).
+
+    DDPO trains all its steps. Its last one ends at abar of the first timestep, where a little noise is left; so do the
+    schedules of SD 1.x pipelines. Where a schedule ends at sigma 0 the last std is 0 and that step cannot be trained.
+    """
+
+    kind: Literal["ddim"] = "ddim"
+    eta: float = Field(1.0, ge=0, le=1, description="0 is the deterministic step, 1 is ancestral sampling (DDPO: 1)")
+
+    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
+        """(B,) twice -> A_x, A_v and std, (B,) each; with eta 0 the Euler step's."""
+        odds = (1 - sigma) * sigma_next / (sigma * (1 - sigma_next))
+        left = 1 - odds**2  # the share of the noise's variance that is new
+        std = self.eta * sigma_next * left**0.5
+        return coefficient_preserving(sigma, sigma_next, sigma_next * (1 - self.eta**2 * left) ** 0.5, std)
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """Learning from denoising steps needs noise."""
+        if self.eta == 0 and experiment.objective.process == "reverse":
+            yield "'eta' 0 makes every step deterministic: there would be nothing to learn from; DDPO: 1"
+
+
+def coefficient_preserving(sigma: V, sigma_next: V, kept: V, std: V) -> tuple[V, V, V]:
+    """Coefficients of mean = (1 - sigma') x0 + kept noise, where kept^2 + std^2 = sigma'^2."""
+    return (1 - sigma_next) + kept, (1 - sigma) * kept - sigma * (1 - sigma_next), std
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, 1), to multiply latents with."""
+    return values.float().view(-1, *(1 for _ in like.shape[1:]))

@@ -1,0 +1,95 @@
+"""Steps by the attention entropy of the policy: AEGPO's, and its control upside down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from aegpo.core.experiment import Experiment
+from aegpo.core.records import BoolArray, FloatArray, Signals
+from aegpo.method.selectors.base import CountedSelector, highest
+
+
+class _EntropySelector(CountedSelector):
+    """What both share: whose curve counts."""
+
+    needs_entropy: ClassVar[bool] = True
+    scope: Literal["prompt", "batch"] = Field(
+        "prompt", description="peaks of each prompt's own curve, or of the mean curve (our choice: prompt)"
+    )
+
+    def curves(self, signals: Signals) -> FloatArray:  # (P, T)
+        """The entropies that decide; NaN at steps that were not measured."""
+        assert signals.entropy is not None, "needs_entropy"
+        curves = signals.entropy
+        return np.broadcast_to(curves.mean(axis=0), curves.shape) if self.scope == "batch" else curves
+
+    def available(self, experiment: Experiment) -> int:
+        """How many of the steps that may be chosen are measured."""
+        end = self.eligible(experiment.rollouts.denoising_steps)
+        return len({step for step in experiment.probe.measured(end) if step < end})
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """No more steps than are measured."""
+        yield from super().problems(experiment)
+        steps = self.available(experiment)
+        if experiment.probe.steps != "all" and self.top_k > steps:
+            yield f"'top_k' is {self.top_k}, but 'probe.steps' measures {steps} that may be chosen; at most {steps}"
+
+
+class EntropyPeakSelector(_EntropySelector):
+    """The steps at which attention entropy peaks over the trajectory (AEGPO, Sec. 4.2)."""
+
+    kind: Literal["entropy-peak"] = "entropy-peak"
+    local_maxima: bool = Field(
+        False, description="local maxima first, then the highest other steps (our choice: plain top-K)"
+    )
+    min_gap: int = Field(1, ge=1, description="least distance between chosen steps; 1: neighbours are allowed")
+
+    def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)
+        """The `top_k` highest entropies of the policy among the measured steps; earlier steps win ties."""
+        measured, curves = signals.measured, self.curves(signals)
+        eligible = self.eligible(signals.num_steps)
+        if self.local_maxima:
+            steps = measured[measured < eligible]  # neighbours are the nearest steps that were measured
+            curves = curves.copy()
+            curves[:, steps] = _raise_local_maxima(curves[:, steps])
+        return highest(_measured_first(curves), self.top_k, eligible, self.min_gap)
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """No more steps than are measured, at the asked distance."""
+        yield from super().problems(experiment)
+        steps = self.available(experiment)
+        span = (2 * self.min_gap - 1) * (self.top_k - 1) + 1
+        if self.min_gap > 1 and self.top_k <= steps < span:
+            most = (steps - 1) // (2 * self.min_gap - 1) + 1
+            yield (
+                f"{self.top_k} steps at least {self.min_gap} apart may not fit in {steps}, whatever the entropies; "
+                f"'top_k' of at most {most} always does"
+            )
+
+
+class LowestEntropySelector(_EntropySelector):
+    """The steps of lowest attention entropy: the control that turns AEGPO's choice upside down, at equal cost."""
+
+    kind: Literal["lowest-entropy"] = "lowest-entropy"
+
+    def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)
+        """The `top_k` lowest entropies of the policy among the measured steps; earlier steps win ties."""
+        return highest(_measured_first(-self.curves(signals)), self.top_k, self.eligible(signals.num_steps))
+
+
+def _measured_first(scores: FloatArray) -> FloatArray:  # (P, T)
+    """Steps that were not measured come last."""
+    return np.where(np.isnan(scores), -np.inf, scores)
+
+
+def _raise_local_maxima(curves: FloatArray) -> FloatArray:  # (P, measured)
+    """Lifts interior and boundary local maxima above everything else, keeping the order within both classes."""
+    padded = np.pad(curves, ((0, 0), (1, 1)), constant_values=-np.inf)
+    peak = (padded[:, 1:-1] > padded[:, :-2]) & (padded[:, 1:-1] >= padded[:, 2:])
+    lifted: FloatArray = curves + peak * (np.ptp(curves) + 1.0)
+    return lifted

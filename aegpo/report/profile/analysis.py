@@ -1,0 +1,137 @@
+"""What a profile says: curves, chosen steps, allocation, and layers ranked by how much they vary and move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from aegpo.core.parts import SelectorSpec
+from aegpo.core.records import BoolArray, FloatArray, IntArray, Signals
+from aegpo.errors import AegpoError
+from aegpo.method.planning import LATE
+from aegpo.method.selectors import EntropyPeakSelector
+from aegpo.report.profile.measure import Profile
+from aegpo.report.profile.target import Target
+
+TOP_K = EntropyPeakSelector().top_k
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in the block that is read."""
+
+    name: str
+    kind: str
+    mean: float  # nats, over prompts and steps
+    varies: float  # nats, standard deviation over steps of its mean curve
+    moved: float | None  # nats, mean of |policy - base| over prompts and steps; None for the base alone
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The profile of a target, and of its base."""
+
+    target: Target
+    base: Profile
+    policy: Profile | None  # None: the base alone
+
+    @property
+    def shown(self) -> Profile:
+        """The policy, or the base where there is no other."""
+        return self.policy or self.base
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts."""
+        return self.target.texts
+
+    @property
+    def block(self) -> str:
+        """The block that the experiment's selector and allocator read."""
+        return self.target.experiment.probe.block
+
+    @property
+    def sigmas(self) -> FloatArray:  # (T+1,)
+        """Noise levels."""
+        return self.target.experiment.sigmas
+
+    def delta(self, block: str) -> FloatArray | None:  # (P,)
+        """Delta-entropy of each prompt, as the probe has it but over all steps; None for the base alone."""
+        if self.policy is None:
+            return None
+        moved: FloatArray = np.abs(self.policy.curves(block) - self.base.curves(block)).mean(axis=1)
+        return moved
+
+    @cached_property
+    def selector(self) -> SelectorSpec:
+        """What chooses steps here: the experiment's selector, or entropy peaks where that reads no entropy."""
+        spec = self.target.experiment.selector
+        steps = self.target.experiment.rollouts.denoising_steps
+        return spec if spec.needs_entropy else EntropyPeakSelector(top_k=min(TOP_K, steps - 1))
+
+    @property
+    def selector_is_foreign(self) -> bool:
+        """True if the experiment itself chooses steps in another way."""
+        return self.selector is not self.target.experiment.selector
+
+    @cached_property
+    def chosen(self) -> BoolArray:  # (P, T)
+        """The steps that would be chosen for each prompt now."""
+        return self.selector.build().select(self._signals(slice(None)), np.random.default_rng(0))
+
+    @cached_property
+    def counts(self) -> IntArray | None:  # (P,) rollouts, 0 for what is left over after whole training steps
+        """Rollouts of each prompt if these prompts came in this order; None if the allocator reads no entropy."""
+        spec = self.target.experiment
+        if not spec.allocator.needs_entropy or self.policy is None:
+            return None
+        each, counts = spec.rollouts.prompts_per_step, np.zeros(len(self.texts), dtype=np.int64)
+        for first in range(0, len(self.texts) - each + 1, each):
+            part = slice(first, first + each)
+            signals, rng = self._signals(part), np.random.default_rng(0)
+            counts[part] = spec.allocator.build().allocate(signals, spec.rollouts.rollouts_per_step, rng)
+        return counts
+
+    def _signals(self, rows: slice) -> Signals:
+        """What the probe would tell the parts about some of the prompts, after any warm-up."""
+        spec = self.target.experiment
+        entropy, base = self.shown.curves(self.block)[rows].copy(), self.base.curves(self.block)[rows].copy()
+        unmeasured = np.setdiff1d(np.arange(entropy.shape[1]), spec.probe.measured(entropy.shape[1]))
+        entropy[:, unmeasured] = base[:, unmeasured] = np.nan
+        return Signals(LATE, len(entropy), self.sigmas, entropy, base)
+
+    @cached_property
+    def peaks(self) -> IntArray:
+        """Local maxima of the mean curve, ends included."""
+        curve = np.pad(self.shown.curves(self.block).mean(axis=0), 1, constant_values=-np.inf)
+        return np.flatnonzero((curve[1:-1] > curve[:-2]) & (curve[1:-1] >= curve[2:]))
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that have the block, from the one that varies most."""
+        values, base = self.shown.blocks[self.block].entropy, self.base.blocks[self.block].entropy
+        found = []
+        for place, (name, kind) in enumerate(zip(self.shown.layers, self.shown.kinds, strict=True)):
+            own, before = values[:, :, place], base[:, :, place]
+            if np.isnan(own).all():
+                continue
+            moved = None if self.policy is None else float(np.abs(own - before).mean())
+            found.append(Layer(name, kind, float(own.mean()), float(own.mean(axis=0).std()), moved))
+        return tuple(sorted(found, key=lambda layer: -layer.varies))
+
+
+def analyse(target: Target, base: Profile, policy: Profile | None) -> Analysis:
+    """The analysis of two profiles.
+
+    Raises:
+        AegpoError: if the network does not have the block that the experiment reads.
+    """
+    if target.experiment.probe.block not in base.blocks:
+        has = ", ".join(base.blocks)
+        raise AegpoError(
+            f"the experiment reads the block {target.experiment.probe.block!r}, which these layers do not have; they "
+            f"have {has}; set 'probe.block'"
+        )
+    return Analysis(target, base, policy)

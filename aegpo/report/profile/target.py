@@ -1,0 +1,135 @@
+"""What is profiled: a run at one of its checkpoints, against its base; or the base of an experiment alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from aegpo.config.loading import load_experiment_file, parse_experiment
+from aegpo.core.experiment import Experiment
+from aegpo.core.parts import Registries
+from aegpo.core.registry import suggestion
+from aegpo.errors import AegpoError
+from aegpo.prompts.lists import read_prompts
+from aegpo.runs.checkpoints import steps_in
+from aegpo.runs.folders import read_manifest
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What the command line asked for."""
+
+    path: Path  # of an experiment file, or a folder
+    prompts: Path | None = None  # None: the experiment's held-out prompts
+    arm: str | None = None
+    seed: int | None = None
+    checkpoint: int | None = None  # None: the newest
+    layers: Sequence[str] = ("*",)
+    rows: int | Literal["all"] = "all"
+    out: Path | None = None
+    validate: bool = False
+    overrides: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """The policy to profile."""
+
+    experiment: Experiment
+    arm: str
+    seed: int
+    texts: tuple[str, ...] = ()  # P, the prompts to profile
+    folder: Path | None = None  # of the run; None: the base alone
+    step: int = 0  # of the checkpoint; 0: the base
+    steps: tuple[int, ...] = ()  # of all its checkpoints
+
+    @property
+    def label(self) -> str:
+        """How the profile calls it."""
+        name = f"{self.experiment.name}, arm {self.arm}"
+        return name if self.folder is None else f"{name}, seed {self.seed}, step {self.step}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run keeps its checkpoints."""
+        assert self.folder is not None, "asked of a run only"
+        return self.folder / "checkpoints"
+
+    @property
+    def default_out(self) -> Path:
+        """Where the profile goes if nobody says."""
+        name = f"{self.experiment.name}-{self.arm}"
+        return Path("profiles") / (name if self.folder is None else f"{name}-seed-{self.seed}-step-{self.step:06d}")
+
+
+def find_target(request: ProfileRequest, registries: Registries) -> Target:
+    """What a request means.
+
+    Raises:
+        AegpoError: for a folder that is no run's, an arm, seed or checkpoint that does not exist, or an option that
+            makes no sense here; the message says what there is.
+    """
+    target = _of_run(request, registries) if request.path.is_dir() else _of_file(request, registries)
+    experiment = target.experiment
+    if request.prompts is not None:
+        wanted = experiment.prompts.model_copy(update={"evaluation": request.prompts, "evaluation_count": sys.maxsize})
+        experiment = experiment.model_copy(update={"prompts": wanted})
+    return replace(target, texts=read_prompts(experiment, "evaluation"))
+
+
+def _of_file(request: ProfileRequest, registries: Registries) -> Target:
+    if request.checkpoint is not None:
+        raise AegpoError(
+            f"--checkpoint {request.checkpoint}: {request.path} is no folder of a run, so it has no checkpoints; give "
+            "OUT/NAME/ARM/seed-S instead"
+        )
+    file = load_experiment_file(request.path, registries, request.overrides)
+    arm = request.arm or max(file.arms, key=lambda name: _readers(file.arms[name]))
+    if arm not in file.arms:
+        raise AegpoError(f"{request.path} has no arm {arm!r}; {suggestion(arm, file.arms)}")
+    seed = file.seeds[0] if request.seed is None else request.seed
+    return Target(file.experiment(arm, seed), arm, seed)
+
+
+def _readers(experiment: Experiment) -> int:
+    """How many parts read entropy."""
+    return int(experiment.allocator.needs_entropy) + int(experiment.selector.needs_entropy)
+
+
+def _of_run(request: ProfileRequest, registries: Registries) -> Target:
+    if request.overrides:
+        raise AegpoError("--set changes an experiment file; the experiment of a run is in its manifest, as it was run")
+    folder = _run_below(request)
+    manifest = read_manifest(folder)
+    for name, wanted in (("arm", request.arm), ("seed", request.seed)):
+        if wanted is not None and wanted != manifest[name]:
+            raise AegpoError(f"--{name} {wanted}: {folder} is a run of {name} {manifest[name]}; leave the option out")
+    steps = steps_in(folder / "checkpoints")
+    if request.checkpoint is not None and request.checkpoint not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise AegpoError(f"--checkpoint {request.checkpoint}: {folder} has none of that step; those there are: {there}")
+    if not steps:
+        raise AegpoError(f"{folder} has no checkpoint yet; profile its experiment file to see the base alone")
+    step = steps[-1] if request.checkpoint is None else request.checkpoint
+    experiment = parse_experiment(manifest["experiment"], registries)
+    return Target(experiment, manifest["arm"], manifest["seed"], (), folder, step, steps)
+
+
+def _run_below(request: ProfileRequest) -> Path:
+    """The folder itself if it is a run's; else the run below it that arm and seed name."""
+    folder = request.path
+    if (folder / "manifest.json").exists():
+        return folder
+    runs = sorted(path.parent for path in folder.glob("*/seed-*/manifest.json"))
+    if not runs:
+        raise AegpoError(f"{folder} is not the folder of a run: it has no manifest.json; give OUT/NAME/ARM/seed-S")
+    known = {(run.parent.name, int(run.name.removeprefix("seed-"))): run for run in runs}
+    chosen = [run for (arm, seed), run in known.items() if request.arm in (None, arm) and request.seed in (None, seed)]
+    if len(chosen) != 1:
+        names = ", ".join(f"--arm {arm} --seed {seed}" for arm, seed in known)
+        raise AegpoError(f"{folder} holds {len(runs)} runs; choose one of them: {names}")
+    return chosen[0]

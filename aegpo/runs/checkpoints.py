@@ -1,0 +1,246 @@
+"""Checkpoints: the whole state of a run in safetensors and JSON, written so that a crash cannot leave half of one.
+
+    checkpoints/step-000010/
+        policy.safetensors     one file for each prefix of the tensors' names: policy, ema, optimizer, rng, part
+        state.json             everything that is not a tensor
+        checksums.json         SHA-256 of the files above, written last
+
+A checkpoint is written into a hidden folder beside and renamed when all of it is on disk. Nothing is pickled, so a
+checkpoint from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aegpo.errors import CheckpointError
+from aegpo.runs.folders import sync_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FORMAT = 1
+_STATE = "state.json"
+_CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"(?P<hidden>\.replaced-)?step-(?P<step>\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` training steps."""
+
+    step: int
+    tensors: dict[str, Tensor]  # policy/..., ema/..., optimizer/..., rng/..., part/<axis>/...
+    state: dict[str, Any]  # JSON: dict, list, str, int, float, bool, None
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes a checkpoint below `folder` and then deletes all but the newest `keep`; one process writes a folder.
+
+    Checkpoints of later steps are of a future that was given up (they were damaged, or the run would have started
+    from them), so they are deleted too.
+
+    Returns:
+        The checkpoint's own folder.
+
+    Raises:
+        CheckpointError: if a tensor cannot be stored, or the folder cannot be written to, as on a full disk; the
+            checkpoints that were there stay.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return _save(folder, checkpoint, keep)
+    except (OSError, SafetensorError) as error:  # safetensors tells a full disk by its own error
+        shutil.rmtree(folder / f".step-{checkpoint.step:06d}.tmp", ignore_errors=True)
+        there = ", ".join(map(str, steps_in(folder))) or "none"
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} cannot be written to {folder}: {error}; checkpoints that are "
+            f"there: {there}; make room or mend the disk, then give the same command again"
+        ) from error
+
+
+def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):
+        shutil.rmtree(leftover)
+    temporary = folder / f".step-{checkpoint.step:06d}.tmp"
+    temporary.mkdir()
+    _write_files(temporary, checkpoint)
+    final = folder / f"step-{checkpoint.step:06d}"
+    if final.exists():
+        # A folder cannot be replaced in one step; until the new one is in place, load_latest finds the old one here.
+        final.rename(_cleared(folder / f".replaced-{final.name}"))
+    temporary.rename(final)
+    sync_folder(folder)
+    _prune(folder, checkpoint.step, keep)
+    return final
+
+
+def load_latest(
+    folder: Path, device: torch.device | str = "cpu", report: Callable[[str], None] | None = None
+) -> Checkpoint | None:
+    """The newest intact checkpoint below `folder`, or None if none was ever written.
+
+    Args:
+        folder: what `save` got.
+        device: where the tensors go.
+        report: gets a line for each damaged checkpoint that is passed over; default: `warnings.warn`.
+
+    Raises:
+        CheckpointError: if there are checkpoints and every one is damaged.
+    """
+    damages: list[str] = []
+    for _, path in _checkpoints(folder):
+        try:
+            return _load(path, device)
+        except CheckpointError as damage:
+            damages.append(f"{path.name}: {damage}")
+            message = f"a checkpoint is damaged and passed over: {path}: {damage}"
+            warnings.warn(message, stacklevel=2) if report is None else report(message)
+    if damages:
+        lines = "\n".join(f"  {damage}" for damage in damages)
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged:\n{lines}\n"
+            "put back an intact one, or start the run over with --fresh"
+        )
+    return None
+
+
+def steps_in(folder: Path) -> tuple[int, ...]:
+    """The training steps of the checkpoints below `folder`, ascending; some may be damaged."""
+    return tuple(sorted({step for step, path in _checkpoints(folder) if not path.name.startswith(".")}))
+
+
+def load_step(
+    folder: Path, step: int, device: torch.device | str = "cpu", prefixes: Sequence[str] | None = None
+) -> Checkpoint:
+    """The checkpoint of one training step.
+
+    Args:
+        folder: what `save` got.
+        step: of the checkpoint.
+        device: where the tensors go.
+        prefixes: of the tensors that are read, such as "policy"; None: all of them.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged; the message names those there are.
+    """
+    path, known = folder / f"step-{step:06d}", steps_in(folder)
+    if step not in known:
+        there = ", ".join(map(str, known)) or "none"
+        raise CheckpointError(f"no checkpoint of step {step} in {folder}; those there are: {there}")
+    try:
+        return _load(path, device, prefixes)
+    except CheckpointError as error:
+        others = ", ".join(str(each) for each in known if each != step) or "none"
+        raise CheckpointError(f"{path} is damaged: {error}; other checkpoints: {others}") from error
+
+
+def _write_files(target: Path, checkpoint: Checkpoint) -> None:
+    from safetensors.torch import save_file
+
+    for prefix, tensors in _by_prefix(checkpoint.tensors).items():
+        save_file(tensors, target / f"{prefix}.safetensors")
+    state = {"format": FORMAT, "step": checkpoint.step, "state": checkpoint.state}
+    (target / _STATE).write_text(json.dumps(state, indent=1))
+    sums = {path.name: _checksum(path) for path in sorted(target.iterdir())}
+    (target / _CHECKSUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
+    for path in target.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(target)
+
+
+def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    import torch
+
+    groups: dict[str, dict[str, Tensor]] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        prefix = name.split("/", 1)[0]
+        assert re.fullmatch(r"[a-z]+", prefix), f"tensor {name!r} has no prefix such as 'policy/'"
+        if tensor.layout is not torch.strided:
+            raise CheckpointError(f"tensor {name!r} has the layout {tensor.layout}; only dense tensors can be stored")
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in storages:  # tied weights: safetensors stores each name on its own
+            plain = plain.clone()
+        storages.add(plain.untyped_storage().data_ptr())
+        groups.setdefault(prefix, {})[name] = plain
+    return groups
+
+
+def _load(path: Path, device: torch.device | str, prefixes: Sequence[str] | None = None) -> Checkpoint:
+    """One checkpoint, after every byte of it was checked."""
+    from safetensors.torch import load_file
+
+    sums = _read_json(path / _CHECKSUMS).get("sha256")
+    if not isinstance(sums, dict) or _STATE not in sums:
+        raise CheckpointError(f"{_CHECKSUMS} lists no checksums")
+    for name, expected in sums.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{name} is missing")
+        if _checksum(file) != expected:
+            raise CheckpointError(
+                f"{name} has a wrong checksum ({file.stat().st_size} bytes); it was changed or cut short"
+            )
+    content = _read_json(path / _STATE)
+    tensors: dict[str, Tensor] = {}
+    for name in sums:
+        if name.endswith(".safetensors") and (prefixes is None or name.removesuffix(".safetensors") in prefixes):
+            tensors |= load_file(path / name, device=str(device))
+    return Checkpoint(content["step"], tensors, content["state"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path.name} is not of format {FORMAT}, the only one this version of aegpo reads")
+    return content
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) newest first; of two of one step, the one in place before the one it was about to replace."""
+    if not folder.is_dir():
+        return []
+    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    matches.sort(key=lambda pair: (-int(pair[0]["step"]), pair[0]["hidden"] is not None))
+    return [(int(match["step"]), path) for match, path in matches]
+
+
+def _prune(folder: Path, newest: int, keep: int) -> None:
+    found = _checkpoints(folder)
+    kept = [path for step, path in found if step <= newest and not path.name.startswith(".")][:keep]
+    for _, path in found:
+        if path not in kept:
+            # Renamed first: a crash in the middle of deleting must not leave a damaged checkpoint in place.
+            trash = _cleared(folder / f".{path.name.lstrip('.')}.old.tmp")
+            path.rename(trash)
+            shutil.rmtree(trash)
+
+
+def _cleared(path: Path) -> Path:
+    if path.exists():
+        shutil.rmtree(path)
+    return path

@@ -1,0 +1,210 @@
+"""Runs in processes of their own: their shares of the machine, their progress and how they end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from aegpo.runs.progress import Display, Record
+
+INTERRUPTED = 130  # exit code of a run that Ctrl-C or SIGTERM stopped, as shells have it
+PARENT = "AEGPOPARENT"  # environment variable that tells a child which process waits for it
+_LOOK_EVERY = 0.5  # seconds between looks at the children
+_LOG_LINES = 15
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class StopSignals:
+    """Within this context the first Ctrl-C or SIGTERM asks to stop, and the second one stops at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._parent = int(os.environ.get(PARENT, 0))
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def wanted(self) -> bool:
+        """True once a signal came, or the process that waits for this one is gone."""
+        return self.count > 0 or (self._parent != 0 and os.getppid() != self._parent)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class Child:
+    """A run in a process of its own."""
+
+    label: str
+    command: Sequence[str]
+    folder: Path  # where its record grows
+    log: Path
+    steps: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A child that ended badly."""
+
+    child: Child
+    code: int
+
+    def __str__(self) -> str:
+        how = f"exit code {self.code}" if self.code >= 0 else f"killed by {signal.Signals(-self.code).name}"
+        lines = self.child.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        tail = "\n".join(f"  | {line}" for line in lines)
+        return f"{self.child.label} failed: {how}; the end of {self.child.log}:\n{tail}"
+
+
+def run_children(
+    children: Sequence[Child], shares: Sequence[Mapping[str, str]], shown: Display
+) -> tuple[list[Failure], bool]:
+    """Runs every child, in this order, one at a time in each slot; a failing one does not stop the others.
+
+    Ctrl-C tells the children that run to stop and waits for them; a second one kills them.
+
+    Args:
+        children: what to run.
+        shares: for each slot, the environment variables of its share of the machine.
+        shown: where progress goes.
+
+    Returns:
+        The failures in the order they happened, and whether any child was stopped before it was done.
+    """
+    waiting, working = deque(children), dict[int, _Working]()
+    failures: list[Failure] = []
+    interrupted = told = False
+    with StopSignals() as stop, _killed_on_error(working):
+        while working or (waiting and not told):
+            for slot, share in enumerate(shares):
+                if slot not in working and waiting and not told:
+                    working[slot] = _Working(waiting.popleft(), share, shown)
+            for slot, each in list(working.items()):
+                code = each.look(told)
+                if code is not None:
+                    del working[slot]
+                    interrupted |= code == INTERRUPTED
+                    failures += [Failure(each.child, code)] if code not in (0, INTERRUPTED) else []
+            if stop.wanted() and not told:
+                told = interrupted = True
+                shown.say("stopping: each run saves its state after the step it is in; Ctrl-C again aborts at once")
+                for each in working.values():
+                    each.process.terminate()
+            time.sleep(_LOOK_EVERY)
+    return failures, interrupted
+
+
+class _Working:
+    """A child that was started."""
+
+    def __init__(self, child: Child, share: Mapping[str, str], shown: Display) -> None:
+        self.child, self._shown = child, shown
+        self._record = Record(child.folder, child.steps)
+        child.log.parent.mkdir(parents=True, exist_ok=True)
+        with child.log.open("ab") as log:
+            log.write(f"--- {shlex.join(child.command)}\n".encode())
+            log.flush()
+            self.process = subprocess.Popen(
+                child.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_within(share), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+                process_group=0,  # Ctrl-C reaches this process only, which passes it on once
+            )
+        shown.show(child.label, self._record.read())
+
+    def look(self, told: bool) -> int | None:
+        """Shows progress; the exit code once the child has ended."""
+        code = self.process.poll()
+        self._shown.show(self.child.label, self._record.read())
+        if code is None:
+            return None
+        if told and code == -signal.SIGTERM:  # it was still starting and had nothing to save
+            code = INTERRUPTED
+        self._shown.end(self.child.label, {0: "finished", INTERRUPTED: "interrupted"}.get(code, "failed"))
+        return code
+
+
+def _within(share: Mapping[str, str]) -> dict[str, str]:
+    """The share, with no more threads than the user's own environment allows; "4,2" is OpenMP's for nested ones."""
+    asked = {name: os.environ[name] for name in _THREADS if name in os.environ and name in share}
+    fewer = {name: own for name, own in asked.items() if not own.isdigit() or int(own) < int(share[name])}
+    return {**share, **fewer}
+
+
+@contextmanager
+def _killed_on_error(working: Mapping[int, _Working]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for each in working.values():
+            each.process.kill()
+            each.process.wait()
+        raise
+
+
+def divide(cores: int, gpus: Sequence[str], devices: Set[str], jobs: int | None, runs: int) -> list[dict[str, str]]:
+    """The environment variables of each slot, so that runs at the same time do not fight for cores or GPUs.
+
+    Args:
+        cores: CPU cores there are.
+        gpus: ids of the GPUs there are.
+        devices: the `device` settings of the runs.
+        jobs: runs at a time; None: one for each GPU if the runs use them, else one for each core.
+        runs: how many runs there are in all.
+    """
+    spread = bool(gpus) and devices <= {"auto", "cuda"}
+    if jobs is None:
+        # A device named by number, or one this function knows nothing of, is taken to hold one run.
+        jobs = len(gpus) if spread else cores if devices <= {"auto", "cpu"} else 1
+    jobs = min(jobs, runs)
+    threads = str(max(1, cores // jobs))
+    shares = [dict.fromkeys(_THREADS, threads) for _ in range(jobs)]
+    if spread:
+        for slot, share in enumerate(shares):
+            share["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    return shares
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use: its affinity, within the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, max(1, int(limit) // int(period)))
+    return cores
+
+
+def usable_gpus() -> tuple[str, ...]:
+    """Ids of the CUDA devices this process may use; torch is asked only where there is an NVIDIA driver."""
+    if not (Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
+        return ()
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(visible.split(",")[:count]) if visible else tuple(str(index) for index in range(count))

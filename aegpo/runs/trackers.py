@@ -1,0 +1,284 @@
+"""Trackers: observers that record a run or show it; a resumed run is recorded as if it never broke."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from aegpo.errors import AegpoError, CheckpointError
+from aegpo.core.hookspecs import Outcome, hookimpl
+from aegpo.core.parts import TrackerSpec
+from aegpo.core.records import Evaluation, FloatArray, RunInfo, StepReport
+from aegpo.runs.folders import sync_folder, unevaluated, write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+    from aegpo.runs.progress import Display, Standing
+
+_GAP = 2  # pixels between the images of a grid
+_TILE = 96  # images of fewer pixels are enlarged by whole factors up to this size
+
+
+class ConsoleTracker(TrackerSpec):
+    """Reward, forwards and time left: a bar in a terminal, a line for each step anywhere else."""
+
+    kind: Literal["console"] = "console"
+
+    def build(self, folder: Path) -> ConsoleObserver:
+        """An observer that prints to stdout."""
+        from rich.console import Console
+
+        return ConsoleObserver(Console())
+
+
+class JsonlTracker(TrackerSpec):
+    """The record of a run: one JSON row a step, evaluations, timings and image grids; the report reads it."""
+
+    kind: Literal["jsonl"] = "jsonl"
+
+    def build(self, folder: Path) -> JsonlObserver:
+        """An observer that writes into the run's folder."""
+        return JsonlObserver(folder)
+
+
+class TensorboardTracker(TrackerSpec):
+    """Curves and image grids for TensorBoard, in the folder `tensorboard` of the run."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+
+    def build(self, folder: Path) -> TensorboardObserver:
+        """An observer that writes event files.
+
+        Raises:
+            AegpoError: if TensorBoard is not installed.
+        """
+        try:
+            import tensorboard  # noqa: F401 - torch reports its absence late and in other words
+        except ImportError as error:
+            raise AegpoError(
+                "tracker 'tensorboard' needs TensorBoard, which cannot be imported "
+                f'({error}); install it with  pip install "aegpo[tensorboard]"  or take the tracker out'
+            ) from error
+        return TensorboardObserver(folder / "tensorboard")
+
+
+class JsonlObserver:
+    """Writes `metrics.jsonl`, `evaluations.jsonl`, `timing.jsonl` and `images/step-000000.png`.
+
+    Everything but `timing.jsonl` is deterministic: an interrupted and resumed run has the same bytes as one without
+    a break. Rows are on disk before the checkpoint of their step is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
+        self.evaluations = folder / "evaluations.jsonl"
+        self.timing = folder / "timing.jsonl"
+        self.images = folder / "images"
+
+    @hookimpl
+    def aegpo_on_run_start(self, run: RunInfo) -> None:
+        """Forgets what was recorded beyond the checkpoint, half-written rows included."""
+        self.images.mkdir(parents=True, exist_ok=True)
+        kept = _keep_rows(self.metrics, run.first_step)
+        evaluated = _keep_rows(self.evaluations, run.first_step)
+        _keep_rows(self.timing, run.first_step)
+        if kept != list(range(1, run.first_step + 1)):
+            raise CheckpointError(
+                f"the checkpoint was written after step {run.first_step}, but {self.metrics} holds {len(kept)} of the "
+                f"{run.first_step} rows before it; put the file back, or start the run over with --fresh"
+            )
+        lost = unevaluated(evaluated, run.evaluated_steps, run.first_step) if run.first_step > 0 else ""
+        if lost:
+            raise CheckpointError(
+                f"the checkpoint was written after step {run.first_step}, but {self.evaluations} lacks {lost}; put the "
+                "file back, or start the run over with --fresh"
+            )
+        for image in self.images.glob("step-*.png"):
+            if run.first_step == 0 or int(image.stem.removeprefix("step-")) > run.first_step:
+                image.unlink()
+
+    @hookimpl
+    def aegpo_on_step_end(self, run: RunInfo, report: StepReport) -> None:
+        """Adds the step's rows."""
+        if report.evaluation is not None:
+            write_atomically(self.images / f"step-{report.step:06d}.png", grid_png(report.evaluation.images))
+            _append(self.evaluations, {"step": report.step, **_evaluation_row(report.evaluation)})
+        _append(self.timing, {"step": report.step, "seconds": dict(report.seconds)})
+        if report.step > 0:
+            _append(self.metrics, _metrics_row(report))
+
+
+def _metrics_row(report: StepReport) -> dict[str, Any]:
+    return {
+        "step": report.step,
+        "metrics": {name: float(value) for name, value in report.metrics.items()},
+        "prompts": [prompt.index for prompt in report.prompts],
+        "counts": report.counts.tolist(),
+        "selected": [np.flatnonzero(steps).tolist() for steps in report.selected],
+        "entropy": None if report.entropy is None else _without_nan(report.entropy),
+        "delta": None if report.delta is None else report.delta.tolist(),
+    }
+
+
+def _without_nan(table: FloatArray) -> list[list[float | None]]:
+    """A table for JSON, which has no NaN: null at what was not measured."""
+    return [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
+
+
+def _evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "scores": {label: scores.tolist() for label, scores in evaluation.scores.items()},
+        "base_scores": {label: scores.tolist() for label, scores in evaluation.base_scores.items()},
+        "prompts": list(evaluation.prompts),
+    }
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("ab") as file:
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def _keep_rows(path: Path, last_step: int) -> list[int]:
+    """Cuts a file after the rows of `last_step` and returns the steps of the rows kept.
+
+    Without a checkpoint a run starts at step 0, which records its evaluation again: then nothing is kept.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    kept, steps = 0, []
+    for line in content.splitlines(keepends=True):
+        step = _step_of(line)
+        if step is None or step > last_step or last_step == 0:
+            break
+        kept += len(line)
+        steps.append(step)
+    if kept < len(content):
+        write_atomically(path, content[:kept])
+    return steps
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row, or None if the row is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def grid_png(images: Tensor) -> bytes:
+    """Images (k, 3, h, w) in [0, 1] as one PNG, side by side; small ones are enlarged with nearest neighbour."""
+    from PIL import Image
+
+    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # (k, h, w, 3)
+    count, height, width, _ = pixels.shape
+    factor = max(1, _TILE // max(height, width))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    row_step, column_step = height * factor + _GAP, width * factor + _GAP
+    sheet = np.full((rows * row_step - _GAP, columns * column_step - _GAP, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        top, left = index // columns * row_step, index % columns * column_step
+        sheet[top : top + height * factor, left : left + width * factor] = image
+    file = io.BytesIO()
+    Image.fromarray(sheet).save(file, format="PNG")
+    return file.getvalue()
+
+
+class ConsoleObserver:
+    """Shows one run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._display: Display | None = None
+        self._standing: Standing | None = None
+
+    @hookimpl
+    def aegpo_on_run_start(self, run: RunInfo) -> None:
+        """Takes the terminal and says where the run starts."""
+        from aegpo.runs.progress import Record, display
+
+        self._display = display(self._console, every_step=True)
+        self._display.__enter__()
+        self._standing = Record(run.folder, run.training_steps).read(until=run.first_step)
+        self._display.show(_label(run), self._standing)
+
+    @hookimpl
+    def aegpo_on_step_end(self, run: RunInfo, report: StepReport) -> None:
+        """Shows the step."""
+        assert self._display is not None, "a run starts before it steps"
+        assert self._standing is not None
+        if report.step > 0:
+            self._standing = self._standing.after_step(report.step, report.metrics)
+        if report.evaluation is not None:
+            means = {label: float(scores.mean()) for label, scores in report.evaluation.scores.items()}
+            self._standing = self._standing.after_evaluation(report.step, means)
+        self._display.show(_label(run), self._standing)
+
+    @hookimpl
+    def aegpo_on_run_end(self, run: RunInfo, outcome: Outcome) -> None:
+        """Says how it ended and gives the terminal back."""
+        if self._display is not None:
+            self._display.end(_label(run), outcome)
+            self._display.__exit__(None, None, None)
+            self._display = None
+
+
+def _label(run: RunInfo) -> str:
+    return f"{run.arm} seed {run.seed}"
+
+
+class TensorboardObserver:
+    """Writes event files; what an earlier start wrote beyond the checkpoint is struck out."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    @hookimpl
+    def aegpo_on_run_start(self, run: RunInfo) -> None:
+        """Opens a new event file."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = run.first_step + 1 if run.first_step > 0 else 0
+        self._writer = SummaryWriter(log_dir=str(self._folder), purge_step=purge)
+
+    @hookimpl
+    def aegpo_on_step_end(self, run: RunInfo, report: StepReport) -> None:
+        """Adds a point to every curve."""
+        assert self._writer is not None, "a run starts before it steps"
+        scalars = {**report.metrics, **{f"seconds/{stage}": value for stage, value in report.seconds.items()}}
+        if report.evaluation is not None:
+            scores = report.evaluation.scores.items()
+            scalars |= {f"evaluation/{label}": float(values.mean()) for label, values in scores}
+            self._writer.add_images("evaluation", report.evaluation.images.clamp(0, 1), report.step)
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, report.step)
+        self._writer.flush()
+
+    @hookimpl
+    def aegpo_on_run_end(self, run: RunInfo, outcome: Outcome) -> None:
+        """Closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,221 @@
+"""Learns from executed plans: weighs the losses of trained edges and steps the optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from aegpo.core import contracts
+from aegpo.core.experiment import OptimizerSpec, PolicySpec
+from aegpo.core.interfaces import ForwardObjective, Objective
+from aegpo.core.parts import ATTENTION_TARGETS
+from aegpo.core.records import Conditioning, Edges, Rollouts
+from aegpo.errors import AegpoError
+from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
+from aegpo.train.replay import Batch, noise_again, renoised, transitions, velocities
+from aegpo.train.rollouts import Execution
+from aegpo.train.weight_copies import WeightCopy, assign
+
+_OWN = "optimizer/"  # names of its state in checkpoints
+DIVERGED = (
+    "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or raise "
+    "'sampler.noise_level', and start over with --fresh"
+)
+
+
+def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = ATTENTION_TARGETS) -> None:
+    """Puts LoRA adapters into the policy, in place; for full fine-tuning it makes every weight trainable.
+
+    What is trained is float32, whatever the dtype of what is frozen. `defaults` are the model's `adapter_targets`,
+    which count where the spec names none.
+
+    Raises:
+        AegpoError: if no module matches the targets.
+    """
+    if spec.train == "full":
+        policy.float().requires_grad_(True)
+        return
+    targets = list(spec.targets or defaults)
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, init_lora_weights="gaussian")
+    try:
+        inject_adapter_in_model(config, policy)
+    except ValueError as error:
+        names = sorted(
+            {name.rsplit(".", 1)[-1] for name, part in policy.named_modules() if isinstance(part, nn.Linear)}
+        )
+        raise AegpoError(
+            f"policy: no module of {type(policy).__name__} matches 'targets' {', '.join(targets)}; "
+            f"its linear layers end in {', '.join(names)}"
+        ) from error
+    for name, weight in policy.named_parameters():
+        weight.requires_grad_("lora_" in name)
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Tensor:
+    """The share of each trained edge in a training step's loss; (E,) float64, sums to 1; 0 where not `kept`.
+
+    An edge counts as often as rollouts pass through it, so that the steps of a tree weigh what they would weigh if its
+    rollouts were independent: near the root there are few edges, but every rollout passes them. `rollout`: that, over
+    the sum of all edges. `prompt`: over the sum of the edges of the same prompt, and 1 / P for the P prompts that have
+    trained edges, so that a prompt with 16 rollouts weighs what one with 8 does. `edge`: every edge counts once,
+    whatever passes through it (BranchGRPO).
+    """
+    passes = (torch.ones_like(edges.leaves) if reduction == "edge" else edges.leaves).double()
+    passes = passes if kept is None else passes * kept
+    if reduction in ("rollout", "edge"):
+        return passes / passes.sum()
+    total = torch.bincount(edges.prompt, weights=passes)
+    return passes / (total[edges.prompt] * (total > 0).sum())
+
+
+class Learner:
+    """Optimizer, copies of the weights and the loop over a training step's edges."""
+
+    def __init__(
+        self,
+        how: Execution,
+        objective: Objective | ForwardObjective,
+        spec: OptimizerSpec,
+        policy: PolicySpec,
+        accelerator: Accelerator,
+    ) -> None:
+        self._how, self._objective, self._spec, self._accelerator = how, objective, spec, accelerator
+        self.weights = {name: w for name, w in how.model.policy.named_parameters() if w.requires_grad}
+        optimizer = make_optimizer(list(self.weights.values()), spec)
+        self._optimizer = accelerator.prepare_optimizer(optimizer)
+        self._ema_decay = policy.ema
+        self.average = WeightCopy(self.weights) if policy.ema else None
+        self._old = WeightCopy(self.weights) if objective.keeps_old else None
+        self.updates = 0
+
+    def update(
+        self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator
+    ) -> dict[str, float]:
+        """Every inner epoch over a step's edges; returns metrics averaged as the loss is."""
+        edges = self._edges(rollouts, cond, rng)
+        kept = credit != 0 if self._spec.drop_zero_credit else torch.ones_like(credit, dtype=torch.bool)
+        if not bool(kept.any()):
+            return {"updated_edges": 0.0}
+        share = edge_weights(edges, self._spec.reduction, kept).float()
+        sums: dict[str, float] = defaultdict(float)
+        norms: list[float] = []
+        for epoch in range(self._spec.inner_epochs):
+            parts = self._partition(rollouts.plan.num_rollouts, rng)
+            for number, members in enumerate(parts):
+                chosen = torch.isin(edges.rollout, members.to(edges.rollout.device)) & kept
+                rows = chosen.nonzero().flatten()
+                if len(rows) == 0:
+                    continue  # none of these rollouts owns an edge to learn from
+                deviation = self._accumulate(edges, credit, share * len(parts), cond, rows, sums)
+                if epoch == number == 0 and self._objective.process == "reverse":
+                    sums["ratio_error"] = deviation
+                norms.append(self._advance())
+        passes = self._spec.inner_epochs * len(parts)
+        averages = {name: total / (1 if name == "ratio_error" else passes) for name, total in sums.items()}
+        return averages | {"grad_norm": float(np.mean(norms)), "updated_edges": float(kept.sum())}
+
+    def _edges(self, rollouts: Rollouts, cond: Conditioning, rng: np.random.Generator) -> Edges:
+        """What is learned from: the trained transitions, or their rollouts noised again."""
+        if self._objective.process == "reverse":
+            return rollouts.edges
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        edges = noise_again(self._how, rollouts, generator)
+        if not self._objective.needs_old:
+            return edges
+        with self.sampling_weights():
+            return replace(edges, velocity=velocities(self._how, edges, cond))
+
+    def _partition(self, rollouts: int, rng: np.random.Generator) -> list[Tensor]:
+        """Deals the rollouts out to optimizer steps."""
+        size = self._spec.rollouts_per_update or rollouts
+        return list(torch.split(torch.from_numpy(rng.permutation(rollouts)), size))
+
+    def _accumulate(
+        self, edges: Edges, credit: Tensor, share: Tensor, cond: Conditioning, rows: Tensor, sums: dict[str, float]
+    ) -> float:
+        """Gradients of sum(share * loss) over the given edges; returns the largest |ratio - 1|."""
+        deviation = 0.0
+        for part in torch.split(rows, self._spec.micro_batch):
+            losses, metrics, off = self._losses(Batch(edges, credit, cond, part))
+            contracts.check_loss(type(self._objective).__name__, losses, metrics, len(part))
+            self._accelerator.backward((share[part] * losses).sum())
+            for name, values in {"loss": losses.detach(), **metrics}.items():
+                sums[name] += float((share[part] * values).sum())
+            deviation = max(deviation, off)
+        return deviation
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
+        """Losses and metrics (B,), and the largest |ratio - 1| of the batch (0 in the forward process)."""
+        if self._objective.process == "forward":
+            seen = renoised(self._how, self._objective, batch)
+            _refuse_divergence(seen.velocity)
+            with contracts.blaming("objective", type(self._objective).__name__):
+                return *self._objective.loss(seen), 0.0
+        update = transitions(self._how, self._objective, batch)
+        _refuse_divergence(update.log_prob)
+        off = float((update.log_prob - update.old_log_prob).detach().expm1().abs().max())
+        with contracts.blaming("objective", type(self._objective).__name__):
+            return *self._objective.loss(update), off
+
+    def _advance(self) -> float:
+        """One optimizer step; returns the gradient norm before clipping."""
+        limit = self._spec.max_grad_norm or math.inf
+        norm = self._accelerator.clip_grad_norm_(list(self.weights.values()), limit)
+        if self._accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise AegpoError(DIVERGED)
+        self.updates += 1  # counted before, so that whoever sees it fail half-way knows that weights may have changed
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.average is not None and self._ema_decay is not None:
+            self.average.approach(min(self._ema_decay, (1 + self.updates) / (10 + self.updates)))
+        return float(norm)
+
+    def end_step(self, step: int) -> None:
+        """After the updates of training step `step`: a sampling policy that lags behind comes nearer."""
+        if self._old is not None:
+            self._old.approach(self._objective.old_decay(step))
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Inside, the policy has its averaged weights, if the run keeps any."""
+        return nullcontext() if self.average is None else self.average.active()
+
+    def sampling_weights(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the weights that sample rollouts: its own, unless the objective keeps older ones."""
+        return nullcontext() if self._old is None else self._old.active()
+
+    def _copies(self) -> dict[str, WeightCopy]:
+        copies = {"ema/": self.average, "old/": self._old}
+        return {prefix: weights for prefix, weights in copies.items() if weights is not None}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Trained weights, their copies and AdamW's moments, by name with a prefix."""
+        state = {f"policy/{name}": w.detach() for name, w in self.weights.items()}
+        for prefix, weights in self._copies().items():
+            state |= weights.state_dict(prefix)
+        moments = state_by_name(self._optimizer.optimizer, list(self.weights))
+        return state | {f"{_OWN}{name}": value for name, value in moments.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
+        """Takes back what `state_dict` returned."""
+        assign(self.weights, {name: state[f"policy/{name}"] for name in self.weights})
+        for prefix, weights in self._copies().items():
+            weights.load_state_dict(state, prefix)
+        moments = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
+        load_state_by_name(self._optimizer.optimizer, list(self.weights), moments)
+        self.updates = updates
+
+
+def _refuse_divergence(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise AegpoError(DIVERGED)

@@ -1,0 +1,126 @@
+"""What an objective sees: stored transitions, or clean latents noised again, evaluated under the current policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from aegpo.core import contracts
+from aegpo.core.interfaces import ForwardObjective, Objective
+from aegpo.core.records import Conditioning, Edges, Renoised, Rollouts, Update
+from aegpo.train.rollouts import Execution
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of edges and what belongs to them."""
+
+    edges: Edges
+    credit: Tensor  # (E,) float32, of all edges
+    cond: Conditioning  # of the training step's prompts
+    rows: Tensor  # (B,) int64, the edges of this micro-batch
+
+    @property
+    def latents(self) -> Tensor:  # (B, C, H, W) float32
+        """Where the network is evaluated."""
+        return self.edges.latents[self.rows].float()
+
+    @property
+    def level(self) -> Tensor:  # (B,) int64
+        """The denoising step of each edge."""
+        return self.edges.level[self.rows]
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """The prompt of each edge."""
+        return self.cond.select(self.edges.prompt[self.rows])
+
+    @property
+    def old_velocity(self) -> Tensor | None:  # (B, C, H, W) float32
+        """Of the policy that sampled, if it was kept."""
+        return None if self.edges.velocity is None else self.edges.velocity[self.rows]
+
+
+def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
+    """Evaluates stored transitions under the current policy, with gradient."""
+    latents, level = batch.latents, batch.level
+    sigma, sigma_next = how.sigmas[level], how.sigmas[level + 1]
+    velocity, base_velocity = _velocities(how, objective, batch)
+
+    def mean(other: Tensor | None) -> Tensor | None:
+        return None if other is None else how.sampler.transition(latents, other, sigma, sigma_next).mean
+
+    with contracts.blaming("sampler", type(how.sampler).__name__):
+        gaussian = how.sampler.transition(latents, velocity, sigma, sigma_next)
+        log_prob = how.sampler.log_prob(gaussian, batch.edges.next_latents[batch.rows].float())
+        base_mean, old_mean = mean(base_velocity), mean(batch.old_velocity)
+    return Update(
+        log_prob=log_prob,
+        old_log_prob=batch.edges.log_prob[batch.rows],
+        advantage=batch.credit[batch.rows],
+        mean=gaussian.mean,
+        base_mean=base_mean,
+        old_mean=old_mean,
+        std=gaussian.std,
+        delta=sigma - sigma_next,
+        level=level,
+        mean_std=schedule_std(how),
+    )
+
+
+def renoised(how: Execution, objective: ForwardObjective, batch: Batch) -> Renoised:
+    """Evaluates clean latents that were noised again under the current policy, with gradient."""
+    velocity, base_velocity = _velocities(how, objective, batch)
+    return Renoised(
+        advantage=batch.credit[batch.rows],
+        level=batch.level,
+        sigma=how.sigmas[batch.level],
+        latents=batch.latents,
+        clean=batch.edges.next_latents[batch.rows].float(),
+        velocity=velocity,
+        old_velocity=batch.old_velocity,
+        base_velocity=base_velocity,
+    )
+
+
+@torch.no_grad()
+def noise_again(how: Execution, rollouts: Rollouts, generator: torch.Generator) -> Edges:
+    """The trained edges of the forward process: each rollout's clean latents at its trained noise levels.
+
+    x_sigma = (1 - sigma) x_0 + sigma noise; the noise comes from the CPU `generator`, in the order of the edges.
+    """
+    edges = rollouts.edges
+    clean = rollouts.latents[edges.rollout]
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    sigma = how.sigmas[edges.level].view(-1, *(1 for _ in clean.shape[1:]))
+    latents = (1 - sigma) * clean.float() + sigma * noise
+    return replace(edges, latents=latents.to(how.storage), next_latents=clean)
+
+
+@torch.no_grad()
+def velocities(how: Execution, edges: Edges, cond: Conditioning) -> Tensor:
+    """(E, C, H, W) float32: what the policy predicts now at every edge."""
+    found = []
+    for rows in torch.split(torch.arange(len(edges), device=edges.level.device), how.micro_batch):
+        chosen = cond.select(edges.prompt[rows])
+        found.append(how.velocity(edges.latents[rows].float(), how.sigmas[edges.level[rows]], chosen))
+    return torch.cat(found)
+
+
+def schedule_std(how: Execution) -> float:
+    """Mean transition std over all denoising steps but the last: what `step_weight: std` is relative to."""
+    sigmas = how.sigmas[:-1]
+    nothing = sigmas.new_zeros(len(sigmas) - 1, 1, 1, 1)
+    return float(how.sampler.transition(nothing, nothing, sigmas[:-1], sigmas[1:]).std.mean())
+
+
+def _velocities(how: Execution, objective: Objective | ForwardObjective, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The current policy's velocity, with gradient, and the base policy's if the objective reads it."""
+    latents, sigma, cond = batch.latents, how.sigmas[batch.level], batch.conditioning
+    velocity = how.velocity(latents, sigma, cond)
+    if not objective.needs_base:
+        return velocity, None
+    with torch.no_grad(), how.model.base():
+        return velocity, how.velocity(latents, sigma, cond)

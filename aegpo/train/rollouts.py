@@ -1,0 +1,392 @@
+"""Executes a plan: one velocity evaluation for each unique node, and the first images as early as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aegpo.core import contracts
+from aegpo.core.interfaces import Model, Sampler
+from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Prompt, RolloutPlan, Rollouts
+from aegpo.method.samplers import euler
+from aegpo.method.tails import second_order
+from aegpo.method.trees import trunk_levels
+
+Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
+Show = Callable[[Tensor], None]  # is given images (b, 3, h, w) as soon as they are painted, in the order of rollouts
+
+
+def unseen(images: Tensor) -> None:
+    """Nobody looks before all are there."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How plans are executed in a run."""
+
+    model: Model
+    velocity: Velocity  # the policy's, in the run's precision, float32 out
+    sampler: Sampler
+    sigmas: Tensor  # (T+1,)
+    micro_batch: int
+    storage: torch.dtype
+    keep_velocity: bool = False  # of trained edges, for objectives that need the policy that sampled
+    predicted_clean: bool = False  # images come from a deterministic last step, whatever the trained one did
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Deterministic trajectories of some prompts that were computed already: trees may start with them.
+
+    A prompt whose plan has one tree starts it from this noise, and what the network says along the tree's trunk, up to
+    the first noisy step, is read off here.
+    """
+
+    prompt: IntArray  # (K,) rows of the step's Conditioning, each once
+    noise: Tensor  # (K, C, H, W)
+    velocity: tuple[Tensor, ...] = ()  # (K, C, H, W) float32 each, at the first levels
+
+    def levels(self, plan: RolloutPlan) -> IntArray:  # (K,)
+        """At how many levels of the plan the velocity of each prompt's only node is here."""
+        return np.minimum(trunk_levels(plan)[self.prompt], len(self.velocity))
+
+    def saved(self, plan: RolloutPlan) -> int:
+        """Velocity evaluations of the plan that need not be made."""
+        return int(self.levels(plan).sum())
+
+
+@torch.no_grad()
+def roll_out(
+    how: Execution,
+    plan: RolloutPlan,
+    cond: Conditioning,
+    generator: torch.Generator,
+    prompts: Sequence[Prompt] = (),
+    trunk: Trunk | None = None,
+    show: Show = unseen,
+) -> Rollouts:
+    """Samples every trajectory of a plan; `show` sees images while others are still sampled.
+
+    Shared prefixes are one node and are computed once. Each new state is cast to the storage dtype first and its
+    log-probability is that of the cast value, in float32, so that replaying a stored transition finds the same
+    number. All noise comes from the CPU `generator`, in the plan's order; a `trunk` replaces what it has.
+    """
+    if plan.tail is not None:
+        how = replace(how, sigmas=torch.from_numpy(plan.tail.sigmas).to(how.sigmas))
+    walk = _Walk(how, plan, cond, trunk, generator)
+    latents: list[Tensor] = []
+    images: list[Tensor] = []
+    for leaves in walk.leaves():
+        latents.append(final_latents(leaves, how.sigmas).to(how.storage))
+        images.append(_decoded(how, latents[-1].float()))
+        show(images[-1])
+    log_probs = tuple(torch.cat(parts) for parts in walk.log_probs)
+    edges = _joined([part for level in walk.edges for part in level])
+    return Rollouts(plan, torch.cat(latents), torch.cat(images), log_probs, edges, tuple(prompts))
+
+
+@torch.no_grad()
+def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show: Show = unseen) -> Tensor:
+    """Euler from start noise (B, C, H, W) to images (B, 3, h, w) in [0, 1]; row i of `cond` belongs to row i."""
+    images: list[Tensor] = []
+    for rows in torch.split(torch.arange(len(noise), device=noise.device), how.micro_batch):
+        latents = start_latents(noise[rows], how.sigmas)
+        for level in range(len(how.sigmas) - 1):
+            latents = _deterministic(how, latents, batched_velocity(how, latents, level, cond, rows), level)
+        images.append(_decoded(how, final_latents(latents, how.sigmas)))
+        show(images[-1])
+    return torch.cat(images)
+
+
+def _decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, 3, h, w)
+    with contracts.blaming("model", type(how.model).__name__):
+        return how.model.decode(latents)
+
+
+def start_latents(noise: Tensor, sigmas: Tensor) -> Tensor:
+    """What pure noise (B, C, H, W) stands for at the first level, as in the published pipelines.
+
+    Those of variance-preserving models (DDIM of SD 1.x and SDXL) begin below sigma 1 and take noise for the state
+    x = a x0 + s noise there, which has its variance; in flow coordinates that is x / (a + s), with
+    1 / (a + s) = sqrt(sigma^2 + (1 - sigma)^2). At sigma 1 it is the noise itself.
+    """
+    return noise * _spread(sigmas[0])
+
+
+def final_latents(latents: Tensor, sigmas: Tensor) -> Tensor:
+    """What stands for the image when the last level is reached: the state x there. At sigma 0 nothing changes."""
+    return latents.float() / _spread(sigmas[-1])
+
+
+def _spread(sigma: Tensor) -> Tensor:
+    return (sigma.square() + (1 - sigma).square()).sqrt()
+
+
+def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor) -> Tensor:
+    """Velocity of (B, C, H, W) latents at one level, at most `micro_batch` at a time; `prompt`: (B,) rows of `cond`."""
+    rows = torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch)
+    sigma = how.sigmas[level]
+    return torch.cat([how.velocity(latents[r].float(), sigma.expand(len(r)), cond.select(prompt[r])) for r in rows])
+
+
+# --- walking a plan --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _States:
+    """Some states of a level, in the plan's order."""
+
+    latents: Tensor  # (b, C, H, W) storage dtype
+    previous: Tensor | None = None  # (b, C, H, W) float32, what was predicted of the image one level before
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, rows: slice) -> _States:
+        return _States(self.latents[rows], None if self.previous is None else self.previous[rows])
+
+    def __add__(self, others: _States) -> _States:
+        if self.previous is None or others.previous is None:
+            return _States(torch.cat([self.latents, others.latents]))
+        return _States(torch.cat([self.latents, others.latents]), torch.cat([self.previous, others.previous]))
+
+
+class _Queue:
+    """States of a level, which arrive as their parents are done and go on in batches of fixed sizes."""
+
+    def __init__(self, sizes: IntArray) -> None:
+        self._sizes, self._gone = sizes.tolist(), 0
+        self._states: _States | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """True once every batch has gone on."""
+        return not self._sizes
+
+    @property
+    def ready(self) -> bool:
+        """True if all of the next batch is there."""
+        return not self.exhausted and self._states is not None and len(self._states) >= self._sizes[0]
+
+    def add(self, states: _States) -> None:
+        """The next states, in the plan's order."""
+        self._states = states if self._states is None else self._states + states
+
+    def take(self) -> tuple[slice, _States]:
+        """The next batch, and which nodes of the level it is."""
+        assert self._states is not None, "only what is ready is taken"
+        size = self._sizes.pop(0)
+        batch, rest = self._states[:size], self._states[size:]
+        self._states = rest if len(rest) else None
+        self._gone += size
+        return slice(self._gone - size, self._gone), batch
+
+
+class _Walk:
+    """A plan under way: of all micro-batches whose states are there, the deepest goes first.
+
+    Which nodes go through the network together does not depend on that order: they are `micro_batch` neighbours of a
+    level. So the images are those of a walk level by level, and the first are there long before the last.
+    """
+
+    def __init__(
+        self, how: Execution, plan: RolloutPlan, cond: Conditioning, trunk: Trunk | None, generator: torch.Generator
+    ) -> None:
+        self._how, self._plan, self._cond, self._trunk, self._generator = how, plan, cond, trunk, generator
+        self.log_probs: list[list[Tensor]] = [[] for _ in range(plan.num_steps)]  # of each level, batch by batch
+        self.edges: list[list[Edges]] = [[] for _ in range(plan.num_steps)]
+        self._noise: dict[int, Tensor] = {}  # of levels that are under way
+        self._known = _known(plan, trunk)
+        asked = [rows < 0 for rows in self._known] + [np.ones(plan.num_rollouts, dtype=np.bool_)]
+        self._queues = [_Queue(_batch_sizes(each, how.micro_batch)) for each in asked]
+        self._looks_back = plan.tail is not None and plan.tail.solver != "euler"
+        noise = _start(how, plan, trunk, generator)
+        self._queues[0].add(_States(start_latents(noise, how.sigmas).to(how.storage)))
+
+    def leaves(self) -> Iterator[Tensor]:
+        """States (b, C, H, W) of the last level, `micro_batch` at a time, in the order of rollouts."""
+        level, last = 0, self._plan.num_steps
+        while not self._queues[last].exhausted:
+            while not self._queues[level].ready:
+                level -= 1
+            nodes, states = self._queues[level].take()
+            if level == last:
+                yield states.latents
+            else:
+                self._queues[level + 1].add(self._step(level, nodes, states))
+                level += 1
+
+    def _step(self, level: int, nodes: slice, states: _States) -> _States:
+        """The children of some nodes."""
+        how, plan = self._how, self._plan
+        first, end = np.searchsorted(plan.parent[level], [nodes.start, nodes.stop])
+        children = slice(int(first), int(end))
+        parent = _index(plan.parent[level][children] - nodes.start, states.latents.device)
+        velocity = self._velocity(level, nodes, states.latents)
+        clean = states.latents.float() - how.sigmas[level] * velocity
+        followed = _followed(how, plan, level, velocity, clean, states.previous)[parent]
+        latents, noise = states.latents[parent], self._noise_of(level, children)
+        following = _children(how, latents, followed, level, plan.noisy[level][children], noise)
+        kept = velocity[parent] if how.keep_velocity else None
+        self.edges[level].append(_trained_edges(plan, level, children, latents, following, kept))
+        self.log_probs[level].append(following.log_prob)
+        reached = following.latents
+        if how.predicted_clean and level == plan.num_steps - 1:
+            reached = _deterministic(how, latents, velocity[parent], level).to(how.storage)
+        return _States(reached, clean[parent] if self._looks_back else None)
+
+    def _velocity(self, level: int, nodes: slice, latents: Tensor) -> Tensor:  # (b, C, H, W)
+        """What the network says at some nodes of a level, evaluated only where the trunk does not know it."""
+        prompt, known = _index(self._plan.prompt[level][nodes], latents.device), self._known[level][nodes]
+        if self._trunk is None or (known < 0).all():
+            return batched_velocity(self._how, latents, level, self._cond, prompt)
+        velocity = torch.empty_like(latents, dtype=torch.float32)
+        rows, there = _pairs(known, latents.device)
+        velocity[there] = self._trunk.velocity[level][rows]
+        if (known < 0).any():
+            others = _index(np.flatnonzero(known < 0), latents.device)
+            velocity[others] = batched_velocity(self._how, latents[others], level, self._cond, prompt[others])
+        return velocity
+
+    def _noise_of(self, level: int, children: slice) -> Tensor:
+        """Noise of the noisy ones among some children; that of a level is drawn as a whole and waits on the CPU."""
+        noisy = self._plan.noisy[level]
+        if children.start == 0:
+            self._noise[level] = _drawn(int(noisy.sum()), self._how, self._generator)
+        begin, end = (int(noisy[:row].sum()) for row in (children.start, children.stop))
+        noise = self._noise[level][begin:end].to(self._how.sigmas.device)
+        if children.stop == len(noisy):
+            del self._noise[level]
+        return noise
+
+
+def _batch_sizes(asked: BoolArray, most: int) -> IntArray:
+    """Cuts the nodes of a level so that the network is asked about `most` of each batch, and about the rest last."""
+    ends = np.flatnonzero(asked)[most - 1 :: most] + 1
+    cuts = np.unique(np.concatenate([[0], ends, [len(asked)]]))
+    sizes: IntArray = np.diff(cuts).astype(np.int64)
+    return sizes
+
+
+def _known(plan: RolloutPlan, trunk: Trunk | None) -> list[IntArray]:  # (N_i,) of each level
+    """The row of the trunk that knows the velocity of each node; -1 where none does."""
+    if trunk is None:
+        return [np.full(len(nodes), -1, dtype=np.int64) for nodes in plan.prompt[:-1]]
+    levels = trunk.levels(plan)
+    return [_on_trunk(plan, trunk, levels > level, level) for level in range(plan.num_steps)]
+
+
+def _on_trunk(plan: RolloutPlan, trunk: Trunk, chosen: BoolArray, level: int) -> IntArray:  # (N_i,)
+    """The row of the trunk, among the `chosen` (K,), of each prompt that has a single node at a level; else -1."""
+    found = np.full(len(plan.prompt[level]), -1, dtype=np.int64)
+    for row in np.flatnonzero(chosen):
+        found[plan.prompt[level] == trunk.prompt[row]] = row
+    return found
+
+
+def _pairs(rows: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(k,) rows of the trunk, and (k,) the nodes that they belong to."""
+    nodes = np.flatnonzero(rows >= 0)
+    return _index(rows[nodes], device), _index(nodes, device)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Some children of one level."""
+
+    latents: Tensor  # (b, C, H, W) storage dtype
+    log_prob: Tensor  # (b,) float32
+
+
+def _children(how: Execution, latents: Tensor, velocity: Tensor, level: int, noisy: BoolArray, noise: Tensor) -> _Level:
+    """The next states from each child's parent state (b, C, H, W), with noise for those that are noisy."""
+    sigma = how.sigmas[level].expand(len(latents))
+    sigma_next = how.sigmas[level + 1].expand(len(latents))
+    following = _deterministic(how, latents, velocity, level).to(how.storage)
+    log_prob = torch.zeros(len(latents), device=latents.device)
+    rows = torch.from_numpy(np.flatnonzero(noisy)).to(latents.device)
+    if len(rows):
+        with contracts.blaming("sampler", type(how.sampler).__name__):
+            gaussian = how.sampler.transition(latents[rows].float(), velocity[rows], sigma[rows], sigma_next[rows])
+        spread = gaussian.std.view(-1, *(1 for _ in noise.shape[1:]))
+        following[rows] = (gaussian.mean + spread * noise).to(how.storage)
+        with contracts.blaming("sampler", type(how.sampler).__name__):
+            log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
+    return _Level(following, log_prob)
+
+
+def _followed(
+    how: Execution, plan: RolloutPlan, level: int, velocity: Tensor, clean: Tensor, previous: Tensor | None
+) -> Tensor:  # (b, C, H, W)
+    """The velocity that is followed from some nodes: the network's, or in a tail of order 2 the corrected one.
+
+    The last step is of order 1, as published; the first one looks back at the last noisy step, as published.
+    """
+    tail = plan.tail
+    if tail is None or tail.solver == "euler" or level < tail.start or previous is None or level == plan.num_steps - 1:
+        return velocity
+    before, now, following = (float(each) for each in tail.sigmas[level - 1 : level + 2])
+    return second_order(velocity, clean, previous, (before, now, following))
+
+
+def _deterministic(how: Execution, latents: Tensor, velocity: Tensor, level: int) -> Tensor:
+    """The step of a level without noise."""
+    sigma, sigma_next = (how.sigmas[each].expand(len(latents)) for each in (level, level + 1))
+    return euler(latents, velocity, sigma, sigma_next)
+
+
+def _trained_edges(
+    plan: RolloutPlan, level: int, nodes: slice, latents: Tensor, following: _Level, velocity: Tensor | None
+) -> Edges:
+    """The trained ones among the edges to some nodes of the next level, whose parents' states are `latents`."""
+    device, within = latents.device, np.flatnonzero(plan.trained[level][nodes])
+    rows, index = within + nodes.start, _index(within, latents.device)
+    return Edges(
+        level=torch.full((len(rows),), level, dtype=torch.int64, device=device),
+        prompt=_index(plan.prompt[level + 1][rows], device),
+        rollout=_index(plan.first_leaf[level + 1][rows], device),
+        leaves=_index(plan.leaves[level + 1][rows], device),
+        latents=latents[index],
+        next_latents=following.latents[index],
+        log_prob=following.log_prob[index],
+        velocity=None if velocity is None else velocity[index],
+    )
+
+
+def _joined(parts: list[Edges]) -> Edges:
+    velocities = [part.velocity for part in parts if part.velocity is not None]
+    return Edges(
+        level=torch.cat([part.level for part in parts]),
+        prompt=torch.cat([part.prompt for part in parts]),
+        rollout=torch.cat([part.rollout for part in parts]),
+        leaves=torch.cat([part.leaves for part in parts]),
+        latents=torch.cat([part.latents for part in parts]),
+        next_latents=torch.cat([part.next_latents for part in parts]),
+        log_prob=torch.cat([part.log_prob for part in parts]),
+        velocity=torch.cat(velocities) if velocities else None,
+    )
+
+
+def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, generator: torch.Generator) -> Tensor:
+    """Start noise (N_0, C, H, W) of every root; roots may share it, or have it from the trunk."""
+    device = how.sigmas.device
+    if plan.start is None:
+        noise = _drawn(len(plan.prompt[0]), how, generator).to(device)
+    else:
+        noise = _drawn(int(plan.start.max()) + 1, how, generator)[torch.from_numpy(plan.start)].to(device)
+    if trunk is not None:
+        rows, nodes = _pairs(_on_trunk(plan, trunk, trunk_levels(plan)[trunk.prompt] > 0, 0), device)
+        noise[nodes] = trunk.noise[rows]
+    return noise
+
+
+def _drawn(count: int, how: Execution, generator: torch.Generator) -> Tensor:
+    return torch.randn((count, *how.model.latent_shape), generator=generator)
+
+
+def _index(array: IntArray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)

@@ -1,0 +1,220 @@
+"""Scores of rewards: built from their specs, checked by name, and found while other images are still painted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aegpo.core import contracts, memory_shortage
+from aegpo.core.interfaces import Reward
+from aegpo.core.parts import RewardSpec
+from aegpo.core.records import FloatArray, IntArray
+from aegpo.errors import AegpoError, RewardError
+from aegpo.train.rollouts import Show
+
+Paint = Callable[[Show], Tensor]  # paints an image of each prompt, (B, 3, h, w) in [0, 1], and shows them on the way
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward that is ready to score, and what the engine needs to know about it."""
+
+    label: str
+    reward: Reward
+    lane: str  # of RewardSpec.lane; "": the run's own device
+    early: int  # of RewardSpec.early
+    group_wise: bool  # of RewardSpec.group_wise
+    micro_batch: int | None = None  # of its spec, if it has one
+
+
+def build_scorers(specs: Sequence[RewardSpec], device: torch.device) -> list[Scorer]:
+    """Every reward of the list, on its device."""
+    return [_build_scorer(spec, device) for spec in specs]
+
+
+def _build_scorer(spec: RewardSpec, device: torch.device) -> Scorer:
+    with contracts.blaming("reward", spec.label):
+        reward = spec.build(device)
+    batch = spec.model_dump(include={"micro_batch"}).get("micro_batch")
+    own = ("", str(device), *((device.type, f"{device.type}:0") if device.index in (None, 0) else ()))
+    lane = "" if spec.lane in own else spec.lane
+    return Scorer(spec.label, reward, lane, spec.early if lane else 0, spec.group_wise, batch)
+
+
+def score(scorers: Sequence[Scorer], images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32 for each reward, checked, on the images' device.
+
+    Raises:
+        RewardError: if a reward fails or returns what it must not; the message names it.
+    """
+    with Scoring(scorers, prompts) as scoring:
+        return scoring.finish(images)
+
+
+class Scoring:
+    """Scores of N images, some of which may be asked for while others are still painted.
+
+    Rewards of one lane are asked in turn, those of different lanes at the same time. Rewards of lanes other than the
+    run's own are given images as soon as these are shown, as many at a time as give the scores that all at once would:
+    whole micro-batches, or where images of a prompt are compared, whole groups. What comes out does not depend on when
+    it was asked for. Leaving the block by an error waits for what a reward is at, and asks for no more.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[str]) -> None:
+        self._scorers, self._prompts = scorers, prompts
+        self._shown: list[Tensor] = []  # (3, h, w) each
+        self._due = {scorer.label: _due(scorer, prompts) for scorer in scorers}
+        self._asked = {scorer.label: np.zeros(len(prompts), dtype=np.bool_) for scorer in scorers}
+        self._answers: list[tuple[Scorer, IntArray, Future[Tensor]]] = []
+        calls = _calls_by_lane(scorers)
+        self._lanes = {lane: ThreadPoolExecutor(most) for lane, most in calls.items()}
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pool in self._lanes.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._lanes.values():
+            pool.shutdown(wait=True)
+
+    def show(self, images: Tensor) -> None:
+        """The next images (b, 3, h, w) are there.
+
+        Raises:
+            RewardError: if a reward has failed meanwhile.
+        """
+        if any(scorer.early for scorer in self._scorers):
+            self._shown += images.unbind()
+            for scorer in self._apart():
+                rows = self._rows(scorer, len(self._shown))
+                if len(rows):
+                    self._ask(scorer, rows, torch.stack([self._shown[row] for row in rows]))
+        for _, _, answer in self._answers:
+            if answer.done():
+                answer.result()
+
+    def finish(self, images: Tensor) -> dict[str, Tensor]:  # (N, 3, h, w)
+        """Scores (N,) float32 of all images, which are those that were shown, for each reward.
+
+        Raises:
+            RewardError: if a reward fails or returns what it must not; the message names it.
+        """
+        self._shown.clear()
+        for scorer in self._apart():
+            rows = self._rows(scorer, len(images))
+            if len(rows):
+                self._ask(scorer, rows, images if len(rows) == len(images) else images[torch.from_numpy(rows)])
+        scores = {each.label: _score_one(each, images, self._prompts) for each in self._scorers if not each.lane}
+        for scorer, rows, answer in self._answers:
+            found = answer.result()
+            values = scores.setdefault(scorer.label, found.new_empty(len(images)))
+            values[torch.from_numpy(rows)] = found
+        return {scorer.label: scores[scorer.label] for scorer in self._scorers}
+
+    def _apart(self) -> list[Scorer]:
+        return [scorer for scorer in self._scorers if scorer.lane]
+
+    def _rows(self, scorer: Scorer, shown: int) -> IntArray:
+        """The images that a reward may be asked about and was not."""
+        rows = np.flatnonzero((self._due[scorer.label] <= shown) & ~self._asked[scorer.label])
+        self._asked[scorer.label][rows] = True
+        return rows
+
+    def _ask(self, scorer: Scorer, rows: IntArray, images: Tensor) -> None:
+        prompts = [self._prompts[row] for row in rows]
+        answer = self._lanes[scorer.lane].submit(_score_one, scorer, images, prompts)
+        self._answers.append((scorer, rows, answer))
+
+
+def _due(scorer: Scorer, prompts: Sequence[str]) -> IntArray:  # (N,)
+    """How many images must be there before a reward may be asked about each."""
+    count = len(prompts)
+    if not scorer.early:
+        return np.full(count, count, dtype=np.int64)
+    if scorer.group_wise:
+        last = {prompt: row for row, prompt in enumerate(prompts)}
+        return np.array([last[prompt] + 1 for prompt in prompts], dtype=np.int64)
+    size = scorer.micro_batch or 1
+    due: IntArray = np.minimum((np.arange(count) // size + 1) * size, count)
+    return due
+
+
+def _calls_by_lane(scorers: Sequence[Scorer]) -> dict[str, int]:
+    """How many calls each lane but the run's own takes at a time: what the least of its rewards takes."""
+    calls: dict[str, int] = {}
+    for scorer in scorers:
+        if scorer.lane:
+            most = max(1, scorer.early)
+            calls[scorer.lane] = min(calls.get(scorer.lane, most), most)
+    return calls
+
+
+def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Tensor:  # (N,) float32
+    shown = images.data  # the same memory with a version of its own, so that who writes into it is known
+    version = shown._version
+    try:
+        with torch.no_grad():
+            given = scorer.reward.score(shown, prompts)
+        contracts.check_scores(scorer.label, given, prompts)
+    except AegpoError as error:
+        raise RewardError(str(error)) from error.__cause__
+    except Exception as error:
+        if memory_shortage.is_shortage(error):
+            raise RewardError(_too_large(scorer, error)) from None
+        raise RewardError(f"reward {scorer.label!r} failed with {type(error).__name__}: {error}") from error
+    if shown._version != version:
+        raise RewardError(
+            f"reward {scorer.label!r} changed the images in place, which others still need; copy them first"
+        )
+    return given.detach().to(images.device)
+
+
+def _too_large(scorer: Scorer, error: Exception) -> str:
+    remedy = "let it score fewer images at once, or run it elsewhere: see 'aegpo serve-reward'"
+    if scorer.micro_batch is not None:
+        remedy = memory_shortage.lower(f"{scorer.label}.micro_batch", scorer.micro_batch)
+    return f"reward {scorer.label!r} ran out of memory ({memory_shortage.brief(error)}); {remedy}"
+
+
+class HeldOut:
+    """Scores of held-out prompts, for a policy beside the untouched base.
+
+    A reward that compares the images of one prompt has nothing to compare there but the policy's image and the base's:
+    its score is the policy's against the base's.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[str], paint_base: Paint) -> None:
+        self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
+        self._relative = [scorer for scorer in scorers if scorer.group_wise]
+        self._labels, self._prompts = [scorer.label for scorer in scorers], prompts
+        base_images, scores = self._painted(paint_base)
+        self.base_scores: Mapping[str, FloatArray] = scores  # (B,) of each reward that compares nothing
+        self._base_images = base_images.cpu() if self._relative else None
+
+    def evaluate(self, paint: Paint) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
+        """(B,) of each reward, for the policy that paints and for the base; and the images (B, 3, h, w) painted."""
+        (images, scores), base_scores = self._painted(paint), dict(self.base_scores)
+        if self._base_images is not None:
+            both = torch.cat([images, self._base_images.to(images.device)])
+            for label, values in _as_numpy(score(self._relative, both, (*self._prompts, *self._prompts))).items():
+                scores[label], base_scores[label] = values[: len(images)], values[len(images) :]
+        return self._in_order(scores), self._in_order(base_scores), images
+
+    def _painted(self, paint: Paint) -> tuple[Tensor, dict[str, FloatArray]]:
+        """Images, and their scores where nothing is compared, some of which are found while others are painted."""
+        with Scoring(self._absolute, self._prompts) as scoring:
+            images = paint(scoring.show)
+            return images, _as_numpy(scoring.finish(images))
+
+    def _in_order(self, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        return {label: scores[label] for label in self._labels}
+
+
+def _as_numpy(scores: Mapping[str, Tensor]) -> dict[str, FloatArray]:
+    return {label: values.double().cpu().numpy() for label, values in scores.items()}

@@ -24,7 +24,7 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.profile.measure import measure_profile
 from aegpo.report.profile.tables import SPARKS, sparkline
 from aegpo.runs import checkpoints
-from aegpo.runs.folders import read_manifest
+from aegpo.runs.manifest import read_manifest
 from aegpo.train.engine import Engine
 from aegpo.train.entropy_probe import EntropyProbe
 

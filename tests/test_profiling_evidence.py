@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from worlds import BrightnessReward, small_experiment
 
 from aegpo.commands.cli import app
-from aegpo.report.profile import evidence as evidence_module
 from aegpo.plugin.manager import plugin_manager
+from aegpo.report.profile import evidence as evidence_module
 from aegpo.report.profile.evidence import (
     NOISE_STD,
     STEP_NUMBER,

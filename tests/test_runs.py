@@ -10,6 +10,7 @@ from aegpo.config.loading import load_experiment_file, parse_experiment
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs import folders
+from aegpo.runs import manifest as manifests
 from aegpo.runs.folders import Run
 
 EXPERIMENT = """
@@ -42,12 +43,12 @@ def a_run(out, registries, *overrides):
     path = out / "tiny.yaml"
     path.write_text(EXPERIMENT)
     file = load_experiment_file(path, registries, overrides)
-    return Run("grpo", 0, file.experiment("grpo", 0), runs.run_folder(out, file.name, "grpo", 0))
+    return Run("grpo", 0, file.experiment("grpo", 0), folders.run_folder(out, file.name, "grpo", 0))
 
 
 def begin(run, plugins=(), threads=1):
     run.folder.mkdir(parents=True, exist_ok=True)
-    return runs.open_manifest(run, plugins, threads)
+    return manifests.open_manifest(run, plugins, threads)
 
 
 def test_a_run_lives_in_a_folder_named_after_experiment_arm_and_seed(tmp_path, run):
@@ -74,12 +75,12 @@ def test_the_first_start_writes_the_manifest_and_later_ones_keep_it(run):
 def test_the_commit_is_that_of_the_working_directory_and_null_outside_of_a_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert folders.commit() is None
+    assert manifests.commit() is None
     author = ["-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert folders.commit() == head
+    assert manifests.commit() == head
 
 
 def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(tmp_path, registries, run):
@@ -88,7 +89,7 @@ def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(
     changes = ("optimizer.learning_rate=0.5", "rewards.0.weight=2", "allocator={kind: random, low: 10, high: 14}")
     changed = a_run(tmp_path, registries, *changes)
     with pytest.raises(CheckpointError) as caught:
-        runs.check_manifest(changed)
+        manifests.check_manifest(changed)
     rate = run.experiment.optimizer.learning_rate
     assert str(caught.value).splitlines() == [
         f"grpo seed 0 was begun with another experiment in {run.folder}:",
@@ -104,9 +105,9 @@ def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(
 def test_a_start_that_learned_nothing_does_not_bind_the_corrected_experiment(tmp_path, registries, run):
     begin(run, threads=3)
     corrected = a_run(tmp_path, registries, "optimizer.learning_rate=0.5")
-    runs.check_manifest(corrected)
+    manifests.check_manifest(corrected)
     manifest = begin(corrected, threads=1)
-    assert manifest == runs.read_manifest(run.folder)
+    assert manifest == manifests.read_manifest(run.folder)
     assert manifest["experiment"]["optimizer"]["learning_rate"] == 0.5
     assert manifest["threads"] == 1
 
@@ -125,17 +126,17 @@ def test_a_run_may_go_on_with_smaller_micro_batches_and_the_change_is_told(tmp_p
     (run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
     smaller = a_run(tmp_path, registries, "rollouts.micro_batch=8", "optimizer.micro_batch=4")
     manifest = begin(smaller)
-    assert runs.changed_batches(smaller, manifest) == [
+    assert manifests.changed_batches(smaller, manifest) == [
         f"rollouts.micro_batch: {run.experiment.rollouts.micro_batch} -> 8",
         f"optimizer.micro_batch: {run.experiment.optimizer.micro_batch} -> 4",
     ]
-    assert runs.changed_batches(run, manifest) == []
+    assert manifests.changed_batches(run, manifest) == []
 
 
 def test_the_same_experiment_and_a_folder_without_a_manifest_are_accepted(run):
-    runs.check_manifest(run)
+    manifests.check_manifest(run)
     begin(run)
-    runs.check_manifest(run)
+    manifests.check_manifest(run)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_the_same_experiment_and_a_folder_without_a_manifest_are_accepted(run):
     ],
 )
 def test_differences_are_shown_as_key_old_new(old, new, lines):
-    assert runs.differences(old, new) == lines
+    assert manifests.differences(old, new) == lines
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, "ar', b"[]", b'{"format": 2}', b"\xff"])
@@ -160,14 +161,14 @@ def test_a_manifest_that_cannot_be_read_is_an_error_with_a_way_out(run, content)
     begin(run)
     (run.folder / "manifest.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"manifest\.json.*--fresh"):
-        runs.check_manifest(run)
+        manifests.check_manifest(run)
 
 
 def test_another_version_of_a_library_is_noticed(run):
     manifest = begin(run)
-    assert runs.changed_versions(manifest) == []
+    assert manifests.changed_versions(manifest) == []
     manifest["versions"]["numpy"] = "1.0"
-    assert runs.changed_versions(manifest) == [f'numpy: "1.0" -> "{folders.versions()["numpy"]}"']
+    assert manifests.changed_versions(manifest) == [f'numpy: "1.0" -> "{manifests.versions()["numpy"]}"']
 
 
 def test_a_run_is_finished_once_it_is_marked(run):
@@ -194,15 +195,15 @@ def test_a_second_process_is_kept_out_until_the_first_one_dies(run):
         assert holder.stdout.readline() == "locked\n"
         with (
             pytest.raises(AegpoError, match=f"process {holder.pid} is running .*seed-0; wait for it"),
-            runs.locked(run.folder),
+            folders.locked(run.folder),
         ):
             pass
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.communicate()
-    with runs.locked(run.folder):
+    with folders.locked(run.folder):
         pass
-    with runs.locked(run.folder):
+    with folders.locked(run.folder):
         pass
 
 
@@ -211,8 +212,8 @@ def test_starting_over_leaves_nothing_but_the_lock(run):
     run.mark_finished(4)
     (run.checkpoints / "step-000004").mkdir(parents=True)
     (run.checkpoints / "step-000004" / "state.json").write_text("{}")
-    with runs.locked(run.folder):
-        runs.start_over(run.folder)
+    with folders.locked(run.folder):
+        folders.start_over(run.folder)
     assert [path.name for path in run.folder.iterdir()] == [".lock"]
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from aegpo.commands.sample import BASE, POLICY, refuse_existing
 from aegpo.config.loading import load_experiment_file, parse_rewards
 from aegpo.core.experiment import Experiment
+from aegpo.core.files import write_atomically, write_json
 from aegpo.core.parts import Registries, RewardSpec
 from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
@@ -34,7 +35,7 @@ from aegpo.prompts.lists import read_prompts
 from aegpo.prompts.sources import read_file
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
-from aegpo.runs.folders import commit, versions, write_atomically, write_json
+from aegpo.runs.manifest import commit, versions
 from aegpo.runs.opening import FoundRun, common_experiment, find_arm
 
 if TYPE_CHECKING:

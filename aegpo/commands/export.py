@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegpo.commands.sample import refuse_existing
+from aegpo.core.files import write_json
 from aegpo.core.interfaces import Exportable
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
-from aegpo.runs.folders import read_manifest, write_json
+from aegpo.runs.manifest import read_manifest
 from aegpo.runs.opening import FoundRun, find_run
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import pluggy
 from rich.console import Console
 from rich.text import Text
 
+from aegpo.core.files import write_atomically
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.plots import save_drawings
@@ -30,7 +31,6 @@ from aegpo.report.profile.target import ProfileRequest, Target, find_target
 from aegpo.report.profile.wording import evidence_tables, findings
 from aegpo.report.terminal import print_table
 from aegpo.runs.checkpoints import load_step
-from aegpo.runs.folders import write_atomically
 from aegpo.train.engine import Engine
 
 __all__ = ["ProfileRequest", "profile"]

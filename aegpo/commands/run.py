@@ -31,18 +31,9 @@ from aegpo.runs.child_processes import (
     usable_cores,
     usable_gpus,
 )
-from aegpo.runs.folders import (
-    Run,
-    changed_batches,
-    changed_versions,
-    check_manifest,
-    evaluated_steps,
-    locked,
-    open_manifest,
-    run_folder,
-    start_over,
-    write_order,
-)
+from aegpo.runs.evaluations import evaluated_steps
+from aegpo.runs.folders import Run, locked, run_folder, start_over, write_order
+from aegpo.runs.manifest import changed_batches, changed_versions, check_manifest, open_manifest
 from aegpo.runs.progress import Record, display
 from aegpo.runs.trackers import JsonlTracker
 

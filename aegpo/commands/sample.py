@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegpo.core.files import write_json
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.prompts.sources import read_file
-from aegpo.runs.folders import write_json
 from aegpo.runs.opening import find_run
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from aegpo.core.files import write_atomically, write_json
 from aegpo.report.page import page
 from aegpo.report.plots import draw_plots
 from aegpo.report.recorded import read_study
 from aegpo.report.summary import summarize
 from aegpo.report.terminal import show
 from aegpo.report.wording import verdict
-from aegpo.runs.folders import write_atomically, write_json
 
 
 def write_report(folder: Path, console: Console) -> Path:

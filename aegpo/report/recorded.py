@@ -13,7 +13,8 @@ import numpy as np
 
 from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
-from aegpo.runs.folders import evaluated_steps, read_manifest, unevaluated
+from aegpo.runs.evaluations import evaluated_steps, unevaluated
+from aegpo.runs.manifest import read_manifest
 
 WEIGHTED_SUM = "weighted sum"  # label of what is optimised where several rewards are trained on
 IDLE_STAGES = ("evaluation", "checkpoint")  # wall-clock that is not the method's

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aegpo.errors import CheckpointError
-from aegpo.runs.folders import sync_folder
+from aegpo.core.files import sync_folder
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from aegpo.runs import checkpoints
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.config.loading import parse_experiment
 from aegpo.core.parts import Registries
-from aegpo.runs.folders import read_manifest
+from aegpo.runs.manifest import read_manifest
 from aegpo.core.experiment import Experiment
 
 if TYPE_CHECKING:

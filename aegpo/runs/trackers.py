@@ -16,7 +16,8 @@ from aegpo.errors import AegpoError, CheckpointError
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.parts import TrackerSpec
 from aegpo.core.records import Evaluation, FloatArray, RunInfo, StepReport
-from aegpo.runs.folders import sync_folder, unevaluated, write_atomically
+from aegpo.runs.evaluations import unevaluated
+from aegpo.core.files import sync_folder, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aegpo.core.files import write_atomically
 from aegpo.core.records import FloatArray
 from aegpo.errors import CheckpointError
-from aegpo.runs.folders import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn

@@ -36,9 +36,9 @@ from pathlib import Path
 
 import numpy as np
 
+from aegpo.core.files import write_atomically
 from aegpo.report.profile.analysis import Analysis
 from aegpo.report.profile.measure import Profile
-from aegpo.runs.folders import write_atomically
 
 ENTROPY = (
     *("policy", "prompt", "step", "sigma", "layer", "kind", "block"),

@@ -15,7 +15,7 @@ from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
 from aegpo.prompts.lists import read_prompts
 from aegpo.runs.checkpoints import steps_in
-from aegpo.runs.folders import read_manifest
+from aegpo.runs.manifest import read_manifest
 
 
 @dataclass(frozen=True)

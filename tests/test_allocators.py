@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from worlds import GaussianSpec, small_experiment
 
 from aegpo.core.contracts import check_counts
-from aegpo.core.experiment import PromptsSpec, RolloutsSpec
 from aegpo.core.records import Prompt, Signals
+from aegpo.core.sections import PromptsSpec, RolloutsSpec
 from aegpo.errors import PlanError
 from aegpo.method.allocators import (
     EntropyAllocator,

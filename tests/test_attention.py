@@ -14,11 +14,11 @@ from torch import nn
 
 from aegpo.attention.layouts import Site, Tokens, layout_of
 from aegpo.attention.tap import AttentionTap, watch_attention
-from aegpo.core.experiment import PolicySpec
 from aegpo.core.records import AttentionCall
+from aegpo.core.sections import PolicySpec
 from aegpo.errors import AegpoError
+from aegpo.models.adapters import add_adapters
 from aegpo.models.shapes import ShapesSpec
-from aegpo.train.learning import add_adapters
 
 CAPTIONS = ["a red circle", "two blue squares and a green triangle"]
 LAYERS = ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.core.experiment import OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
 from aegpo.core.parts import AllocatorSpec
 from aegpo.core.records import Signals
+from aegpo.core.sections import OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator
 from aegpo.method.costs import Range, cost

@@ -10,8 +10,8 @@ import torch
 from worlds import GaussianSpec, execution, plan_of, small_experiment
 
 from aegpo.core.contracts import check_plan
-from aegpo.core.experiment import RolloutsSpec, TailSpec
 from aegpo.core.records import Tail
+from aegpo.core.sections import RolloutsSpec, TailSpec
 from aegpo.method.costs import cost
 from aegpo.method.selectors import FirstSelector
 from aegpo.method.tails import with_tail

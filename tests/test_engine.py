@@ -14,18 +14,10 @@ from diffusers import SD3Transformer2DModel
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, recorded_gradients, small_experiment
 
 import aegpo
-from aegpo.core.experiment import (
-    CheckpointSpec,
-    EvaluationSpec,
-    OptimizerSpec,
-    PolicySpec,
-    ProbeSpec,
-    PromptsSpec,
-    RolloutsSpec,
-    experiment_type,
-)
+from aegpo.core.experiment import EvaluationSpec, experiment_type
 from aegpo.core.parts import AllocatorSpec, RewardSpec
 from aegpo.core.records import RunInfo, StepReport
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, ProbeSpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.advantages import DepthAdvantage
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator

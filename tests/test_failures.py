@@ -9,9 +9,8 @@ import torch
 from test_engine import assert_same_report, assert_same_weights, build, run
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, small_experiment
 
-from aegpo.core.experiment import OptimizerSpec, RolloutsSpec
 from aegpo.core.memory_shortage import enough_memory, is_shortage, lower
-from aegpo.core.parts import Positive
+from aegpo.core.sections import OptimizerSpec, Positive, RolloutsSpec
 from aegpo.errors import ContractError, MemoryShortageError, RewardError
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator

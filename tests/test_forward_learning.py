@@ -13,8 +13,9 @@ from test_engine import assert_same_report, assert_same_weights, build, run
 from test_learning import NO_CHANGE, gradients, sampled
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients, small_experiment
 
-from aegpo.core.experiment import CheckpointSpec, EvaluationSpec, OptimizerSpec, PolicySpec
+from aegpo.core.experiment import EvaluationSpec
 from aegpo.core.records import RolloutPlan, RunInfo
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec
 from aegpo.method.objectives import ClippedObjective, GuardedObjective, MatchingObjective, NftObjective
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.rewards.palette import PaletteReward

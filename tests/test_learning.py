@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from test_trees import questions, trees
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients
 
-from aegpo.core.experiment import PolicySpec
 from aegpo.core.records import Edges, Update
+from aegpo.core.sections import PolicySpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.trees import BranchingTree, IndependentTree
-from aegpo.train.learning import add_adapters, edge_weights
+from aegpo.models.adapters import add_adapters
+from aegpo.train.learning import edge_weights
 from aegpo.train.rollouts import roll_out
 
 PROMPTS = {"gaussian": ["0.5", "-0.5"], "tiny": ["a red circle", "two blue squares and a green triangle"]}

@@ -10,10 +10,11 @@ from test_engine import build, run
 from torch import nn
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.core.experiment import OptimizerSpec
+from aegpo.core.moments import BLOCK, LEAST_8BIT, moment_bytes
+from aegpo.core.sections import OptimizerSpec
 from aegpo.errors import AegpoError
 from aegpo.runs import checkpoints
-from aegpo.train.optimizers import BLOCK, LEAST_8BIT, load_state_by_name, make_optimizer, moment_bytes, state_by_name
+from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 
 SIZES = {"large": (64, 100), "odd": (LEAST_8BIT + 1,), "small": (8, 8)}
 

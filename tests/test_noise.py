@@ -11,7 +11,7 @@ import torch
 from test_samplers import sd3_sigmas
 from worlds import GaussianSpec, execution, plan_of, small_experiment
 
-from aegpo.core.experiment import RolloutsSpec
+from aegpo.core.sections import RolloutsSpec
 from aegpo.method.planning import problems as plan_problems
 from aegpo.method.residual_noise import noise_levels, residual_noise
 from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde

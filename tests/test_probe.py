@@ -10,8 +10,8 @@ import torch
 from worlds import GaussianSpec, execution, plan_of
 
 from aegpo.attention.entropy import measure_call
-from aegpo.core.experiment import ProbeSpec
 from aegpo.core.records import AttentionCall, Prompt
+from aegpo.core.sections import ProbeSpec
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.method.samplers import euler
 from aegpo.method.trees import BranchingTree, IndependentTree

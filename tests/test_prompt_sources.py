@@ -7,7 +7,7 @@ import json
 import pytest
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.core.experiment import DatasetPrompts, PromptsSpec
+from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError
 from aegpo.prompts.lists import read_prompts
 from aegpo.prompts.sources import read_dataset, read_file

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.core.experiment import PromptsSpec
+from aegpo.core.sections import PromptsSpec
 from aegpo.errors import AegpoError
 from aegpo.models.shapes import ShapesSpec
 from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared

@@ -14,9 +14,9 @@ from test_engine import assert_same_report, assert_same_weights, run
 from torch import Tensor
 from worlds import BrightnessReward, small_experiment
 
-from aegpo.core.experiment import RolloutsSpec
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import Prompt, StepReport
+from aegpo.core.sections import RolloutsSpec
 from aegpo.errors import RewardError
 from aegpo.method.allocators import EntropyAllocator
 from aegpo.runs import checkpoints

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from worlds import GaussianSpec, small_experiment
 
 from aegpo.core.contracts import check_selection
-from aegpo.core.experiment import RolloutsSpec
 from aegpo.core.records import Signals
+from aegpo.core.sections import RolloutsSpec
 from aegpo.method.planning import made_up_signals
 from aegpo.method.samplers import CpsSampler, DanceSde, FlowSde
 from aegpo.method.selectors import (

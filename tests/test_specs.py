@@ -12,18 +12,9 @@ from pydantic import ValidationError
 from worlds import BrightnessReward, GaussianSpec, small_experiment
 
 import aegpo
-from aegpo.core.experiment import (
-    CheckpointSpec,
-    EvaluationSpec,
-    Experiment,
-    OptimizerSpec,
-    PolicySpec,
-    ProbeSpec,
-    PromptsSpec,
-    RolloutsSpec,
-    experiment_type,
-)
+from aegpo.core.experiment import EvaluationSpec, Experiment, experiment_type
 from aegpo.core.parts import PART_AXES, AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, ProbeSpec, PromptsSpec, RolloutsSpec
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.selectors import EntropyPeakSelector, RandomSelector

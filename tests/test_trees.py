@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worlds import GaussianSpec, plan_of, small_experiment
 
 from aegpo.core.contracts import check_plan
-from aegpo.core.experiment import RolloutsSpec
+from aegpo.core.sections import RolloutsSpec
 from aegpo.errors import PlanError
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.planning import problems as plan_problems

@@ -17,25 +17,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from aegpo.core.experiment import (
-    CheckpointSpec,
-    EvaluationSpec,
-    Experiment,
-    OptimizerSpec,
-    PolicySpec,
-    PromptsSpec,
-    RolloutsSpec,
-)
+from aegpo.core.experiment import EvaluationSpec, Experiment
 from aegpo.core.parts import ModelSpec, RewardSpec
 from aegpo.core.records import AttentionCall, Conditioning, RolloutPlan
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.samplers import FlowSde
 from aegpo.method.selectors import UniformSelector
 from aegpo.method.trees import IndependentTree
+from aegpo.models.adapters import add_adapters
 from aegpo.models.base_policy import BasePolicy
-from aegpo.train.learning import Learner, add_adapters
+from aegpo.train.learning import Learner
 from aegpo.train.rollouts import Execution
 
 CPU = torch.device("cpu")

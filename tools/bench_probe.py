@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from aegpo.attention.entropy import attention_entropy
-from aegpo.core.experiment import Experiment, ProbeSpec
+from aegpo.core.experiment import Experiment
 from aegpo.core.records import BoolArray, FloatArray, Prompt, Signals
+from aegpo.core.sections import ProbeSpec
 from aegpo.method.costs import cost
 from aegpo.method.planning import LATE, Planner
 from aegpo.plugin.manager import plugin_manager

@@ -18,7 +18,8 @@ from pydantic import SerializeAsAny, create_model
 from aegpo.config.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
 from aegpo.config.validation import Finding, validate
 from aegpo.core.experiment import Experiment, experiment_type
-from aegpo.core.parts import Location, Registries, RewardSpec
+from aegpo.core.parts import Registries, RewardSpec
+from aegpo.core.problems import Location
 from aegpo.core.registry import Spec, suggestion
 from aegpo.errors import SpecError
 from aegpo.method import planning

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from aegpo.core.parts import Location
+from aegpo.core.problems import Location
 from aegpo.core.registry import Spec, kind_of, suggestion
 
 S = TypeVar("S", bound=Spec)

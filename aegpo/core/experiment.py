@@ -7,24 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import pairwise
-from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model
 
+from aegpo.core.moments import missing_package
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
-    Decay,
     ModelSpec,
-    NotNegative,
     ObjectiveSpec,
     PartSpec,
-    Positive,
-    Problem,
     Registries,
     RewardSpec,
     SamplerSpec,
@@ -32,172 +27,18 @@ from aegpo.core.parts import (
     TrackerSpec,
     TreeSpec,
 )
+from aegpo.core.problems import Location, Problem
 from aegpo.core.records import FloatArray, StepTable
 from aegpo.core.registry import Spec
-from aegpo.train.optimizers import missing_package
-
-
-class DatasetPrompts(Spec):
-    """Prompts of a dataset on the Hugging Face hub or in a folder, through `datasets`."""
-
-    dataset: str = Field(description="hub id such as org/name, or a folder that `datasets` can load")
-    file: str | None = Field(None, description="one file of the dataset, such as train.json; null: all of the split")
-    split: str = Field("train", description="the split; with `file`, what `datasets` calls it: train")
-    column: str = Field("prompt", description="the column with the prompts; one that occurs again counts once")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id; null: the main branch")
-
-    @property
-    def label(self) -> str:
-        """How messages call it."""
-        return f"dataset {self.dataset!r}" + (f" ({self.file})" if self.file else "")
-
-
-class PromptsSpec(Spec):
-    """Where prompts come from: the model's own captions, files, or datasets."""
-
-    train: Path | DatasetPrompts | None = Field(
-        None,
-        description="file, from the working directory: .txt one a line, .jsonl or .json with the key `prompt`; or a "
-        "dataset; default: the model's captions",
-    )
-    evaluation: Path | DatasetPrompts | None = Field(
-        None, description="file or dataset of held-out prompts; default: the model's captions"
-    )
-    train_count: Positive = Field(512, description="training prompts drawn from the model's captions or read at most")
-    evaluation_count: Positive = Field(
-        64, description="held-out prompts drawn from the model's captions or read at most"
-    )
-    shared: Literal["refuse", "drop"] = Field(
-        "refuse", description="held-out prompts that occur in training too: refuse to run, or drop them from training"
-    )
-    seed: int = Field(0, description="which captions are drawn; the same for every arm and seed")
-
-
-class TailSpec(Spec):
-    """How a trajectory ends after its last noisy step (MixGRPO-Flash: DPM-Solver++, of order 2, in fewer steps).
-
-    Of T steps the last noisy or trained one is number n: max(1, int((T - n) ratio) - 1) steps follow instead of
-    T - n - 1, as in the published code. Deviations: they are spaced evenly in the run's schedule, by linear
-    interpolation (published: in time, shifted again), and a single step ends at the image (published: short of it).
-    """
-
-    solver: Literal["euler", "dpm"] = Field("dpm", description="DPM-Solver++ multistep of order 2, or Euler")
-    ratio: float = Field(0.4, gt=0, le=1, description="share of the steps (MixGRPO-Flash: 0.4, Flash*: 0.2); 1: all")
-
-
-class RolloutsSpec(Spec):
-    """How many trajectories a training step samples, and of which length."""
-
-    prompts_per_step: Positive = Field(8, description="P: prompts in a training step")
-    rollouts_per_step: int = Field(96, ge=2, le=65536, description="N: rollouts of a step over all its prompts")
-    denoising_steps: int = Field(10, ge=2, le=1000, description="T: denoising steps of a trajectory, in training")
-    micro_batch: Positive = Field(64, description="latents a velocity call takes at most while sampling")
-    storage: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="dtype trajectories are kept in; log-probabilities are computed on the stored value"
-    )
-    decode: Literal["final", "predicted-clean"] = Field(
-        "final",
-        description="what becomes an image: the last state, with the last step's noise if it had any, or what the last "
-        "step's velocity predicts without noise, x - sigma v (DanceGRPO and BranchGRPO)",
-    )
-    tail: TailSpec | None = Field(None, description="solver and number of the steps after the last noisy one")
-
-
-class PolicySpec(Spec):
-    """What is trained: every weight, or low-rank adapters (then the base policy is the network without them)."""
-
-    train: Literal["full", "lora"] = Field("full", description="full fine-tuning, or LoRA through peft")
-    rank: Positive = Field(32, description="LoRA rank")
-    alpha: Positive = Field(64, description="LoRA alpha; the adapter's scale is alpha / rank")
-    targets: tuple[str, ...] | None = Field(
-        None, description="module name suffixes that get an adapter; null: the model's own list, as published"
-    )
-    ema: float | None = Field(None, gt=0, lt=1, description="decay per optimizer step of averaged weights; null: none")
-
-
-class OptimizerSpec(Spec):
-    """AdamW and how a step's transitions are dealt out to it."""
-
-    learning_rate: float = Field(3e-4, gt=0, description="constant over the run (Flow-GRPO, LoRA: 3e-4)")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of the gradient's two moments")
-    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(1e-4, ge=0, description="decoupled, per step and learning rate (Flow-GRPO: 1e-4)")
-    moments: Literal["float32", "8bit"] = Field(
-        "float32",
-        description="how the gradient's two moments are kept: 8 bytes a weight, or 2 with bitsandbytes' blockwise "
-        "quantisation (arXiv 2110.02861; tensors of fewer than 4096 weights stay float32)",
-    )
-    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
-    rollouts_per_update: Positive | None = Field(
-        None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
-    )
-    inner_epochs: Positive = Field(1, description="passes over a training step's transitions")
-    micro_batch: Positive = Field(64, description="transitions a forward-backward takes at most; never changes results")
-    reduction: Literal["prompt", "rollout", "edge"] = Field(
-        "prompt",
-        description="every prompt, every rollout or every trained edge has the same weight in the loss (our choice: "
-        "prompt; BranchGRPO: edge, so that shared steps near a tree's root weigh less than late ones)",
-    )
-    drop_zero_credit: bool = Field(
-        False,
-        description="edges without any credit are left out of the update and of its average (Flow-GRPO's SD3 code); "
-        "they have no policy gradient, so this saves time and raises the weight of the others",
-    )
-
-
-class ProbeSpec(Spec):
-    """How attention entropy is measured, if a chosen part reads it. The paper leaves all of this open: our choices."""
-
-    block: Literal["joint", "image-image", "image-text", "text-image", "text-text", "self", "cross"] = Field(
-        "joint",
-        description="whose entropy: joint = every row over all keys; image-text and its like = the first's rows, the "
-        "softmax renormalised over the second's keys; self, cross = a UNet's two kinds of layer (our choice: joint); "
-        "with guidance, the mean of both evaluations. Padding words count where the network attends to them, as SD3 "
-        "does",
-    )
-    steps: Literal["all"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
-        "all",
-        description="denoising steps that are measured, counted from 0; the trajectory ends after the last of them, "
-        "and the others can neither be chosen by their entropy nor move delta (nothing is interpolated)",
-    )
-    rows: Literal["all"] | Positive = Field(
-        "all", description="query rows measured in each call: all, or so many of them, image and text alike in share"
-    )
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        ("*",), description="layers whose mean is taken, by name; * and ? are wildcards"
-    )
-    samples: Positive = Field(1, description="start noises of each prompt whose curves are averaged")
-    refresh: Positive = Field(
-        1,
-        description="training steps for which a prompt's curve holds; then it is measured when it comes again",
-    )
-    source: Literal["probe", "rollout"] = Field(
-        "probe",
-        description="probe: trajectories of its own. rollout: a prompt with one tree starts it from the probe's first "
-        "start noise, and the tree takes over the probe's evaluations up to its first noisy step",
-    )
-    seed: int = Field(0, description="start noise of the probe trajectories, fixed for each prompt, and which rows")
-
-    def measured(self, denoising_steps: int) -> tuple[int, ...]:
-        """The denoising steps that are measured, in order."""
-        return tuple(range(denoising_steps)) if self.steps == "all" else tuple(sorted(self.steps))
-
-    def problems(self, experiment: Experiment) -> Iterator[Problem]:
-        """Steps that a trajectory does not have or that are named twice, and a trunk of another policy."""
-        denoising_steps = experiment.rollouts.denoising_steps
-        steps = self.measured(denoising_steps)
-        if steps[-1] >= denoising_steps:
-            message = f"no denoising step {steps[-1]}: a trajectory has {denoising_steps}, counted from 0"
-            yield Problem(("probe", "steps"), message)
-        twice = [step for step, following in pairwise(steps) if step == following]
-        if twice:
-            yield Problem(("probe", "steps"), f"step {twice[0]} is named twice; name it once")
-        if self.source == "rollout" and experiment.objective.keeps_old:
-            message = (
-                f"objective {experiment.objective.kind!r} samples rollouts by an older policy than the one that is "
-                "probed, so they cannot take over its evaluations; use 'probe'"
-            )
-            yield Problem(("probe", "source"), message)
+from aegpo.core.sections import (
+    CheckpointSpec,
+    OptimizerSpec,
+    PolicySpec,
+    Positive,
+    ProbeSpec,
+    PromptsSpec,
+    RolloutsSpec,
+)
 
 
 class EvaluationSpec(Spec):
@@ -210,13 +51,6 @@ class EvaluationSpec(Spec):
     images: Positive = Field(16, description="prompts whose images are kept as a grid at every evaluation")
     seed: int = Field(0, description="start noise, one fixed noise for each prompt")
     rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field((), description="scored too, but never trained on")
-
-
-class CheckpointSpec(Spec):
-    """When the state of a run is written."""
-
-    every: Positive = Field(10, description="training steps between checkpoints; the last step always counts")
-    keep: Positive = Field(2, description="newest checkpoints kept")
 
 
 class Experiment(Spec):
@@ -274,6 +108,22 @@ class Experiment(Spec):
 
     def problems(self) -> Iterator[Problem]:
         """What several fields together get wrong; `aegpo.config.loading` reports it with the line of the field."""
+        yield from self._wrong_counts()
+        if (missing := missing_package(self.optimizer.moments)) is not None:
+            yield Problem(("optimizer", "moments"), missing)
+        if (self.evaluation.height is None) != (self.evaluation.width is None):
+            yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
+        for split, path in (("train", self.prompts.train), ("evaluation", self.prompts.evaluation)):
+            if path is None and not self.model.has_captions:
+                yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")
+        yield from self._same_names()
+        if self.needs_entropy:
+            yield from self._wrong_probe()
+        for field, part in {"model": self.model, **self.algorithm()}.items():
+            yield from (Problem((field,), message) for message in part.problems(self))
+            yield from (Problem((field,), message, warning=True) for message in part.cautions(self))
+
+    def _wrong_counts(self) -> Iterator[Problem]:
         rollouts, chunk = self.rollouts, self.optimizer.rollouts_per_update
         if rollouts.rollouts_per_step < 2 * rollouts.prompts_per_step:
             least = 2 * rollouts.prompts_per_step
@@ -287,33 +137,35 @@ class Experiment(Spec):
                 ("optimizer", "rollouts_per_update"),
                 f"{chunk} does not divide the step's {rollouts.rollouts_per_step} rollouts; nearest that do: {valid}",
             )
-        if (missing := missing_package(self.optimizer.moments)) is not None:
-            yield Problem(("optimizer", "moments"), missing)
-        if (self.evaluation.height is None) != (self.evaluation.width is None):
-            yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
-        for split, path in (("train", self.prompts.train), ("evaluation", self.prompts.evaluation)):
-            if path is None and not self.model.has_captions:
-                yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")
-        for field, specs in (("rewards", self.rewards), ("evaluation", self.evaluation.rewards)):
-            labels = [spec.label for spec in self.rewards] if field == "evaluation" else []
-            for index, spec in enumerate(specs):
-                if spec.label in labels:
-                    place = ("rewards", index) if field == "rewards" else ("evaluation", "rewards", index)
-                    yield Problem(place, f"two rewards are called {spec.label!r}; give one a 'name' of its own")
-                labels.append(spec.label)
+
+    def _same_names(self) -> Iterator[Problem]:
+        """Rewards and trackers that nothing tells apart."""
+        places: list[tuple[Location, RewardSpec]] = [(("rewards", i), spec) for i, spec in enumerate(self.rewards)]
+        places += [(("evaluation", "rewards", i), spec) for i, spec in enumerate(self.evaluation.rewards)]
+        labels = set[str]()
+        for place, spec in places:
+            if spec.label in labels:
+                yield Problem(place, f"two rewards are called {spec.label!r}; give one a 'name' of its own")
+            labels.add(spec.label)
         for index, tracker in enumerate(self.trackers):
             if tracker in self.trackers[:index]:
                 message = f"two trackers are {tracker.kind!r} with the same settings; name it once"
                 yield Problem(("trackers", index), message)
-        blocks = self.model.attention_blocks
-        if self.needs_entropy and blocks is not None and self.probe.block not in blocks:
+
+    def _wrong_probe(self) -> Iterator[Problem]:
+        """A block the model lacks, steps that a trajectory does not have, and a trunk of another policy."""
+        blocks, objective = self.model.attention_blocks, self.objective
+        if blocks is not None and self.probe.block not in blocks:
             message = f"model {self.model.kind!r} has no {self.probe.block!r} attention; it has {', '.join(blocks)}"
             yield Problem(("probe", "block"), message)
-        if self.needs_entropy:
-            yield from self.probe.problems(self)
-        for field, part in {"model": self.model, **self.algorithm()}.items():
-            yield from (Problem((field,), message) for message in part.problems(self))
-            yield from (Problem((field,), message, warning=True) for message in part.cautions(self))
+        for message in self.probe.wrong_steps(self.rollouts.denoising_steps):
+            yield Problem(("probe", "steps"), message)
+        if self.probe.source == "rollout" and objective.keeps_old:
+            message = (
+                f"objective {objective.kind!r} samples rollouts by an older policy than the one that is probed, so "
+                "they cannot take over its evaluations; use 'probe'"
+            )
+            yield Problem(("probe", "source"), message)
 
 
 def _nearest_divisors(total: int, wrong: int) -> str:

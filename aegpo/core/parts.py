@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -29,34 +29,22 @@ from aegpo.core.registry import Registry, Spec
 if TYPE_CHECKING:
     import torch
 
-    from aegpo.core.experiment import Experiment
-
-Location = tuple[str | int, ...]
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
 JOINT_BLOCKS = ("joint", "image-image", "image-text", "text-image", "text-text")  # of layers with image and text
-Decay = Annotated[float, Field(ge=0, lt=1)]
 # diffusers' names of the projections of attention, of the image and of the words (Flow-GRPO's list)
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something a valid file still gets wrong, found by looking at several fields together."""
-
-    location: Location
-    message: str
-    warning: bool = False  # possible, but probably not what was meant
-
-
 class PartSpec(Spec):
-    """What specs of the model and of the algorithm share: what they find wrong with the experiment around them."""
+    """What specs of the model and of the algorithm share: what they find wrong with the experiment around them.
 
-    def problems(self, experiment: Experiment) -> Iterator[str]:
+    The experiment is an `aegpo.Experiment`; an experiment is made of parts, so that it cannot be named here.
+    """
+
+    def problems(self, experiment: Any) -> Iterator[str]:
         """What makes this part impossible in the experiment, in words."""
         yield from ()
 
-    def cautions(self, experiment: Experiment) -> Iterator[str]:
+    def cautions(self, experiment: Any) -> Iterator[str]:
         """What is possible but probably not meant, in words: shown as a warning."""
         yield from ()
 
@@ -75,7 +63,7 @@ class ModelSpec(PartSpec):
         """C x H x W of the latents; None: known once it is loaded."""
         return None
 
-    def footprint(self, experiment: Experiment) -> Footprint | None:
+    def footprint(self, experiment: Any) -> Footprint | None:
         """What a run needs in memory, or None where that is not worth a look."""
         return None
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aegpo.core.experiment import DatasetPrompts, Experiment
+from aegpo.core.experiment import Experiment
 from aegpo.core.records import RolloutPlan
+from aegpo.core.sections import DatasetPrompts
 from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.method.trees import trunk_levels
 from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared

@@ -10,7 +10,7 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Allocator, TimestepSelector, Tree
-from aegpo.core.parts import Problem
+from aegpo.core.problems import Problem
 from aegpo.core.records import BoolArray, FloatArray, IntArray, RolloutPlan, Signals
 from aegpo.errors import ContractError, PlanError
 from aegpo.method.residual_noise import residual_noise

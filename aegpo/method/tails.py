@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegpo.core.experiment import TailSpec
 from aegpo.core.records import FloatArray, RolloutPlan, Tail
+from aegpo.core.sections import TailSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

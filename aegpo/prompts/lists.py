@@ -9,9 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from aegpo.core.experiment import DatasetPrompts, Experiment
-from aegpo.core.parts import Problem, RewardSpec
+from aegpo.core.experiment import Experiment
+from aegpo.core.parts import RewardSpec
+from aegpo.core.problems import Problem
 from aegpo.core.records import IntArray, Prompt
+from aegpo.core.sections import DatasetPrompts
 from aegpo.errors import AegpoError
 from aegpo.prompts.sources import read_dataset, read_file, read_places
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aegpo.core.experiment import DatasetPrompts
 from aegpo.core.records import Prompt
+from aegpo.core.sections import DatasetPrompts
 from aegpo.errors import AegpoError
 from aegpo.prompts.hub import refusal
 

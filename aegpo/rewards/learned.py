@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from aegpo.core.parts import Positive, RewardSpec
+from aegpo.core.parts import RewardSpec
+from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 
 if TYPE_CHECKING:

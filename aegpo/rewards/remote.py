@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aegpo.core.parts import Positive
+from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.rewards import wire
 from aegpo.rewards.servers import Server, ServerRewardSpec

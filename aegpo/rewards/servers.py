@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from aegpo.core.parts import Positive, RewardSpec
+from aegpo.core.parts import RewardSpec
+from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 
 if TYPE_CHECKING:

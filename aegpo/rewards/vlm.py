@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from aegpo.core.parts import Positive
+from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.rewards.servers import Server, ServerRewardSpec
 from aegpo.rewards.wire import png

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aegpo.core import contracts
-from aegpo.core.experiment import Experiment, RolloutsSpec
+from aegpo.core.experiment import Experiment
 from aegpo.core.parts import AllocatorSpec, SelectorSpec, TreeSpec
 from aegpo.core.records import Signals
+from aegpo.core.sections import RolloutsSpec
 from aegpo.errors import ContractError, PlanError
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator

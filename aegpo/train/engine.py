@@ -26,12 +26,13 @@ from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner
 from aegpo.method.residual_noise import residual_noise
 from aegpo.method.reward_history import RewardHistory
+from aegpo.models.adapters import add_adapters
 from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared
 from aegpo.runs import checkpoints, unreported
 from aegpo.train.base_entropies import BaseCurves, fingerprint
 from aegpo.train.devices import STORAGE, choose_device, make_accelerator
 from aegpo.train.entropy_probe import EntropyProbe
-from aegpo.train.learning import DIVERGED, Learner, add_adapters
+from aegpo.train.learning import DIVERGED, Learner
 from aegpo.train.painting import resized
 from aegpo.train.rollouts import Execution, Show, Trunk, Velocity, roll_out, sample_deterministic, unseen
 from aegpo.train.scoring import HeldOut, Scoring, build_scorers

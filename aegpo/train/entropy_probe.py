@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from aegpo.attention.entropy import measure_call
-from aegpo.core.experiment import ProbeSpec
 from aegpo.core.parts import JOINT_BLOCKS
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
+from aegpo.core.sections import ProbeSpec
 from aegpo.errors import AegpoError
 from aegpo.method.samplers import euler
 from aegpo.train.base_entropies import BaseCurves

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from aegpo.core import contracts
-from aegpo.core.experiment import OptimizerSpec, PolicySpec
 from aegpo.core.interfaces import ForwardObjective, Objective
-from aegpo.core.parts import ATTENTION_TARGETS
 from aegpo.core.records import Conditioning, Edges, Rollouts
+from aegpo.core.sections import OptimizerSpec, PolicySpec
 from aegpo.errors import AegpoError
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 from aegpo.train.replay import Batch, noise_again, renoised, transitions, velocities
@@ -30,36 +27,6 @@ DIVERGED = (
     "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or raise "
     "'sampler.noise_level', and start over with --fresh"
 )
-
-
-def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = ATTENTION_TARGETS) -> None:
-    """Puts LoRA adapters into the policy, in place; for full fine-tuning it makes every weight trainable.
-
-    What is trained is float32, whatever the dtype of what is frozen. `defaults` are the model's `adapter_targets`,
-    which count where the spec names none.
-
-    Raises:
-        AegpoError: if no module matches the targets.
-    """
-    if spec.train == "full":
-        policy.float().requires_grad_(True)
-        return
-    targets = list(spec.targets or defaults)
-    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, init_lora_weights="gaussian")
-    try:
-        inject_adapter_in_model(config, policy)
-    except ValueError as error:
-        names = sorted(
-            {name.rsplit(".", 1)[-1] for name, part in policy.named_modules() if isinstance(part, nn.Linear)}
-        )
-        raise AegpoError(
-            f"policy: no module of {type(policy).__name__} matches 'targets' {', '.join(targets)}; "
-            f"its linear layers end in {', '.join(names)}"
-        ) from error
-    for name, weight in policy.named_parameters():
-        weight.requires_grad_("lora_" in name)
-        if weight.requires_grad:
-            weight.data = weight.data.float()
 
 
 def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Tensor:

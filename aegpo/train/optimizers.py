@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aegpo.core.moments import LEAST_8BIT, missing_package
 from aegpo.errors import AegpoError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from aegpo.core.experiment import OptimizerSpec
+    from aegpo.core.sections import OptimizerSpec
 
-MOMENTS = 2  # of AdamW: the running means of the gradient and of its square
-FLOAT32 = 4
-# of bitsandbytes' AdamW8bit: smaller tensors stay float32, and a block shares a scale for each of its moments
-LEAST_8BIT, BLOCK = 4096, 256
 _NESTED = "__bnb_optimizer_quant_state__"  # where bitsandbytes >= 0.49 puts what must not be cast
-
-
-def moment_bytes(numbers: int, moments: str) -> int:
-    """Bytes of both moments of a weight of so many numbers."""
-    if moments == "8bit" and numbers >= LEAST_8BIT:
-        return MOMENTS * (numbers + FLOAT32 * math.ceil(numbers / BLOCK))
-    return MOMENTS * FLOAT32 * numbers
-
-
-def missing_package(moments: str) -> str | None:
-    """What to install for such moments; None if nothing is missing. Imports nothing."""
-    if moments != "8bit" or importlib.util.find_spec("bitsandbytes") is not None:
-        return None
-    return (
-        "'8bit' needs the package bitsandbytes, which is not installed; install it with  "
-        'pip install "aegpo[bitsandbytes]"  or choose float32'
-    )
 
 
 def make_optimizer(weights: Sequence[nn.Parameter], spec: OptimizerSpec) -> torch.optim.Optimizer:

@@ -14,9 +14,9 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model, Preparable, Resizable
 from aegpo.core.records import Conditioning
 from aegpo.errors import AegpoError
+from aegpo.models.adapters import add_adapters
 from aegpo.runs.opening import FoundRun, check_fits
 from aegpo.train.devices import STORAGE, choose_device, make_accelerator
-from aegpo.train.learning import add_adapters
 from aegpo.train.rollouts import Execution, sample_deterministic
 from aegpo.train.weight_copies import assign
 

@@ -7,14 +7,14 @@ import torch
 from test_training import experiment_of, guided_spec, prompts  # noqa: F401 - a fixture
 from worlds import CPU
 
-from aegpo.core.experiment import PolicySpec
+from aegpo.core.sections import PolicySpec
 from aegpo.method.trees import IndependentTree
+from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.compiling import compile_blocks, eagerly
 from aegpo.models.pipeline.saving import merged
 from aegpo.models.pipeline.source import missing_compiler
 from aegpo.plugin.manager import plugin_manager
 from aegpo.train.engine import Engine
-from aegpo.train.learning import add_adapters
 
 needs_compiler = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 BLOCKS = {"sd": "BasicTransformerBlock", "sdxl": "BasicTransformerBlock", "sd3": "JointTransformerBlock"}

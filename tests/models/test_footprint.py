@@ -13,14 +13,14 @@ from rich.console import Console
 from worlds import CPU, small_experiment
 
 from aegpo.commands import describe
-from aegpo.core.experiment import OptimizerSpec, PolicySpec
 from aegpo.core.records import Footprint
+from aegpo.core.sections import OptimizerSpec, PolicySpec
+from aegpo.models.adapters import add_adapters
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
-from aegpo.train.learning import add_adapters
 
 LORA = PolicySpec(train="lora", rank=4)
 

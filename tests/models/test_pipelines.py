@@ -8,14 +8,14 @@ import pytest
 import torch
 from worlds import CPU, execution
 
-from aegpo.core.experiment import PolicySpec
 from aegpo.core.interfaces import Exportable, Preparable, Resizable
+from aegpo.core.sections import PolicySpec
+from aegpo.models.adapters import add_adapters
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.testing import check_model
-from aegpo.train.learning import add_adapters
 from aegpo.train.rollouts import sample_deterministic
 
 SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}

@@ -13,11 +13,13 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
 from worlds import CPU, small_experiment
 
-from aegpo.core.experiment import EvaluationSpec, PolicySpec, ProbeSpec, PromptsSpec
+from aegpo.core.experiment import EvaluationSpec
 from aegpo.core.records import RunInfo
+from aegpo.core.sections import PolicySpec, ProbeSpec, PromptsSpec
 from aegpo.method.allocators import EntropyAllocator
 from aegpo.method.selectors import EntropyPeakSelector
 from aegpo.method.trees import BranchingTree
+from aegpo.models.adapters import add_adapters
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
@@ -25,7 +27,6 @@ from aegpo.models.sdxl import SdxlSpec
 from aegpo.plugin.manager import plugin_manager
 from aegpo.runs.checkpoints import load_latest
 from aegpo.train.engine import Engine
-from aegpo.train.learning import add_adapters
 
 SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}
 BLOCKS = {"sd": "cross", "sdxl": "self", "sd3": "joint", "flux": "joint"}

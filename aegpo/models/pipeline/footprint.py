@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.core.experiment import Experiment
+from aegpo.core.moments import FLOAT32, moment_bytes
 from aegpo.core.records import Conditioning, Footprint
+from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.spec import PipelineSpec
-from aegpo.train.learning import add_adapters
-from aegpo.train.optimizers import FLOAT32, moment_bytes
 
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
 

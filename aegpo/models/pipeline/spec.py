@@ -10,8 +10,9 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model
-from aegpo.core.parts import ModelSpec, Positive
+from aegpo.core.parts import ModelSpec
 from aegpo.core.records import FloatArray, Footprint
+from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.models.pipeline.source import check_class, component_config, folder_at_hand, local_folder, missing_compiler
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aegpo.core.parts import Positive
+from aegpo.core.sections import Positive
 from aegpo.models.pipeline.spec import CLIP_TOKENS
 from aegpo.models.pipeline.unet import UnetSpec
 

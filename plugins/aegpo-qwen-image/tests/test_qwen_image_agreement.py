@@ -9,9 +9,9 @@ import torch
 from aegpo_qwen_image import QwenImageSpec
 from small_qwen_image import TEMPLATE, TEXTS, disturb_adapters, paint, start, their_images, tokenizer, write_qwen_image
 
-from aegpo.core.experiment import PolicySpec
+from aegpo.core.sections import PolicySpec
+from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.packing import pack
-from aegpo.train.learning import add_adapters
 
 CPU = torch.device("cpu")
 SIZES = [(16, 16), (24, 32)]

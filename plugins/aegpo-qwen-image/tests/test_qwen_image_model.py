@@ -19,12 +19,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from aegpo.attention.entropy import blocks_of, measure_call
 from aegpo.config.loading import load_experiment_file
-from aegpo.core.experiment import PolicySpec
 from aegpo.core.interfaces import Exportable, Preparable, Resizable
+from aegpo.core.sections import PolicySpec
 from aegpo.errors import AegpoError
+from aegpo.models.adapters import add_adapters
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.testing import check_model
-from aegpo.train.learning import add_adapters
 
 CPU = torch.device("cpu")
 EXAMPLE = Path(__file__).parents[1] / "qwen_image_aegpo.yaml"

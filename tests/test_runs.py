@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from aegpo.config.loading import load_experiment_file, parse_experiment
+from aegpo.core.files import write_atomically
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs import folders
@@ -231,8 +232,8 @@ def test_the_order_of_arms_and_seeds_is_noted_and_rewritten_only_when_it_changed
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path):
     path = tmp_path / "file"
-    folders.write_atomically(path, b"one")
-    folders.write_atomically(path, b"two")
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 

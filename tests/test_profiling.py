@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from worlds import GaussianSpec, execution
 
 from aegpo.commands.cli import app, main
-from aegpo.commands.profile_entropy import csvs
+from aegpo.report.profile import csvs
 from aegpo.config.loading import parse_experiment
 from aegpo.core.records import Prompt, Signals
 from aegpo.errors import AegpoError

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
-from aegpo.commands.profile_entropy import csvs
+from aegpo.report.profile import csvs
 from aegpo.commands.run import LaunchRequest, launch
 from aegpo.config.loading import load_experiment_file
 from aegpo.plugin.manager import load_registries, plugin_manager

@@ -13,7 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 PINNED = {"PIP_CONSTRAINT": str(Path(__file__).parent / "constraints.txt")}
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-DOCS = ("tests/test_readme.py", "tests/test_experiments.py", "tests/test_installation.py")
+DOCS = ("tests/test_readme.py", "tests/config/test_experiments.py", "tests/test_installation.py")
 LOWER_BOUND = re.compile(r"(?P<name>[A-Za-z0-9._-]+)>=(?P<version>[0-9.]+)")
 
 
@@ -75,7 +75,7 @@ def hpsv2(session: nox.Session) -> None:
 def bitsandbytes(session: nox.Session) -> None:
     """8-bit AdamW with bitsandbytes itself, which has kernels for CPUs."""
     session.install("-e", ".[dev,bitsandbytes]", env=PINNED)
-    session.run("pytest", "tests/test_moments.py", env=ONE_THREAD)
+    session.run("pytest", "tests/train/test_moments.py", env=ONE_THREAD)
 
 
 @nox.session

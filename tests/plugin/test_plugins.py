@@ -23,7 +23,7 @@ from aegpo.errors import PluginError, SpecError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.train.engine import Engine
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "plugins" / "README.md"
 GOOD = '''
 from typing import Literal

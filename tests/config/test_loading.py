@@ -195,7 +195,7 @@ def test_every_value_of_a_patch_is_found_in_the_result(base, patch):
 
 
 def test_manifest_to_experiment_to_manifest_is_the_identity(folder, registries):
-    for path in (Path(__file__).parent.parent / "experiments").glob("*.yaml"):
+    for path in (Path(__file__).parents[2] / "experiments").glob("*.yaml"):
         for experiment in load_experiment_file(path, registries).arms.values():
             manifest = experiment.model_dump(mode="json")
             assert type(experiment).model_validate(manifest) == experiment
@@ -217,7 +217,7 @@ def test_a_manifest_that_no_longer_fits_names_each_key(folder, registries):
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
-GOLDEN = Path(__file__).parent / "data" / "mistakes.txt"
+GOLDEN = Path(__file__).parents[1] / "data" / "mistakes.txt"
 
 
 def golden_cases() -> list[tuple[str, list[str], str, str]]:

@@ -28,7 +28,7 @@ from aegpo.runs.manifest import read_manifest
 from aegpo.train.engine import Engine
 from aegpo.train.entropy_probe import EntropyProbe
 
-GOLDEN = Path(__file__).parent / "data" / "profile-spec.txt"
+GOLDEN = Path(__file__).parents[1] / "data" / "profile-spec.txt"
 SPEC = """
 name: small
 training_steps: 3

@@ -18,7 +18,7 @@ from aegpo.core.records import Edges, Prompt, RolloutPlan, Rollouts
 from aegpo.method.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def rollouts_of(plan: RolloutPlan, log_prob=None, prompts=(0, 1, 2, 3)) -> Rollouts:

@@ -19,7 +19,7 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.child_processes import Child, StopSignals, divide, run_children, usable_cores
 from aegpo.runs.progress import Lines
 
-ABLATION = Path(__file__).parents[1] / "experiments" / "ablation.yaml"
+ABLATION = Path(__file__).parents[2] / "experiments" / "ablation.yaml"
 TINY = """
 name: tiny
 training_steps: 3

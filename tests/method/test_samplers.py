@@ -18,7 +18,7 @@ from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde, eu
 from aegpo.method.trees import IndependentTree
 from aegpo.train.rollouts import roll_out
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def reference(name: str) -> dict:

@@ -19,7 +19,7 @@ from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.train.engine import Engine
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 ABLATION, BASELINES = FOLDER / "ablation.yaml", FOLDER / "baselines.yaml"
 VARIANTS, CONTROLS = FOLDER / "aegpo_on_variants.yaml", FOLDER / "controls.yaml"

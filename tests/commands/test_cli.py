@@ -18,7 +18,7 @@ from aegpo.config.schema import file_schema
 from aegpo.core.experiment import Experiment
 from aegpo.plugin.manager import load_registries, plugin_manager
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ABLATION = ROOT / "experiments" / "ablation.yaml"
 QUICK = (
     ["--help"],

@@ -6,6 +6,24 @@ from __future__ import annotations
 class AegpoError(Exception):
     """A mistake in the user's input, in a plugin or in a run folder; the message says what would be right."""
 
+    location: tuple[str | int, ...] = ()  # the keys of the experiment it is about, where that is known
+
+    @property
+    def message(self) -> str:
+        """What is wrong, without the place."""
+        return str(self.args[0])
+
+
+class SettingError(AegpoError):
+    """A setting of the experiment that cannot be had; shown after its keys: ``prompts: cannot read ...``."""
+
+    def __init__(self, message: str, *location: str | int) -> None:
+        super().__init__(message)
+        self.location = location
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.location))}: {self.message}"
+
 
 class SpecError(AegpoError):
     """One or more mistakes in an experiment file, each with its place."""
@@ -25,6 +43,12 @@ class PlanError(AegpoError):
 
 class RewardError(ContractError):
     """A reward that failed or misbehaved; nothing was learned from the step, so the run can go on before it."""
+
+
+class ObserverError(AegpoError):
+    """A tracker, plugin or part that failed when it was told of the run; the state of the run is saved."""
+
+    recorded: bool = True  # the run's record has what the observers were told
 
 
 class MemoryShortageError(AegpoError):

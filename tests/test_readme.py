@@ -17,10 +17,10 @@ import typer
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
-from aegpo.report.profile import csvs
 from aegpo.commands.run import LaunchRequest, launch
 from aegpo.config.loading import load_experiment_file
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.report.profile import csvs
 from aegpo.testing import check_reward
 
 ROOT = Path(__file__).parent.parent

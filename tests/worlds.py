@@ -6,7 +6,7 @@ marginal of the flow, is known exactly. `write_tiny_shapes` writes an untrained 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,7 +29,14 @@ from aegpo.method.selectors import UniformSelector
 from aegpo.method.trees import IndependentTree
 from aegpo.models.adapters import add_adapters
 from aegpo.models.base_policy import BasePolicy
+from aegpo.plugin.manager import plugin_manager
+from aegpo.runs.checkpoints import Checkpoint, load_latest
+from aegpo.runs.folders import Run
+from aegpo.runs.loop import Loop, owes_evaluation
+from aegpo.runs.observers import Observers
+from aegpo.train.engine import Engine
 from aegpo.train.learning import Learner
+from aegpo.train.policy import Weights
 from aegpo.train.rollouts import Execution
 
 CPU = torch.device("cpu")
@@ -204,7 +211,34 @@ def learner(how: Execution, objective: Any = None, policy: PolicySpec | None = N
     with how.model.base():
         pass
     add_adapters(how.model.policy, policy)
-    return Learner(how, objective or ClippedObjective(), OptimizerSpec(**optimizer), policy, Accelerator(cpu=True))
+    objective, spec = objective or ClippedObjective(), OptimizerSpec(**optimizer)
+    weights = Weights(how.model.policy)
+    return Learner(how, weights, objective, "tried", spec, policy.ema, Accelerator(cpu=True))
+
+
+def restore(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Gives an engine the state of a checkpoint."""
+    engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+
+
+def run_loop(
+    engine: Engine,
+    folder: Path,
+    observers: Mapping[str, object] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Runs an engine in a folder, from its newest checkpoint if there is one; observers by the name messages use."""
+    checkpoint = load_latest(folder / "checkpoints")
+    if checkpoint is not None:
+        restore(engine, checkpoint)
+    experiment = engine.experiment
+    run = Run("arm", experiment.seed, experiment, folder)
+    info = run.info(0 if checkpoint is None else checkpoint.step, owes_evaluation(checkpoint))
+    told = Observers(plugin_manager(), info, say)
+    for name, observer in {**(observers or {}), **engine.parts()}.items():
+        told.add(name, observer)
+    return Loop(engine, info, told).run(should_stop)
 
 
 def plan_of(tree: Any, counts: Sequence[int], steps: Sequence[Sequence[int]]) -> RolloutPlan:

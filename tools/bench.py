@@ -146,7 +146,7 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
             with clock.stage(stage), super().__call__(stage):
                 yield
 
-    model = type(engine.model)
+    model = type(engine.policy.model)
     calls: set[tuple[object, str, str]] = {
         (model, "velocity", "forward"),
         (model, "encode", "forward"),
@@ -165,7 +165,7 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
 
 def profile_steps(experiment: Experiment, steps: int) -> tuple[Clock, list[StepReport]]:
     """Seconds of `steps` training steps of one arm, after two for warming up, and their reports."""
-    engine = Engine.build(experiment, plugin_manager())
+    engine = Engine.build(experiment)
     clock = Clock()
     with profiled(engine, clock):
         for number in (1, 2):
@@ -230,12 +230,12 @@ class _Counter:
 def bench_branching(experiment: Experiment, repeats: int) -> tuple[list[Figure], list[str]]:
     """Wall-clock of a branching rollout as a share of independent rollouts with the same leaves."""
     wanted = experiment.rollouts.model_copy(update={"denoising_steps": STEPS})
-    engine = Engine.build(experiment.model_copy(update={"rollouts": wanted}), plugin_manager())
+    engine = Engine.build(experiment.model_copy(update={"rollouts": wanted}))
     texts = [prompt.text for prompt in engine.prompts.at(1)]
     figures: list[Figure] = []
     lines: list[str] = []
     for prompts in sorted({1, len(texts)}):
-        cond = engine.model.encode(texts[:prompts])
+        cond = engine.policy.model.encode(texts[:prompts])
         plans = [_plan(tree, prompts) for tree in (BranchingTree(), IndependentTree())]
         seconds = [[_execute(engine, plan, cond) for plan in plans] for _ in range(repeats + 1)][1:]
         (tree, tree_cpu), (apart, apart_cpu) = np.min(seconds, axis=0)  # (2, 2): plan, wall and processor
@@ -262,10 +262,10 @@ def _execute(engine: Engine, plan: RolloutPlan, cond: Conditioning) -> tuple[flo
 
     def velocity(latents: torch.Tensor, sigma: torch.Tensor, chosen: Conditioning) -> torch.Tensor:
         counter.rows += len(latents)
-        return engine.how.velocity(latents, sigma, chosen)
+        return engine.policy.how.velocity(latents, sigma, chosen)
 
     clock, begin = Clock(), time.process_time()
-    rollouts = roll_out(replace(engine.how, velocity=velocity), plan, cond, torch.Generator().manual_seed(0))
+    rollouts = roll_out(replace(engine.policy.how, velocity=velocity), plan, cond, torch.Generator().manual_seed(0))
     clock.book()
     processor = time.process_time() - begin
     if counter.rows != plan.forwards or len(rollouts.images) != plan.num_rollouts:

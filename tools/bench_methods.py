@@ -53,7 +53,7 @@ def experiments(methods: Path = METHODS) -> dict[str, Experiment]:
 
 def methods_table(steps: int) -> list[str]:
     """Times `steps` training steps of every method in turns, after one to warm up, and returns the section's lines."""
-    timed = {arm: Timed(Engine.build(each, plugin_manager()), cost(each)) for arm, each in experiments().items()}
+    timed = {arm: Timed(Engine.build(each), cost(each)) for arm, each in experiments().items()}
     for _ in range(steps + 1):
         for each in timed.values():
             each.step()

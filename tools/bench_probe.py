@@ -20,7 +20,6 @@ from aegpo.core.records import BoolArray, FloatArray, Prompt, Signals
 from aegpo.core.sections import ProbeSpec
 from aegpo.method.costs import cost
 from aegpo.method.planning import LATE, Planner
-from aegpo.plugin.manager import plugin_manager
 from aegpo.report.statistics import spearman
 from aegpo.train.base_entropies import BaseCurves
 from aegpo.train.engine import Engine
@@ -71,14 +70,14 @@ class Bench:
     """A trained engine, and the exact probe's answers on the prompts that come next."""
 
     def __init__(self, experiment: Experiment, train: int, batches: int) -> None:
-        self.engine = Engine.build(experiment.model_copy(update={"probe": EXACT}), plugin_manager())
+        self.engine = Engine.build(experiment.model_copy(update={"probe": EXACT}))
         self.planner = Planner.build(experiment)
         self.snapshots: dict[int, dict[str, torch.Tensor]] = {}
         self.rest = [0.0, 0.0]  # processor seconds of steps without the probe, and steps
         for number in range(1, train + 1):
             self._train(number)
         self.batches = [self.engine.prompts.at(train + 1 + each) for each in range(batches)]
-        self.conds = [self.engine.model.encode([prompt.text for prompt in batch]) for batch in self.batches]
+        self.conds = [self.engine.policy.model.encode([prompt.text for prompt in batch]) for batch in self.batches]
         self.exact, _ = self.run(EXACT)
         self.per_forward = self._per_forward()
 
@@ -113,7 +112,7 @@ class Bench:
         first = again = 0.0
         found: list[Probed] = []
         for batch, cond in zip(self.batches, self.conds, strict=True):
-            probe = EntropyProbe(self.engine.how, spec, BaseCurves())
+            probe = EntropyProbe(self.engine.policy.how, spec, BaseCurves())
             begin = time.process_time()
             found.append(probe.measure(1, batch, cond))
             middle = time.process_time()
@@ -123,9 +122,9 @@ class Bench:
 
     def _per_forward(self) -> float:
         """Processor seconds of one velocity evaluation in a batch of the rollout's size."""
-        how, cond = self.engine.how, self.conds[0]
+        how, cond = self.engine.policy.how, self.conds[0]
         rows = torch.arange(how.micro_batch) % len(self.batches[0])
-        latents = torch.randn(how.micro_batch, *self.engine.model.latent_shape)
+        latents = torch.randn(how.micro_batch, *self.engine.policy.model.latent_shape)
         begin = time.process_time()
         for level in range(3):
             with torch.no_grad():

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from aegpo.core.experiment import Experiment
-from aegpo.plugin.manager import plugin_manager
 from aegpo.rewards.remote import RemoteReward
 from aegpo.train.engine import Engine
 
@@ -56,7 +55,7 @@ def _sized(experiment: Experiment, reward: RemoteReward | None) -> Experiment:
 
 def _rollout_seconds(experiment: Experiment) -> float:
     """Of one step, after another to warm up."""
-    engine = Engine.build(_sized(experiment, None), plugin_manager())
+    engine = Engine.build(_sized(experiment, None))
     return [engine.step(number).seconds["rollout"] for number in (1, 2)][-1]
 
 
@@ -64,7 +63,7 @@ def _measured(experiment: Experiment, pause: float, steps: int) -> list[tuple[fl
     """Median seconds of sampling and of waiting for scores, asked at the end and asked early."""
     with _served(pause) as url:
         reward = RemoteReward(url=url, micro_batch=REQUEST, concurrency=1)
-        engine = Engine.build(_sized(experiment, reward), plugin_manager())
+        engine = Engine.build(_sized(experiment, reward))
         (scorer,) = engine.rewards
         ways = ([replace(scorer, early=0)], [scorer])
         engine.step(1)

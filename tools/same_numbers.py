@@ -50,14 +50,15 @@ def run_all(tree: Path, out: Path, files: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(["bash", "-c", script], cwd=tree, env=environment, stdout=log, stderr=log)
 
 
-def digests(out: Path) -> dict[str, str]:
-    """What a run left, by name: rows, images, tensors."""
-    return {name: hashlib.sha256(content).hexdigest() for name, content in contents(out)}
+def digests(out: Path, files: list[str]) -> dict[str, str]:
+    """What the runs of some experiments left, by name: rows, images, tensors."""
+    found = (each for file in files for each in contents(out, file))
+    return {name: hashlib.sha256(content).hexdigest() for name, content in found}
 
 
-def contents(out: Path) -> Iterator[tuple[str, bytes]]:
+def contents(out: Path, file: str) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of all that must be the same."""
-    for path in sorted(out.rglob("*")):
+    for path in sorted((out / file).rglob("*")):
         name = str(path.relative_to(out))
         if path.name in ("metrics.jsonl", "evaluations.jsonl"):
             for number, row in enumerate(path.read_bytes().splitlines()):
@@ -66,9 +67,9 @@ def contents(out: Path) -> Iterator[tuple[str, bytes]]:
         elif path.suffix == ".png":
             yield name, path.read_bytes()
         elif path.suffix == ".safetensors" and "checkpoints" in path.parts:
-            with safe_open(path, framework="numpy") as file:
-                for key in sorted(file.keys()):
-                    yield f"{name}:{key}", file.get_tensor(key).tobytes()
+            with safe_open(path, framework="numpy") as tensors:
+                for key in sorted(tensors.keys()):
+                    yield f"{name}:{key}", tensors.get_tensor(key).tobytes()
 
 
 def main() -> int:
@@ -93,7 +94,7 @@ def main() -> int:
             for log in (before.with_suffix(".log"), after.with_suffix(".log")):
                 print(log.read_text()[-3000:] if log.exists() else f"no {log}", file=sys.stderr)
             return 1
-        old, new = digests(before), digests(after)
+        old, new = digests(before, files), digests(after, files)
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     print(f"{len(old)} values against {options.against}: {len(differing)} differ")
     for name in differing[:40]:

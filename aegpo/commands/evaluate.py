@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aegpo.report.picture_sheet import Row
-    from aegpo.train.painting import Painter
+    from aegpo.train.policy import Policy
     from aegpo.train.rollouts import Execution
     from aegpo.train.scoring import Scorer
 
@@ -109,13 +109,13 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     out = request.out or Path("evaluations") / subject.label.replace(", ", "-").replace(" ", "-")
     refuse_existing(out)
 
-    from aegpo.train.painting import Painter
+    from aegpo.train.policy import Policy
     from aegpo.train.scoring import build_scorers
 
     with whole_folder(out) as folder:
-        painter = Painter(subject.experiment)
-        scorers = build_scorers(specs, painter.device)
-        painting = _Painting(painter, subject, scorers, request, folder, len(prompts))
+        policy = Policy(subject.experiment)
+        scorers = build_scorers(specs, policy.device)
+        painting = _Painting(policy, subject, scorers, request, folder, len(prompts))
         styles = [painting.style(name, texts) for name, texts in prompts.items()]
         found = compare(
             subject.label, styles, [spec.label for spec in specs], _settings(request, subject, specs, painting.steps)
@@ -209,16 +209,16 @@ class _Painting:
 
     def __init__(
         self,
-        painter: Painter,
+        policy: Policy,
         subject: Subject,
         scorers: Sequence[Scorer],
         request: EvaluateRequest,
         folder: Path,
         styles: int,
     ) -> None:
-        self._painter, self._scorers, self._folder = painter, scorers, folder
+        self._policy, self._scorers, self._folder = policy, scorers, folder
         self._seed, self._images = request.seed, request.images_per_prompt
-        self._how: Execution = painter.execution(request.steps)
+        self._how: Execution = policy.painting(request.steps)
         self._columns, self._runs = subject.columns, subject.runs
         self._weights = [run.weights() for run in subject.runs]  # on the CPU
         self._rows: list[Row] = []
@@ -235,14 +235,14 @@ class _Painting:
         from rich.console import Console
         from rich.progress import track
 
-        self._painter.prepare(texts)
+        self._policy.prepare(texts)
         size, labels = self._how.micro_batch, [scorer.label for scorer in self._scorers]
         shape = (max(1, len(self._runs)), self._images, len(texts))
         base, policy = ({label: np.zeros(shape) for label in labels} for _ in range(2))
         batches = [(image, first) for image in range(self._images) for first in range(0, len(texts), size)]
         for image, first in track(batches, description=name, console=Console(file=sys.stderr), transient=True):
             part = texts[first : first + size]
-            noise = self._painter.noise(self._done + first + (image << 32), len(part), self._seed)
+            noise = self._policy.numbered_noise(self._done + first + (image << 32), len(part), self._seed)
             for seed, (scores, base_scores) in enumerate(self._batch(name, image, first, part, noise)):
                 for table, found in ((policy, scores), (base, base_scores)):
                     for label, values in found.items():
@@ -255,17 +255,17 @@ class _Painting:
     ) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
         """Scores of the policy and the base for each run; where there is none, nothing and those of the model."""
         from aegpo.report.picture_sheet import pictures
-        from aegpo.train.scoring import HeldOut
+        from aegpo.train.held_out import HeldOut
 
-        with self._painter.base():
-            images = self._painter.paint(self._how, texts, noise)
+        with self._policy.base():
+            images = self._policy.images(texts, noise, self._how)
         base = HeldOut(self._scorers, texts, lambda _: images)
         shown = [self._save(pictures(images), self._columns[0], style, image, first)]
         if not self._runs:
             yield {}, dict(base.base_scores)
         for run, weights, column in zip(self._runs, self._weights, self._columns[1:], strict=True):
-            self._painter.take(weights, f"the checkpoint of step {run.step} in {run.folder}")
-            scores, base_scores, images = base.evaluate(lambda _: self._painter.paint(self._how, texts, noise))
+            self._policy.weights.take(weights, run.where)
+            scores, base_scores, images = base.evaluate(lambda _: self._policy.images(texts, noise, self._how))
             shown.append(self._save(pictures(images), column, style, image, first))
             yield scores, base_scores
         self._keep(texts, shown, image, first)

@@ -17,7 +17,7 @@ from aegpo.runs.manifest import read_manifest
 from aegpo.runs.opening import FoundRun, find_run
 
 if TYPE_CHECKING:
-    from aegpo.train.painting import Painter
+    from aegpo.train.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ def export(request: ExportRequest) -> str:
     refuse_existing(request.to)
     run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
 
-    from aegpo.train.painting import Painter
+    from aegpo.train.policy import Policy
 
-    painter = Painter(run.experiment)
-    painter.take_run(run)
+    policy = Policy(run.experiment)
+    policy.weights.take(run.weights(), run.where)
     whole = request.full or run.experiment.policy.train == "full"
     temporary = request.to.with_name(f".{request.to.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _write(painter, run, whole, temporary)
+        _write(policy, run, whole, temporary)
         if request.to.exists():
             request.to.rmdir()  # empty: that was looked at above
         temporary.rename(request.to)
@@ -59,11 +59,11 @@ def export(request: ExportRequest) -> str:
         raise AegpoError(f"cannot write {request.to}: {error.strerror or error}; nothing was kept") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _how_to_load(painter, request.to, whole)
+    return _how_to_load(policy, request.to, whole)
 
 
-def _write(painter: Painter, run: FoundRun, whole: bool, folder: Path) -> None:
-    model, kind = painter.model, run.experiment.model.kind
+def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
+    model, kind = policy.model, run.experiment.model.kind
     if not isinstance(model, Exportable):
         raise AegpoError(
             f"model {kind!r} cannot be exported: it has no save_adapters(folder) and save_pipeline(folder); the "
@@ -87,8 +87,8 @@ def _write(painter: Painter, run: FoundRun, whole: bool, folder: Path) -> None:
     )
 
 
-def _how_to_load(painter: Painter, folder: Path, whole: bool) -> str:
-    model = painter.experiment.model
+def _how_to_load(policy: Policy, folder: Path, whole: bool) -> str:
+    model = policy.experiment.model
     if model.kind == "shapes":
         return f"model: {{kind: shapes, weights: {folder}}}"
     again = f"model: {{kind: {model.kind}, path: {folder}}}"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import pluggy
 from rich.console import Console
 from rich.text import Text
 
@@ -54,10 +53,9 @@ def profile(request: ProfileRequest, console: Console, progress: Console) -> Pat
     Raises:
         AegpoError: for a target that does not exist, or a network whose attention cannot be measured.
     """
-    manager = plugin_manager(request.plugins)
-    target = find_target(request, load_registries(manager))
+    target = find_target(request, load_registries(plugin_manager(request.plugins)))
     folder = _writable(request.out or target.default_out)
-    subject = _Subject(request, target, manager)
+    subject = _Subject(request, target)
     analysis = subject.analysis()
     for line in _lines(analysis):
         _say(console, line)
@@ -81,23 +79,23 @@ class _Subject:
 
     request: ProfileRequest
     target: Target
-    manager: pluggy.PluginManager
 
     def __post_init__(self) -> None:
-        self.engine = Engine.build(self.target.experiment, self.manager)
+        self.engine = Engine.build(self.target.experiment)
 
     def measure(self) -> Profile:
         """Profiles the policy that the engine has now."""
         seed = self.target.experiment.probe.seed
-        return measure_profile(self.engine.how, self.target.texts, seed, self.request.layers, self.request.rows)
+        return measure_profile(self.engine.policy.how, self.target.texts, seed, self.request.layers, self.request.rows)
 
     def analysis(self) -> Analysis:
         """Profiles the base, then the policy of the checkpoint."""
-        with self.engine.model.base():
+        with self.engine.policy.model.base():
             base = self.measure()
         policy = None
         if self.target.folder is not None:
-            self.engine.restore(load_step(self.target.checkpoints, self.target.step, self.engine.device))
+            checkpoint = load_step(self.target.checkpoints, self.target.step, self.engine.policy.device)
+            self.engine.load_state_dict(checkpoint.tensors, checkpoint.state)
             policy = self.measure()
         return analyse(self.target, base, policy)
 

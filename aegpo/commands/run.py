@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from aegpo.config.loading import ExperimentFile, load_experiment_file
-from aegpo.core.hookspecs import Outcome
 from aegpo.core.parts import TrackerSpec
-from aegpo.core.records import RunInfo
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
@@ -31,16 +28,14 @@ from aegpo.runs.child_processes import (
     usable_cores,
     usable_gpus,
 )
-from aegpo.runs.evaluations import evaluated_steps
 from aegpo.runs.folders import Run, locked, run_folder, start_over, write_order
 from aegpo.runs.manifest import changed_batches, changed_versions, check_manifest, open_manifest
+from aegpo.runs.observers import NO_ROOM, Observers
 from aegpo.runs.progress import Record, display
 from aegpo.runs.trackers import JsonlTracker
 
 if TYPE_CHECKING:
     import pluggy
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -148,10 +143,11 @@ def select_runs(file: ExperimentFile, request: LaunchRequest) -> list[Run]:
 
 def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
     """Starts or resumes one run in this process; the exit code is 0 or 130."""
-    with locked(run.folder), StopSignals() as stop:
+    with locked(run.folder), StopSignals() as stop, _room_in(run.folder):
         import torch
 
         from aegpo.runs import checkpoints
+        from aegpo.runs.loop import Loop, owes_evaluation
         from aegpo.train.engine import Engine
 
         manifest = open_manifest(run, distributions(manager), torch.get_num_threads())
@@ -161,32 +157,34 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
             _say(console, f"{run.label}: goes on with another micro-batch than it began with: {change}")
         torch.set_num_threads(manifest["threads"])
         checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line))
-        for index, spec in enumerate(_trackers(run)):
-            manager.register(spec.build(run.folder), name=f"tracker/{index}-{spec.kind}")
-        first_step = 0 if checkpoint is None else checkpoint.step
-        last = run.experiment.training_steps
-        evaluated = evaluated_steps(last, run.experiment.evaluation.every)
-        info = RunInfo(run.arm, run.seed, run.folder, first_step, last, evaluated)
-        try:
-            engine = Engine.build(run.experiment, manager)
-            if checkpoint is not None:
-                engine.restore(checkpoint)
-            outcome = engine.run(info, stop.wanted)
-        except BaseException as error:
-            how: Outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            full = error if isinstance(error, OSError) and error.errno in _NO_ROOM else None
-            with suppress(OSError) if full else nullcontext():  # a tracker may try to write its rest
-                manager.hook.aegpo_on_run_end(run=info, outcome=how)
-            if full is not None:
-                raise AegpoError(
-                    f"{run.folder} cannot be written to: {full.strerror}; make room, then give the same command "
-                    "again: it goes on from the newest checkpoint"
-                ) from error
-            raise
+        info = run.info(0 if checkpoint is None else checkpoint.step, owes_evaluation(checkpoint))
+        observers = Observers(manager, info, lambda line: _say(console, f"{run.label}: {line}"))
+        for spec in _trackers(run):
+            observers.add(f"tracker {spec.kind!r}", spec.build(run.folder), spec.on_error, spec.kind == "jsonl")
+        engine = Engine.build(run.experiment)
+        if checkpoint is not None:
+            engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+        for name, part in engine.parts().items():
+            observers.add(name, part)
+        outcome = Loop(engine, info, observers).run(stop.wanted)
         if outcome == "interrupted":
             return INTERRUPTED
         run.mark_finished(info.training_steps)
         return 0
+
+
+@contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    """Inside, a disk that is full is told as such."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise AegpoError(
+            f"{folder} cannot be written to: {error.strerror}; make room, then give the same command again: it goes "
+            "on from the newest checkpoint"
+        ) from error
 
 
 def _trackers(run: Run) -> Sequence[TrackerSpec]:

@@ -14,9 +14,8 @@ from aegpo.runs.opening import find_run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
-    from aegpo.train.painting import Painter
+    from aegpo.train.policy import Policy
 
 BASE, POLICY = "base", "policy"
 
@@ -54,35 +53,35 @@ def sample(request: SampleRequest) -> Path:
     refuse_existing(out)
 
     from aegpo.report.picture_sheet import Row, save_pictures, sheet
-    from aegpo.train.painting import Painter
+    from aegpo.train.policy import Policy
 
-    painter = Painter(run.experiment)
-    painter.take_run(run)
-    base, policy = paint_both(painter, texts, request.seed, request.steps)
-    for folder, images in ((BASE, base), (POLICY, policy)):
+    policy = Policy(run.experiment)
+    policy.weights.take(run.weights(), run.where)
+    base, trained = paint_both(policy, texts, request.seed, request.steps)
+    for folder, images in ((BASE, base), (POLICY, trained)):
         save_pictures(images, out / folder)
-    rows = [Row(*each) for each in zip(texts, zip(base, policy, strict=True), strict=True)]
+    rows = [Row(*each) for each in zip(texts, zip(base, trained, strict=True), strict=True)]
     sheet(rows, (BASE, f"{POLICY}, step {run.step}")).save(out / "grid.png")
     how = {"run": str(run.folder), "step": run.step, "seed": request.seed, "prompts": texts}
-    write_json(out / "samples.json", how | {"denoising_steps": len(painter.execution(request.steps).sigmas) - 1})
+    write_json(out / "samples.json", how | {"denoising_steps": len(policy.painting(request.steps).sigmas) - 1})
     return out
 
 
-def paint_both(painter: Painter, texts: list[str], seed: int, steps: int | None) -> tuple[list[Image], list[Image]]:
+def paint_both(policy: Policy, texts: list[str], seed: int, steps: int | None) -> tuple[list[Image], list[Image]]:
     """Each prompt as the base and the policy paint it from one noise."""
     from aegpo.report.picture_sheet import pictures
 
-    painter.prepare(texts)
-    how = painter.execution(steps)
+    policy.prepare(texts)
+    how = policy.painting(steps)
     base: list[Image] = []
-    policy: list[Image] = []
+    trained: list[Image] = []
     for first in range(0, len(texts), how.micro_batch):
         part = texts[first : first + how.micro_batch]
-        noise: Tensor = painter.noise(first, len(part), seed)
-        with painter.base():
-            base += pictures(painter.paint(how, part, noise))
-        policy += pictures(painter.paint(how, part, noise))
-    return base, policy
+        noise = policy.numbered_noise(first, len(part), seed)
+        with policy.base():
+            base += pictures(policy.images(part, noise, how))
+        trained += pictures(policy.images(part, noise, how))
+    return base, trained
 
 
 def refuse_existing(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The hooks: nine to register parts, four to observe a run.
+"""The hooks: nine to register parts, five to observe a run.
 
 A registry answers "which one?"; a hook answers "who else wants to know?". Registration hooks receive a registry and
 call ``registry.add(SpecClass)``. Observer hooks are told what happened; what they return is ignored and they cannot
@@ -23,7 +23,7 @@ from aegpo.core.parts import (
     TrackerSpec,
     TreeSpec,
 )
-from aegpo.core.records import RunInfo, StepReport
+from aegpo.core.records import Evaluation, RunInfo, StepReport
 from aegpo.core.registry import Registry
 
 PROJECT = "aegpo"
@@ -85,7 +85,12 @@ def aegpo_on_run_start(run: RunInfo) -> None:
 
 @hookspec
 def aegpo_on_step_end(run: RunInfo, report: StepReport) -> None:
-    """A training step is over; step 0 reports the evaluation before training."""
+    """A training step is over."""
+
+
+@hookspec
+def aegpo_on_evaluation(run: RunInfo, step: int, evaluation: Evaluation) -> None:
+    """The held-out prompts were scored, after training step `step`; 0 is before training."""
 
 
 @hookspec

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 JOINT_BLOCKS = ("joint", "image-image", "image-text", "text-image", "text-text")  # of layers with image and text
+OnError = Literal["stop", "drop"]  # what an observer's failure means for a run
 # diffusers' names of the projections of attention, of the image and of the words (Flow-GRPO's list)
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
@@ -39,6 +40,8 @@ class PartSpec(Spec):
 
     The experiment is an `aegpo.Experiment`; an experiment is made of parts, so that it cannot be named here.
     """
+
+    kind: str
 
     def problems(self, experiment: Any) -> Iterator[str]:
         """What makes this part impossible in the experiment, in words."""
@@ -209,6 +212,7 @@ class TrackerSpec(Spec):
     """An observer that records or shows a run."""
 
     kind: str
+    on_error: OnError = Field("stop", description="when it fails: stop the run, whose state is saved, or drop it")
 
     def build(self, folder: Path) -> object:
         """An object with any of the observer hooks; `folder` is the run's own."""

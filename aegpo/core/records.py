@@ -255,14 +255,12 @@ class Evaluation:
     scores: Mapping[str, FloatArray]  # reward label -> (prompts,)
     base_scores: Mapping[str, FloatArray]  # the same for the untouched base policy
     images: Tensor  # (k, 3, h, w) in [0, 1]: the first k prompts, the same noise every time
+    seconds: float = 0.0  # wall-clock; everything else is deterministic
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one training step did. Everything but `seconds` is deterministic.
-
-    Step 0 stands for the state before training: it has an evaluation and empty arrays.
-    """
+    """What one training step did. Everything but `seconds` is deterministic."""
 
     step: int
     metrics: Mapping[str, float]
@@ -271,7 +269,6 @@ class StepReport:
     selected: BoolArray  # (P, T)
     entropy: FloatArray | None  # (P, T) nats; None if no part reads it
     delta: FloatArray | None  # (P,) nats; None if no part reads it
-    evaluation: Evaluation | None
     seconds: Mapping[str, float]  # stage -> wall-clock
 
 
@@ -285,6 +282,7 @@ class RunInfo:
     first_step: int  # steps already done: 0, or the step of the checkpoint a resumed run starts from
     training_steps: int
     evaluated_steps: tuple[int, ...] = (0,)  # after which the held-out prompts are scored; 0: before training
+    owes_evaluation: bool = False  # that of `first_step` is still to come
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Allocator, TimestepSelector, Tree
 from aegpo.core.problems import Problem
-from aegpo.core.records import BoolArray, FloatArray, IntArray, RolloutPlan, Signals
+from aegpo.core.records import BoolArray, FloatArray, IntArray, RolloutPlan, Signals, StepTable
 from aegpo.errors import ContractError, PlanError
-from aegpo.method.residual_noise import residual_noise
 from aegpo.method.tails import with_tail
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
@@ -55,17 +54,20 @@ class Planner:
         spec, budget = self.experiment, self.experiment.rollouts.rollouts_per_step
         with contracts.blaming("allocator", spec.allocator.kind):
             counts = self.allocator.allocate(signals, budget, rng)
-        contracts.check_counts(spec.allocator.kind, counts, signals, budget)
+            contracts.check_counts(spec.allocator.kind, counts, signals, budget)
         with contracts.blaming("selector", spec.selector.kind):
             selected = self.selector.select(signals, rng)
-        contracts.check_selection(spec.selector.kind, selected, signals)
+            contracts.check_selection(spec.selector.kind, selected, signals)
         with contracts.blaming("tree", spec.tree.kind):
             plan = self.tree.plan(counts, selected, rng)
-        contracts.check_plan(spec.tree.kind, plan, counts, selected)
-        contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
-        contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)
+            contracts.check_plan(spec.tree.kind, plan, counts, selected)
+        with contracts.blaming("objective", spec.objective.kind):
+            contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
+        with contracts.blaming("sampler", spec.sampler.kind):
+            contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)
         if spec.rollouts.decode == "predicted-clean":
-            contracts.check_last_split(spec.tree.kind, plan)
+            with contracts.blaming("tree", spec.tree.kind):
+                contracts.check_last_split(spec.tree.kind, plan)
         if spec.rollouts.tail is not None:
             plan = with_tail(plan, spec.sigmas, spec.rollouts.tail)
         return Planned(counts, selected, plan)
@@ -87,7 +89,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         try:
             plans.append(plan_step(experiment, known))
         except (PlanError, ContractError) as error:
-            yield Problem((str(error).split()[0],), str(error))  # the message begins with the part it blames
+            yield Problem(error.location, error.message)
             return
     if not any(plan.trained_edges for plan in plans):
         yield Problem(
@@ -139,3 +141,34 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
         base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
         for step in (FIRST, LATE + index):
             yield replace(known, step=step, entropy=entropy, base_entropy=base)
+
+
+# --- noise that stays in images --------------------------------------------------------------------------------------
+
+
+def noise_levels(plan: RolloutPlan, table: StepTable, sigmas: FloatArray) -> tuple[FloatArray, ...]:
+    """The std of the noise in every node's latents, T+1 arrays (N_i,), if the data were a single image.
+
+    A perfect network then says v = x / sigma, so that a stochastic step with coefficients A_x and A_v takes noise w to
+    w'^2 = (A_x + A_v / sigma)^2 w^2 + std^2, and a deterministic one keeps the schedule's share, w' = w sigma' / sigma.
+    A schedule that is kept has w = sigma; what is more is noise the step added and never took out.
+    """
+    sigmas = sigmas if plan.tail is None else plan.tail.sigmas
+    levels: list[FloatArray] = [np.full(len(plan.prompt[0]), sigmas[0])]
+    for level, (parent, noisy) in enumerate(zip(plan.parent, plan.noisy, strict=True)):
+        before = levels[-1][parent]
+        following = before * sigmas[level + 1] / sigmas[level]
+        if noisy.any():
+            slope = table.latents[level] + table.velocity[level] / sigmas[level]
+            stochastic = np.sqrt((slope * before) ** 2 + table.std[level] ** 2)
+            following = np.where(noisy, stochastic, following)
+        levels.append(following)
+    return tuple(levels)
+
+
+def residual_noise(plan: RolloutPlan, table: StepTable, sigmas: FloatArray, predicted_clean: bool = False) -> float:
+    """Mean over rollouts of the noise in the final latents beyond the schedule's; see `noise_levels`."""
+    levels = noise_levels(plan, table, sigmas)
+    sigmas = sigmas if plan.tail is None else plan.tail.sigmas
+    final = levels[-2][plan.parent[-1]] * sigmas[-1] / sigmas[-2] if predicted_clean else levels[-1]
+    return float(final.mean() - sigmas[-1])

@@ -9,7 +9,7 @@ from torch import nn
 
 from aegpo.core.parts import ATTENTION_TARGETS
 from aegpo.core.sections import PolicySpec
-from aegpo.errors import AegpoError
+from aegpo.errors import SettingError
 
 
 def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = ATTENTION_TARGETS) -> None:
@@ -19,7 +19,7 @@ def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = 
     which count where the spec names none.
 
     Raises:
-        AegpoError: if no module matches the targets.
+        SettingError: if no module matches the targets.
     """
     if spec.train == "full":
         policy.float().requires_grad_(True)
@@ -32,9 +32,10 @@ def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = 
         names = sorted(
             {name.rsplit(".", 1)[-1] for name, part in policy.named_modules() if isinstance(part, nn.Linear)}
         )
-        raise AegpoError(
-            f"policy: no module of {type(policy).__name__} matches 'targets' {', '.join(targets)}; "
-            f"its linear layers end in {', '.join(names)}"
+        raise SettingError(
+            f"no module of {type(policy).__name__} matches 'targets' {', '.join(targets)}; "
+            f"its linear layers end in {', '.join(names)}",
+            "policy",
         ) from error
     for name, weight in policy.named_parameters():
         weight.requires_grad_("lora_" in name)

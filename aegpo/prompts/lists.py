@@ -14,7 +14,7 @@ from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Problem
 from aegpo.core.records import IntArray, Prompt
 from aegpo.core.sections import DatasetPrompts
-from aegpo.errors import AegpoError
+from aegpo.errors import AegpoError, SettingError
 from aegpo.prompts.sources import read_dataset, read_file, read_places
 
 Split = Literal["train", "evaluation"]
@@ -59,7 +59,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         try:
             used = _used(experiment, split, read_places(path))
         except AegpoError as error:
-            yield Problem(("prompts", split), str(error).removeprefix("prompts: "))
+            yield Problem(("prompts", split), error.message)
             continue
         refused = ((each, where, why) for where, text in used for each in particular if (why := each.refuses(text)))
         for each, where, why in islice(refused, 1):
@@ -85,10 +85,11 @@ def refuse_shared(train: Sequence[str], held_out: Sequence[str]) -> None:
     known = set(train)
     shared = [text for text in held_out if text in known]
     if shared:
-        raise AegpoError(
-            f"prompts: {len(shared)} of {len(held_out)} evaluation prompts are trained on too, such as {shared[0]!r}; "
+        raise SettingError(
+            f"{len(shared)} of {len(held_out)} evaluation prompts are trained on too, such as {shared[0]!r}; "
             "scores on them would not be held-out, so give 'prompts.evaluation' a file of its own, or set "
-            "'prompts.shared: drop' to leave them out of training"
+            "'prompts.shared: drop' to leave them out of training",
+            "prompts",
         )
 
 
@@ -97,7 +98,8 @@ class PromptStream:
 
     def __init__(self, texts: Sequence[str], per_step: int, seed: int) -> None:
         if len(texts) < per_step:
-            raise AegpoError(f"prompts: {len(texts)} training prompts are fewer than the {per_step} of a step")
+            message = f"{len(texts)} training prompts are fewer than the {per_step} of a step"
+            raise SettingError(message, "prompts")
         self._texts, self._per_step, self._seed = tuple(texts), per_step, seed
         self._last: tuple[int, IntArray] | None = None  # the epoch asked for last, and its order
 

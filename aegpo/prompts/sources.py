@@ -9,7 +9,7 @@ from typing import Any
 
 from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts
-from aegpo.errors import AegpoError
+from aegpo.errors import SettingError
 from aegpo.prompts.hub import refusal
 
 KEY = "prompt"  # of the text in .json and .jsonl
@@ -26,17 +26,17 @@ def read_places(path: Path) -> dict[str, Prompt]:
     Other keys of an object are the prompt's metadata.
 
     Raises:
-        AegpoError: if the file is missing or is not such a file, or has no prompts.
+        SettingError: if the file is missing or is not such a file, or has no prompts.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise AegpoError(f"prompts: cannot read {path}: {error.strerror}") from error
+        raise SettingError(f"cannot read {path}: {error.strerror}", "prompts") from error
     except UnicodeDecodeError as error:
-        raise AegpoError(f"prompts: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise SettingError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8", "prompts") from error
     found = list(_READERS.get(path.suffix.lower(), _lines)(path, text))
     if not found:
-        raise AegpoError(f"prompts: {path} has no prompts; it should have one a line")
+        raise SettingError(f"{path} has no prompts; it should have one a line", "prompts")
     return {where: Prompt(index, words, metadata) for index, (where, words, metadata) in enumerate(found)}
 
 
@@ -44,14 +44,15 @@ def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
     """The prompts of a dataset, each once, in its order.
 
     Raises:
-        AegpoError: if `datasets` is not installed, the dataset cannot be had, or has no such split or column.
+        SettingError: if `datasets` is not installed, the dataset cannot be had, or has no such split or column.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise AegpoError(
-            f"prompts: {source.label} needs the package datasets, which cannot be imported ({error}); install it with  "
-            'pip install "aegpo[datasets]"'
+        raise SettingError(
+            f"{source.label} needs the package datasets, which cannot be imported ({error}); install it with  "
+            'pip install "aegpo[datasets]"',
+            "prompts",
         ) from error
     where = Path(source.dataset).expanduser()
     name = str(where) if where.is_dir() else source.dataset
@@ -60,16 +61,17 @@ def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
     except Exception as error:  # datasets, the hub and their files fail in many ways; all of them are the source's
         told = None if where.is_dir() else _refused(source)
         reason = f"it {told}" if told else next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise AegpoError(
-            f"prompts: {source.label} cannot be loaded: {reason}; with a network, 'hf download {source.dataset} "
-            "--repo-type dataset' gets it once, or give a file of prompts instead"
+        raise SettingError(
+            f"{source.label} cannot be loaded: {reason}; with a network, 'hf download {source.dataset} "
+            "--repo-type dataset' gets it once, or give a file of prompts instead",
+            "prompts",
         ) from error
     if source.column not in rows.column_names:
         known = ", ".join(rows.column_names)
-        raise AegpoError(f"prompts: {source.label} has no column {source.column!r}; it has {known}")
+        raise SettingError(f"{source.label} has no column {source.column!r}; it has {known}", "prompts")
     texts = tuple(dict.fromkeys(str(text).strip() for text in rows[source.column] if str(text).strip()))
     if not texts:
-        raise AegpoError(f"prompts: column {source.column!r} of {source.label} is empty")
+        raise SettingError(f"column {source.column!r} of {source.label} is empty", "prompts")
     return texts
 
 
@@ -100,7 +102,7 @@ def _json_lines(path: Path, text: str) -> Iterator[_Entry]:
             try:
                 value = json.loads(line)
             except ValueError as error:
-                raise AegpoError(f"prompts: {path}, line {number} is not JSON: {error}") from error
+                raise SettingError(f"{path}, line {number} is not JSON: {error}", "prompts") from error
             yield _entry(f"{path}, line {number}", value)
 
 
@@ -108,9 +110,9 @@ def _json_list(path: Path, text: str) -> Iterator[_Entry]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise AegpoError(f"prompts: {path} is not JSON: {error}") from error
+        raise SettingError(f"{path} is not JSON: {error}", "prompts") from error
     if not isinstance(values, list):
-        raise AegpoError(f"prompts: {path} holds a {type(values).__name__}; a list of prompts was expected")
+        raise SettingError(f"{path} holds a {type(values).__name__}; a list of prompts was expected", "prompts")
     yield from (_entry(f"{path}, item {index}", value) for index, value in enumerate(values))
 
 
@@ -124,7 +126,7 @@ def _entry(where: str, value: object) -> _Entry:
     if isinstance(value, Mapping) and isinstance(value.get(KEY), str) and value[KEY].strip():
         return where, value[KEY].strip(), {str(key): other for key, other in value.items() if key != KEY}
     known = f"has the keys {', '.join(_names(value))}" if isinstance(value, Mapping) else f"is {json.dumps(value)}"
-    raise AegpoError(f"prompts: {where} {known}; a text, or an object with a text under {KEY!r}, was expected")
+    raise SettingError(f"{where} {known}; a text, or an object with a text under {KEY!r}, was expected", "prompts")
 
 
 def _names(value: Iterable[object]) -> list[str]:

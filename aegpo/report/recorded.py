@@ -196,9 +196,17 @@ def _read_run(arm: str, seed: int, folder: Path) -> RecordedRun:
         manifest,
         tuple(steps[step] for step in sorted(steps)),
         tuple(evaluations[step] for step in sorted(evaluations)),
-        {row["step"]: row["seconds"] for row in _rows(folder / "timing.jsonl")},
+        _seconds(folder / "timing.jsonl"),
         (folder / "finished.json").exists(),
     )
+
+
+def _seconds(path: Path) -> dict[int, Mapping[str, float]]:
+    """Wall-clock by step and stage; a step and its evaluation are rows of their own."""
+    found: dict[int, dict[str, float]] = {}
+    for row in _rows(path):
+        found.setdefault(row["step"], {}).update(row["seconds"])
+    return dict(found)
 
 
 def _step(row: Mapping[str, Any]) -> RecordedStep:

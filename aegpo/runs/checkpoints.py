@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aegpo.errors import CheckpointError
 from aegpo.core.files import sync_folder
+from aegpo.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch

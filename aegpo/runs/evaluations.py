@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 _SHOWN = 5  # steps that a message names
 
 
-
 def evaluated_steps(training_steps: int, every: int) -> tuple[int, ...]:
     """After which training steps a run scores the held-out prompts; 0 is before training."""
     return tuple(step for step in range(training_steps + 1) if step % every == 0 or step == training_steps)

@@ -11,23 +11,22 @@ OUT/NAME/ARM/seed-S/
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from aegpo.core.files import write_json
-from aegpo.errors import AegpoError
 from aegpo.core.experiment import Experiment
+from aegpo.core.files import write_json
+from aegpo.core.records import RunInfo
+from aegpo.errors import AegpoError
+from aegpo.runs.evaluations import evaluated_steps
 
 _LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -42,6 +41,12 @@ class Run:
     def label(self) -> str:
         """How messages call the run."""
         return f"{self.arm} seed {self.seed}"
+
+    def info(self, first_step: int, owes_evaluation: bool) -> RunInfo:
+        """What observers are told of the run, which goes on after `first_step`."""
+        last = self.experiment.training_steps
+        due = evaluated_steps(last, self.experiment.evaluation.every)
+        return RunInfo(self.arm, self.seed, self.folder, first_step, last, due, owes_evaluation)
 
     @property
     def checkpoints(self) -> Path:
@@ -75,8 +80,6 @@ def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None
     order = {"arms": list(arms), "seeds": list(seeds)}
     if not path.exists() or json.loads(path.read_bytes()) != order:
         write_json(path, order)
-
-
 
 
 @contextmanager
@@ -113,5 +116,3 @@ def start_over(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-

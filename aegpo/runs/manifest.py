@@ -33,9 +33,6 @@ _LIBRARIES = (
 )
 
 
-
-
-
 def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) -> dict[str, Any]:
     """Writes the run's manifest, or reads and checks the one an earlier start wrote.
 
@@ -178,5 +175,3 @@ def commit() -> str | None:
     except OSError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
-
-

@@ -6,17 +6,17 @@ of them is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aegpo.runs import checkpoints
-from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.config.loading import parse_experiment
-from aegpo.core.parts import Registries
-from aegpo.runs.manifest import read_manifest
 from aegpo.core.experiment import Experiment
+from aegpo.core.parts import Registries
+from aegpo.errors import AegpoError, CheckpointError, SpecError
+from aegpo.runs import checkpoints
+from aegpo.runs.manifest import read_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,11 @@ class FoundRun:
     def label(self) -> str:
         """How messages and pages call it."""
         return f"{self.experiment.name}, {self.arm} seed {self.seed}, step {self.step}"
+
+    @property
+    def where(self) -> str:
+        """How messages call its checkpoint."""
+        return f"the checkpoint of step {self.step} in {self.folder}"
 
     def weights(self) -> dict[str, Tensor]:
         """The trained weights by name, on the CPU: the averaged ones where the run keeps them, as evaluation does.
@@ -137,22 +142,3 @@ def common_experiment(runs: Sequence[FoundRun]) -> Experiment:
                 f"{run.folder} and {runs[0].folder} were run with different experiments (in {differing}); name one run"
             )
     return runs[0].experiment
-
-
-def check_fits(where: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """The weights of a checkpoint are those of the policy, by name and shape.
-
-    Raises:
-        CheckpointError: if one is missing, unknown or of another shape; the message names a few.
-    """
-    missing = [name for name in wanted if name not in given]
-    unknown = [name for name in given if name not in wanted]
-    other = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
-    faults = {"lacks": missing, "has weights the policy has no place for:": unknown, "has other shapes for": other}
-    for fault, names in faults.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CheckpointError(
-                f"{where} {fault} {', '.join(names[:3])}{more}; was the model at 'model.path' or 'model.weights' "
-                "replaced after the run began? put back the one it began with"
-            )

@@ -42,8 +42,12 @@ class Standing:
         parts = [] if self.reward is None else [f"reward {self.reward:.3f}"]
         parts.append(f"forwards {self.forwards:,}")
         if evaluation and self.evaluation:
-            parts.append("evaluation " + ", ".join(f"{label} {value:.3f}" for label, value in self.evaluation.items()))
+            parts.append(self.scores())
         return "  ".join(parts)
+
+    def scores(self) -> str:
+        """The last evaluation in words."""
+        return "evaluation " + ", ".join(f"{label} {value:.3f}" for label, value in self.evaluation.items())
 
 
 class Record:
@@ -172,6 +176,9 @@ class Lines:
         if not news or standing.evaluated is None:
             return
         self._last[label] = (standing.step, standing.evaluated)
+        if standing.step == step:  # whose own numbers were told
+            self.say(f"{label}: step {step}/{standing.total}  {standing.scores()}")
+            return
         left = pace.left(standing.step, standing.total)
         eta = "" if left is None else f"  eta {_clock(left)}"
         numbers = standing.numbers(evaluation=standing.evaluated != evaluated)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from aegpo.errors import AegpoError, CheckpointError
+from aegpo.core.files import append_row, write_atomically
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.parts import TrackerSpec
 from aegpo.core.records import Evaluation, FloatArray, RunInfo, StepReport
+from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.evaluations import unevaluated
-from aegpo.core.files import sync_folder, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,7 @@ class JsonlTracker(TrackerSpec):
     """The record of a run: one JSON row a step, evaluations, timings and image grids; the report reads it."""
 
     kind: Literal["jsonl"] = "jsonl"
+    on_error: Literal["stop"] = Field("stop", description="a run does not go on without its record")
 
     def build(self, folder: Path) -> JsonlObserver:
         """An observer that writes into the run's folder."""
@@ -99,25 +100,29 @@ class JsonlObserver:
                 f"the checkpoint was written after step {run.first_step}, but {self.metrics} holds {len(kept)} of the "
                 f"{run.first_step} rows before it; put the file back, or start the run over with --fresh"
             )
-        lost = unevaluated(evaluated, run.evaluated_steps, run.first_step) if run.first_step > 0 else ""
+        done = run.first_step - 1 if run.owes_evaluation else run.first_step
+        lost = unevaluated(evaluated, run.evaluated_steps, done) if run.first_step > 0 else ""
         if lost:
             raise CheckpointError(
                 f"the checkpoint was written after step {run.first_step}, but {self.evaluations} lacks {lost}; put the "
                 "file back, or start the run over with --fresh"
             )
         for image in self.images.glob("step-*.png"):
-            if run.first_step == 0 or int(image.stem.removeprefix("step-")) > run.first_step:
+            if int(image.stem.removeprefix("step-")) > done:
                 image.unlink()
 
     @hookimpl
     def aegpo_on_step_end(self, run: RunInfo, report: StepReport) -> None:
         """Adds the step's rows."""
-        if report.evaluation is not None:
-            write_atomically(self.images / f"step-{report.step:06d}.png", grid_png(report.evaluation.images))
-            _append(self.evaluations, {"step": report.step, **_evaluation_row(report.evaluation)})
-        _append(self.timing, {"step": report.step, "seconds": dict(report.seconds)})
-        if report.step > 0:
-            _append(self.metrics, _metrics_row(report))
+        append_row(self.timing, {"step": report.step, "seconds": dict(report.seconds)})
+        append_row(self.metrics, _metrics_row(report))
+
+    @hookimpl
+    def aegpo_on_evaluation(self, run: RunInfo, step: int, evaluation: Evaluation) -> None:
+        """Adds the evaluation's row, and its images."""
+        write_atomically(self.images / f"step-{step:06d}.png", grid_png(evaluation.images))
+        append_row(self.timing, {"step": step, "seconds": {"evaluation": evaluation.seconds}})
+        append_row(self.evaluations, {"step": step, **_evaluation_row(evaluation)})
 
 
 def _metrics_row(report: StepReport) -> dict[str, Any]:
@@ -143,16 +148,6 @@ def _evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "base_scores": {label: scores.tolist() for label, scores in evaluation.base_scores.items()},
         "prompts": list(evaluation.prompts),
     }
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("ab") as file:
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        sync_folder(path.parent)
 
 
 def _keep_rows(path: Path, last_step: int) -> list[int]:
@@ -229,11 +224,16 @@ class ConsoleObserver:
         """Shows the step."""
         assert self._display is not None, "a run starts before it steps"
         assert self._standing is not None
-        if report.step > 0:
-            self._standing = self._standing.after_step(report.step, report.metrics)
-        if report.evaluation is not None:
-            means = {label: float(scores.mean()) for label, scores in report.evaluation.scores.items()}
-            self._standing = self._standing.after_evaluation(report.step, means)
+        self._standing = self._standing.after_step(report.step, report.metrics)
+        self._display.show(_label(run), self._standing)
+
+    @hookimpl
+    def aegpo_on_evaluation(self, run: RunInfo, step: int, evaluation: Evaluation) -> None:
+        """Shows its mean scores."""
+        assert self._display is not None, "a run starts before it evaluates"
+        assert self._standing is not None
+        means = {label: float(scores.mean()) for label, scores in evaluation.scores.items()}
+        self._standing = self._standing.after_evaluation(step, means)
         self._display.show(_label(run), self._standing)
 
     @hookimpl
@@ -269,12 +269,20 @@ class TensorboardObserver:
         """Adds a point to every curve."""
         assert self._writer is not None, "a run starts before it steps"
         scalars = {**report.metrics, **{f"seconds/{stage}": value for stage, value in report.seconds.items()}}
-        if report.evaluation is not None:
-            scores = report.evaluation.scores.items()
-            scalars |= {f"evaluation/{label}": float(values.mean()) for label, values in scores}
-            self._writer.add_images("evaluation", report.evaluation.images.clamp(0, 1), report.step)
+        self._add(report.step, scalars)
+
+    @hookimpl
+    def aegpo_on_evaluation(self, run: RunInfo, step: int, evaluation: Evaluation) -> None:
+        """Adds a point to the curves of mean scores, and the images."""
+        assert self._writer is not None, "a run starts before it evaluates"
+        scores = {f"evaluation/{label}": float(values.mean()) for label, values in evaluation.scores.items()}
+        self._writer.add_images("evaluation", evaluation.images.clamp(0, 1), step)
+        self._add(step, {**scores, "seconds/evaluation": evaluation.seconds})
+
+    def _add(self, step: int, scalars: Mapping[str, float]) -> None:
+        assert self._writer is not None
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, report.step)
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     @hookimpl

@@ -10,7 +10,7 @@ import numpy as np
 
 from aegpo.core import contracts
 from aegpo.core.parts import ModelSpec, RewardSpec, TrackerSpec
-from aegpo.core.records import RunInfo
+from aegpo.core.records import Evaluation, RunInfo
 from aegpo.errors import ContractError
 from aegpo.models.shapes import ShapesSpec
 from aegpo.testing.common import ROUNDING, check_spec
@@ -113,27 +113,29 @@ def check_tracker(spec: TrackerSpec, folder: Path) -> None:
             raise ContractError(f"tracker {spec.kind!r} {problem}; mark methods aegpo_on_... with @aegpo.hookimpl")
         run = RunInfo(arm="main", seed=0, folder=folder, first_step=first, training_steps=2)
         manager.hook.aegpo_on_run_start(run=run)
-        for step in range(first and first + 1, 3):
+        if first == 0:
+            manager.hook.aegpo_on_evaluation(run=run, step=0, evaluation=_evaluation(0))
+        for step in range(first + 1, 3):
             manager.hook.aegpo_on_step_end(run=run, report=_report(step))
+        manager.hook.aegpo_on_evaluation(run=run, step=2, evaluation=_evaluation(2))
         manager.hook.aegpo_on_checkpoint(run=run, step=2, path=folder / "checkpoint")
         manager.hook.aegpo_on_run_end(run=run, outcome="finished")
 
 
-def _report(step: int) -> StepReport:
+def _evaluation(step: int) -> Evaluation:
     import torch
-
-    from aegpo.core.records import Evaluation, Prompt, StepReport
 
     scores = {"palette": np.array([0.25, 0.5])}
     images = torch.rand((2, 3, 24, 24), generator=torch.Generator().manual_seed(step))
-    evaluation = Evaluation(("one red circle", "two blue squares"), scores, scores, images) if step != 1 else None
-    if step == 0:
-        nothing = np.zeros(0, dtype=np.int64)
-        return StepReport(0, {}, (), nothing, np.zeros((0, 4), dtype=np.bool_), None, None, evaluation, {})
+    return Evaluation(("one red circle", "two blue squares"), scores, scores, images, seconds=0.3)
+
+
+def _report(step: int) -> StepReport:
+    from aegpo.core.records import Prompt, StepReport
+
     metrics = {"reward": 0.5, "reward/palette": 0.5, "forwards": 40.0, "trained_edges": 20.0}
     selected = np.array([[True, False, True, False], [False, True, True, False]])
     prompts = (Prompt(0, "one red circle"), Prompt(3, "a green square"))
     entropy, delta = np.linspace(3.0, 4.0, 8).reshape(2, 4), np.array([0.1, 0.0])
-    return StepReport(
-        step, metrics, prompts, np.array([2, 4]), selected, entropy, delta, evaluation, {"rollout": 0.2, "update": 0.1}
-    )
+    seconds = {"rollout": 0.2, "update": 0.1}
+    return StepReport(step, metrics, prompts, np.array([2, 4]), selected, entropy, delta, seconds)

@@ -23,7 +23,9 @@ from aegpo.core.records import FloatArray
 from aegpo.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from aegpo.core.experiment import Experiment
 
 _FORMAT = "1"
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
@@ -70,9 +72,9 @@ class BaseCurves:
                 index, curves = self._read(path)
                 self._curves.update(zip(index.tolist(), curves, strict=True))
 
-    def write(self, checkpoint: int, until: int) -> None:
-        """Puts what was measured in steps up to `until` on disk for a checkpoint; nothing without a folder."""
-        new = [prompt for prompt, step in self._unwritten.items() if step <= until]
+    def write(self, checkpoint: int) -> None:
+        """Puts what was measured in steps up to a checkpoint's on disk; nothing without a folder."""
+        new = [prompt for prompt, step in self._unwritten.items() if step <= checkpoint]
         if self._folder is None or not new:
             return
         from safetensors.numpy import save
@@ -82,7 +84,7 @@ class BaseCurves:
         prompts = [*(self._read(path)[0].tolist() if path.exists() else ()), *new]
         tensors = {"prompt": np.array(prompts, dtype=np.int64), "entropy": self.get(prompts)}
         write_atomically(path, save(tensors, metadata={"format": _FORMAT, "key": self._key}))
-        self._unwritten = {prompt: step for prompt, step in self._unwritten.items() if step > until}
+        self._unwritten = {prompt: step for prompt, step in self._unwritten.items() if step > checkpoint}
 
     def _read(self, path: Path) -> tuple[np.ndarray, FloatArray]:
         from safetensors import SafetensorError, safe_open
@@ -98,6 +100,14 @@ class BaseCurves:
                 f"{path} is damaged ({error}); delete it: its entropies are measured anew, which costs forwards and "
                 "may move their last digits"
             ) from error
+
+
+def depends_on(experiment: Experiment, sigmas: Tensor, network: nn.Module, texts: Sequence[str]) -> dict[str, Any]:
+    """What the base policy's entropies depend on."""
+    probe = experiment.probe.model_dump(mode="json", exclude={"refresh", "source"})
+    how = {"sigmas": sigmas.tolist(), "storage": experiment.rollouts.storage, "precision": experiment.precision}
+    base = {"model": experiment.model.model_dump(mode="json"), "weights": fingerprint(network)}
+    return {"probe": probe, "prompts": list(texts), **how, **base}
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -15,7 +15,7 @@ from aegpo.attention.entropy import measure_call
 from aegpo.core.parts import JOINT_BLOCKS
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
 from aegpo.core.sections import ProbeSpec
-from aegpo.errors import AegpoError
+from aegpo.errors import SettingError
 from aegpo.method.samplers import euler
 from aegpo.train.base_entropies import BaseCurves
 from aegpo.train.rollouts import Execution, Trunk, start_latents
@@ -169,10 +169,10 @@ class _LayerMean:
         """The mean over layers.
 
         Raises:
-            AegpoError: if no call was measured; the message says why.
+            SettingError: if no call was measured; the message says why.
         """
         if not self._values:
-            raise AegpoError(nothing_measured(self._spec.block, self._spec.layers, self._seen))
+            raise SettingError(nothing_measured(self._spec.block, self._spec.layers, self._seen), "probe")
         return torch.stack(self._values).mean(dim=0)
 
 
@@ -180,14 +180,14 @@ def nothing_measured(block: str, patterns: Sequence[str], seen: Mapping[str, str
     """Why none of the layers that were seen, by name with their kind, could be measured; and what could."""
     if not seen:
         return (
-            "probe: the network made no softmax attention call that can be watched, so it has no attention entropy; "
+            "the network made no softmax attention call that can be watched, so it has no attention entropy; "
             "choose parts that read none"
         )
     if not any(fnmatchcase(layer, pattern) for layer in seen for pattern in patterns):
-        return f"probe: no layer matches {', '.join(map(repr, patterns))}; layers are {_abridged(list(seen))}"
+        return f"no layer matches {', '.join(map(repr, patterns))}; layers are {_abridged(list(seen))}"
     kinds = dict.fromkeys(kind for layer, kind in seen.items() if any(fnmatchcase(layer, each) for each in patterns))
     blocks = [name for kind in kinds for name in (JOINT_BLOCKS if kind == "joint" else (kind,))]
-    return f"probe: the network has no {block!r} attention in these layers; it has {', '.join(blocks)}"
+    return f"the network has no {block!r} attention in these layers; it has {', '.join(blocks)}"
 
 
 def _abridged(names: Sequence[str]) -> str:

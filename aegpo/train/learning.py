@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +12,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from aegpo.core import contracts
+from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import ForwardObjective, Objective
 from aegpo.core.records import Conditioning, Edges, Rollouts
-from aegpo.core.sections import OptimizerSpec, PolicySpec
+from aegpo.core.sections import OptimizerSpec
 from aegpo.errors import AegpoError
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
+from aegpo.train.policy import Policy, Weights
 from aegpo.train.replay import Batch, noise_again, renoised, transitions, velocities
 from aegpo.train.rollouts import Execution
-from aegpo.train.weight_copies import WeightCopy, assign
 
 _OWN = "optimizer/"  # names of its state in checkpoints
 DIVERGED = (
@@ -47,24 +47,31 @@ def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Te
 
 
 class Learner:
-    """Optimizer, copies of the weights and the loop over a training step's edges."""
+    """Optimizer and the loop over a training step's edges."""
 
     def __init__(
         self,
         how: Execution,
+        weights: Weights,
         objective: Objective | ForwardObjective,
+        objective_kind: str,
         spec: OptimizerSpec,
-        policy: PolicySpec,
+        ema_decay: float | None,
         accelerator: Accelerator,
     ) -> None:
-        self._how, self._objective, self._spec, self._accelerator = how, objective, spec, accelerator
-        self.weights = {name: w for name, w in how.model.policy.named_parameters() if w.requires_grad}
-        optimizer = make_optimizer(list(self.weights.values()), spec)
+        self._how, self.weights, self._spec, self._accelerator = how, weights, spec, accelerator
+        self.objective, self._kind, self._ema_decay = objective, objective_kind, ema_decay
+        optimizer = make_optimizer(list(weights.trained.values()), spec)
         self._optimizer = accelerator.prepare_optimizer(optimizer)
-        self._ema_decay = policy.ema
-        self.average = WeightCopy(self.weights) if policy.ema else None
-        self._old = WeightCopy(self.weights) if objective.keeps_old else None
+        weights.keep(averaged=ema_decay is not None, lagging=objective.keeps_old)
         self.updates = 0
+
+    @classmethod
+    def build(cls, policy: Policy, experiment: Experiment) -> Learner:
+        """The learner of an experiment's policy."""
+        objective, ema = experiment.objective, experiment.policy.ema
+        built = objective.build()
+        return cls(policy.how, policy.weights, built, objective.kind, experiment.optimizer, ema, policy.accelerator)
 
     def update(
         self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator
@@ -85,7 +92,7 @@ class Learner:
                 if len(rows) == 0:
                     continue  # none of these rollouts owns an edge to learn from
                 deviation = self._accumulate(edges, credit, share * len(parts), cond, rows, sums)
-                if epoch == number == 0 and self._objective.process == "reverse":
+                if epoch == number == 0 and self.objective.process == "reverse":
                     sums["ratio_error"] = deviation
                 norms.append(self._advance())
         passes = self._spec.inner_epochs * len(parts)
@@ -94,13 +101,13 @@ class Learner:
 
     def _edges(self, rollouts: Rollouts, cond: Conditioning, rng: np.random.Generator) -> Edges:
         """What is learned from: the trained transitions, or their rollouts noised again."""
-        if self._objective.process == "reverse":
+        if self.objective.process == "reverse":
             return rollouts.edges
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         edges = noise_again(self._how, rollouts, generator)
-        if not self._objective.needs_old:
+        if not self.objective.needs_old:
             return edges
-        with self.sampling_weights():
+        with self.weights.active(self.weights.old):
             return replace(edges, velocity=velocities(self._how, edges, cond))
 
     def _partition(self, rollouts: int, rng: np.random.Generator) -> list[Tensor]:
@@ -115,7 +122,7 @@ class Learner:
         deviation = 0.0
         for part in torch.split(rows, self._spec.micro_batch):
             losses, metrics, off = self._losses(Batch(edges, credit, cond, part))
-            contracts.check_loss(type(self._objective).__name__, losses, metrics, len(part))
+            contracts.check_loss(self._kind, losses, metrics, len(part))
             self._accelerator.backward((share[part] * losses).sum())
             for name, values in {"loss": losses.detach(), **metrics}.items():
                 sums[name] += float((share[part] * values).sum())
@@ -124,62 +131,45 @@ class Learner:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
         """Losses and metrics (B,), and the largest |ratio - 1| of the batch (0 in the forward process)."""
-        if self._objective.process == "forward":
-            seen = renoised(self._how, self._objective, batch)
+        if self.objective.process == "forward":
+            seen = renoised(self._how, self.objective, batch)
             _refuse_divergence(seen.velocity)
-            with contracts.blaming("objective", type(self._objective).__name__):
-                return *self._objective.loss(seen), 0.0
-        update = transitions(self._how, self._objective, batch)
+            with contracts.blaming("objective", self._kind):
+                return *self.objective.loss(seen), 0.0
+        update = transitions(self._how, self.objective, batch)
         _refuse_divergence(update.log_prob)
         off = float((update.log_prob - update.old_log_prob).detach().expm1().abs().max())
-        with contracts.blaming("objective", type(self._objective).__name__):
-            return *self._objective.loss(update), off
+        with contracts.blaming("objective", self._kind):
+            return *self.objective.loss(update), off
 
     def _advance(self) -> float:
         """One optimizer step; returns the gradient norm before clipping."""
         limit = self._spec.max_grad_norm or math.inf
-        norm = self._accelerator.clip_grad_norm_(list(self.weights.values()), limit)
+        norm = self._accelerator.clip_grad_norm_(list(self.weights.trained.values()), limit)
         if self._accelerator.scaler is None and not math.isfinite(float(norm)):
             raise AegpoError(DIVERGED)
         self.updates += 1  # counted before, so that whoever sees it fail half-way knows that weights may have changed
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self.average is not None and self._ema_decay is not None:
-            self.average.approach(min(self._ema_decay, (1 + self.updates) / (10 + self.updates)))
+        if self.weights.average is not None and self._ema_decay is not None:
+            self.weights.average.approach(min(self._ema_decay, (1 + self.updates) / (10 + self.updates)))
         return float(norm)
 
     def end_step(self, step: int) -> None:
         """After the updates of training step `step`: a sampling policy that lags behind comes nearer."""
-        if self._old is not None:
-            self._old.approach(self._objective.old_decay(step))
-
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """Inside, the policy has its averaged weights, if the run keeps any."""
-        return nullcontext() if self.average is None else self.average.active()
-
-    def sampling_weights(self) -> AbstractContextManager[None]:
-        """Inside, the policy has the weights that sample rollouts: its own, unless the objective keeps older ones."""
-        return nullcontext() if self._old is None else self._old.active()
-
-    def _copies(self) -> dict[str, WeightCopy]:
-        copies = {"ema/": self.average, "old/": self._old}
-        return {prefix: weights for prefix, weights in copies.items() if weights is not None}
+        if self.weights.old is not None:
+            self.weights.old.approach(self.objective.old_decay(step))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Trained weights, their copies and AdamW's moments, by name with a prefix."""
-        state = {f"policy/{name}": w.detach() for name, w in self.weights.items()}
-        for prefix, weights in self._copies().items():
-            state |= weights.state_dict(prefix)
-        moments = state_by_name(self._optimizer.optimizer, list(self.weights))
-        return state | {f"{_OWN}{name}": value for name, value in moments.items()}
+        """Trained weights, their copies and the optimizer's moments, by name with a prefix."""
+        moments = state_by_name(self._optimizer.optimizer, list(self.weights.trained))
+        return self.weights.state_dict() | {f"{_OWN}{name}": value for name, value in moments.items()}
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
         """Takes back what `state_dict` returned."""
-        assign(self.weights, {name: state[f"policy/{name}"] for name in self.weights})
-        for prefix, weights in self._copies().items():
-            weights.load_state_dict(state, prefix)
+        self.weights.load_state_dict(state)
         moments = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
-        load_state_by_name(self._optimizer.optimizer, list(self.weights), moments)
+        load_state_by_name(self._optimizer.optimizer, list(self.weights.trained), moments)
         self.updates = updates
 
 

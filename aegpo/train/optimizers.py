@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aegpo.core.moments import LEAST_8BIT, missing_package
-from aegpo.errors import AegpoError
+from aegpo.errors import SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ def make_optimizer(weights: Sequence[nn.Parameter], spec: OptimizerSpec) -> torc
     """AdamW over the weights.
 
     Raises:
-        AegpoError: for 8-bit moments without a bitsandbytes that can be imported.
+        SettingError: for 8-bit moments without a bitsandbytes that can be imported.
     """
     options: dict[str, Any] = {
         "lr": spec.learning_rate,
@@ -45,7 +45,7 @@ def _adamw_8bit() -> Any:
             f"'8bit' needs the package bitsandbytes, which cannot be imported ({type(error).__name__}: {error}); mend "
             "the installation, or choose float32"
         )
-        raise AegpoError(f"optimizer.moments: {reason}") from error
+        raise SettingError(reason, "optimizer", "moments") from error
     return optim.AdamW8bit
 
 

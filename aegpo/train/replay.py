@@ -52,7 +52,7 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
     def mean(other: Tensor | None) -> Tensor | None:
         return None if other is None else how.sampler.transition(latents, other, sigma, sigma_next).mean
 
-    with contracts.blaming("sampler", type(how.sampler).__name__):
+    with contracts.blaming("sampler", how.sampler_kind):
         gaussian = how.sampler.transition(latents, velocity, sigma, sigma_next)
         log_prob = how.sampler.log_prob(gaussian, batch.edges.next_latents[batch.rows].float())
         base_mean, old_mean = mean(base_velocity), mean(batch.old_velocity)

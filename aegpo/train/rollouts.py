@@ -36,6 +36,8 @@ class Execution:
     storage: torch.dtype
     keep_velocity: bool = False  # of trained edges, for objectives that need the policy that sampled
     predicted_clean: bool = False  # images come from a deterministic last step, whatever the trained one did
+    model_kind: str = "(unnamed)"  # how messages call them
+    sampler_kind: str = "(unnamed)"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show
 
 
 def _decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, 3, h, w)
-    with contracts.blaming("model", type(how.model).__name__):
+    with contracts.blaming("model", how.model_kind):
         return how.model.decode(latents)
 
 
@@ -310,11 +312,11 @@ def _children(how: Execution, latents: Tensor, velocity: Tensor, level: int, noi
     log_prob = torch.zeros(len(latents), device=latents.device)
     rows = torch.from_numpy(np.flatnonzero(noisy)).to(latents.device)
     if len(rows):
-        with contracts.blaming("sampler", type(how.sampler).__name__):
+        with contracts.blaming("sampler", how.sampler_kind):
             gaussian = how.sampler.transition(latents[rows].float(), velocity[rows], sigma[rows], sigma_next[rows])
         spread = gaussian.std.view(-1, *(1 for _ in noise.shape[1:]))
         following[rows] = (gaussian.mean + spread * noise).to(how.storage)
-        with contracts.blaming("sampler", type(how.sampler).__name__):
+        with contracts.blaming("sampler", how.sampler_kind):
             log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
     return _Level(following, log_prob)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,14 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts, memory_shortage
+from aegpo.core import contracts
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
-from aegpo.core.records import FloatArray, IntArray
+from aegpo.core.records import IntArray
 from aegpo.errors import AegpoError, RewardError
-from aegpo.train.rollouts import Show
-
-Paint = Callable[[Show], Tensor]  # paints an image of each prompt, (B, 3, h, w) in [0, 1], and shows them on the way
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Tensor
     except AegpoError as error:
         raise RewardError(str(error)) from error.__cause__
     except Exception as error:
-        if memory_shortage.is_shortage(error):
+        if contracts.is_shortage(error):
             raise RewardError(_too_large(scorer, error)) from None
         raise RewardError(f"reward {scorer.label!r} failed with {type(error).__name__}: {error}") from error
     if shown._version != version:
@@ -178,43 +175,5 @@ def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Tensor
 def _too_large(scorer: Scorer, error: Exception) -> str:
     remedy = "let it score fewer images at once, or run it elsewhere: see 'aegpo serve-reward'"
     if scorer.micro_batch is not None:
-        remedy = memory_shortage.lower(f"{scorer.label}.micro_batch", scorer.micro_batch)
-    return f"reward {scorer.label!r} ran out of memory ({memory_shortage.brief(error)}); {remedy}"
-
-
-class HeldOut:
-    """Scores of held-out prompts, for a policy beside the untouched base.
-
-    A reward that compares the images of one prompt has nothing to compare there but the policy's image and the base's:
-    its score is the policy's against the base's.
-    """
-
-    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[str], paint_base: Paint) -> None:
-        self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
-        self._relative = [scorer for scorer in scorers if scorer.group_wise]
-        self._labels, self._prompts = [scorer.label for scorer in scorers], prompts
-        base_images, scores = self._painted(paint_base)
-        self.base_scores: Mapping[str, FloatArray] = scores  # (B,) of each reward that compares nothing
-        self._base_images = base_images.cpu() if self._relative else None
-
-    def evaluate(self, paint: Paint) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
-        """(B,) of each reward, for the policy that paints and for the base; and the images (B, 3, h, w) painted."""
-        (images, scores), base_scores = self._painted(paint), dict(self.base_scores)
-        if self._base_images is not None:
-            both = torch.cat([images, self._base_images.to(images.device)])
-            for label, values in _as_numpy(score(self._relative, both, (*self._prompts, *self._prompts))).items():
-                scores[label], base_scores[label] = values[: len(images)], values[len(images) :]
-        return self._in_order(scores), self._in_order(base_scores), images
-
-    def _painted(self, paint: Paint) -> tuple[Tensor, dict[str, FloatArray]]:
-        """Images, and their scores where nothing is compared, some of which are found while others are painted."""
-        with Scoring(self._absolute, self._prompts) as scoring:
-            images = paint(scoring.show)
-            return images, _as_numpy(scoring.finish(images))
-
-    def _in_order(self, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-        return {label: scores[label] for label in self._labels}
-
-
-def _as_numpy(scores: Mapping[str, Tensor]) -> dict[str, FloatArray]:
-    return {label: values.double().cpu().numpy() for label, values in scores.items()}
+        remedy = contracts.lower(f"{scorer.label}.micro_batch", scorer.micro_batch)
+    return f"reward {scorer.label!r} ran out of memory ({contracts.brief(error)}); {remedy}"

@@ -25,7 +25,7 @@ from aegpo.rewards.hpsv2_prompts import STYLES
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.scene import SceneReward
 from aegpo.runs.opening import find_run
-from aegpo.train.painting import Painter
+from aegpo.train.policy import Policy
 
 TEXTS = (
     "two red circles on a green background",
@@ -80,12 +80,12 @@ def summary(folder: Path):
 def painted(run: Path, seed: int = 0):
     """What base and policy paint for TEXTS, found without the command."""
     found = find_run(run, load_registries(plugin_manager()))
-    painter = Painter(found.experiment)
-    painter.take_run(found)
-    how, noise = painter.execution(), painter.noise(0, len(TEXTS), seed)
-    with painter.base():
-        base = painter.paint(how, TEXTS, noise)
-    return base, painter.paint(how, TEXTS, noise)
+    policy = Policy(found.experiment)
+    policy.weights.take(found.weights(), found.where)
+    how, noise = policy.painting(), policy.numbered_noise(0, len(TEXTS), seed)
+    with policy.base():
+        base = policy.images(TEXTS, noise, how)
+    return base, policy.images(TEXTS, noise, how)
 
 
 def test_the_numbers_are_those_of_a_direct_computation(arm, prompts, tmp_path):

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
-from worlds import GaussianSpec, execution
+from worlds import GaussianSpec, execution, restore
 
 from aegpo.commands.cli import app, main
-from aegpo.report.profile import csvs
 from aegpo.config.loading import parse_experiment
 from aegpo.core.records import Prompt, Signals
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.report.profile import csvs
 from aegpo.report.profile.measure import measure_profile
 from aegpo.report.profile.tables import SPARKS, sparkline
 from aegpo.runs import checkpoints
@@ -132,12 +132,12 @@ def test_a_run_is_compared_with_its_base(profiled):
 def test_delta_and_steps_are_what_the_probe_of_a_training_run_finds(profiled, run):
     manager = plugin_manager()
     experiment = parse_experiment(read_manifest(run)["experiment"], load_registries(manager))
-    engine = Engine.build(experiment, manager)
-    engine.restore(checkpoints.load_step(run / "checkpoints", 2))
+    engine = Engine.build(experiment)
+    restore(engine, checkpoints.load_step(run / "checkpoints", 2))
     rows = rows_of(profiled[1] / "prompts.csv")
     prompts = [Prompt(index, row["text"]) for index, row in enumerate(rows)]
-    probed = EntropyProbe(engine.how, experiment.probe).measure(
-        1, prompts, engine.model.encode([p.text for p in prompts])
+    probed = EntropyProbe(engine.policy.how, experiment.probe).measure(
+        1, prompts, engine.policy.model.encode([p.text for p in prompts])
     )
     signals = Signals(9, 4, experiment.sigmas, probed.entropy, probed.base_entropy)
     np.testing.assert_allclose([float(row["delta_nats"]) for row in rows], signals.delta, rtol=2e-3, atol=2e-6)

@@ -20,7 +20,7 @@ from aegpo.models.shapes import ShapesSpec
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.checkpoints import load_step
 from aegpo.runs.opening import find_run
-from aegpo.train.painting import Painter
+from aegpo.train.policy import Policy
 from aegpo.train.rollouts import sample_deterministic
 
 TEXTS = ("two red circles on a green background", "four blue squares on a red background")
@@ -55,11 +55,11 @@ def shapes_run(tmp_path_factory, tiny_weights) -> Path:
     return run(folder, f"{{kind: shapes, weights: {tiny_weights}}}", counts, "{train: full, ema: 0.5}")
 
 
-def painter_of(folder: Path) -> Painter:
+def policy_of(folder: Path) -> Policy:
     found = find_run(folder, load_registries(plugin_manager()))
-    painter = Painter(found.experiment)
-    painter.take_run(found)
-    return painter
+    policy = Policy(found.experiment)
+    policy.weights.take(found.weights(), found.where)
+    return policy
 
 
 def test_the_policy_and_the_base_are_painted_side_by_side(shapes_run, tmp_path):
@@ -88,9 +88,9 @@ def test_the_base_is_what_it_was_before_training_and_a_seed_gives_the_same_pictu
 
 def test_the_averaged_weights_are_taken_where_the_run_keeps_them(shapes_run):
     found = find_run(shapes_run, load_registries(plugin_manager()))
-    painter = painter_of(shapes_run)
+    policy = policy_of(shapes_run)
     saved = load_step(shapes_run / "checkpoints", found.step).tensors
-    for name, weight in painter.model.policy.named_parameters():
+    for name, weight in policy.model.policy.named_parameters():
         assert torch.equal(weight, saved[f"ema/{name}"])
     assert any(not torch.equal(saved[key], saved["policy/" + key[4:]]) for key in saved if key.startswith("ema/"))
 
@@ -98,9 +98,9 @@ def test_the_averaged_weights_are_taken_where_the_run_keeps_them(shapes_run):
 def test_an_exported_embedded_model_is_the_policy(shapes_run, tmp_path):
     export(ExportRequest(shapes_run, tmp_path / "to"))
     again = ShapesSpec(weights=tmp_path / "to").build(CPU)
-    policy = painter_of(shapes_run).model.policy
+    network = policy_of(shapes_run).model.policy
     for name, weight in again.policy.named_parameters():
-        assert torch.equal(weight, policy.get_parameter(name))
+        assert torch.equal(weight, network.get_parameter(name))
     with pytest.raises(AegpoError, match="is there already, and nothing is overwritten"):
         export(ExportRequest(shapes_run, tmp_path / "to"))
 
@@ -121,15 +121,15 @@ def lora_run(request, tmp_path_factory, pipeline_folders) -> Path:
 
 
 def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run, pipeline_folders, tmp_path):
-    painter = painter_of(lora_run)
-    noise = painter.noise(0, 2, seed=0)
-    how = painter.execution(4)
-    ours = painter.paint(how, TEXTS, noise)
-    with painter.base():
-        base = painter.paint(how, TEXTS, noise)
+    policy = policy_of(lora_run)
+    noise = policy.numbered_noise(0, 2, seed=0)
+    how = policy.painting(4)
+    ours = policy.images(TEXTS, noise, how)
+    with policy.base():
+        base = policy.images(TEXTS, noise, how)
     assert float((ours - base).abs().max()) > 1e-2
     export(ExportRequest(lora_run, tmp_path / "lora"))
-    spec = painter.experiment.model
+    spec = policy.experiment.model
     pipe = diffusers.DiffusionPipeline.from_pretrained(pipeline_folders[spec.kind])
     pipe.load_lora_weights(tmp_path / "lora")
     theirs = painted(pipe, spec.kind, noise)

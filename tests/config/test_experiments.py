@@ -232,11 +232,11 @@ COMPOSED = [(path, arm) for path in (VARIANTS, CONTROLS) for arm in named_arms(p
 def test_every_composed_arm_learns_from_two_steps(path, arm):
     assert list(arms_of(path)) == named_arms(path)
     experiment = cut_down(arms_of(path)[arm])
-    engine = Engine.build(experiment, plugin_manager())
-    before = {name: value.clone() for name, value in engine.model.policy.state_dict().items()}
+    engine = Engine.build(experiment)
+    before = {name: value.clone() for name, value in engine.policy.model.policy.state_dict().items()}
     reports = [engine.step(number) for number in (1, 2)]
     assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
     assert all(report.metrics["trained_edges"] > 0 for report in reports)
-    assert any(not value.equal(before[name]) for name, value in engine.model.policy.state_dict().items())
+    assert any(not value.equal(before[name]) for name, value in engine.policy.model.policy.state_dict().items())
     if experiment.allocator.needs_entropy:
         assert sorted(reports[1].counts) == [experiment.allocator.low, experiment.allocator.high]

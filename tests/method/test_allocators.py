@@ -28,7 +28,6 @@ from aegpo.method.allocators import (
     proportional,
 )
 from aegpo.method.reward_history import RewardHistory
-from aegpo.plugin.manager import plugin_manager
 from aegpo.train.engine import Engine
 
 
@@ -307,7 +306,7 @@ def test_a_run_allocates_by_the_rewards_it_has_seen(allocator):
     experiment = small_experiment(
         GaussianSpec(), allocator=allocator, rollouts=rollouts, prompts=PromptsSpec(train_count=2, evaluation_count=2)
     )
-    engine = Engine.build(experiment, plugin_manager())
+    engine = Engine.build(experiment)
     first, second = (engine.step(number) for number in (1, 2))
     assert first.counts.tolist() == [6, 6]  # nothing is known yet
     assert second.counts.tolist() != [6, 6]

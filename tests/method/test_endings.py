@@ -16,7 +16,6 @@ from aegpo.method.costs import cost
 from aegpo.method.selectors import FirstSelector
 from aegpo.method.tails import with_tail
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
-from aegpo.plugin.manager import plugin_manager
 from aegpo.train.engine import Engine
 from aegpo.train.rollouts import roll_out
 
@@ -100,7 +99,7 @@ def test_the_solver_is_diffusers_multistep_of_order_2():
 def test_a_run_with_a_tail_costs_what_check_says():
     rollouts = RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=12, tail=TailSpec())
     experiment = small_experiment(GaussianSpec(), selector=FirstSelector(top_k=3), rollouts=rollouts)
-    metrics = Engine.build(experiment, plugin_manager()).step(1).metrics
+    metrics = Engine.build(experiment).step(1).metrics
     assert metrics["forwards"] == cost(experiment).forwards.low == 8 * (3 + 3)  # int((12 - 2) 0.4) - 1
     assert metrics["residual_noise"] == pytest.approx(0, abs=1e-12)
     assert metrics["ratio_error"] < 1e-5

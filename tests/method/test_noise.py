@@ -12,12 +12,11 @@ from test_samplers import sd3_sigmas
 from worlds import GaussianSpec, execution, plan_of, small_experiment
 
 from aegpo.core.sections import RolloutsSpec
+from aegpo.method.planning import noise_levels, residual_noise
 from aegpo.method.planning import problems as plan_problems
-from aegpo.method.residual_noise import noise_levels, residual_noise
 from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.method.selectors import FixedSelector, UniformSelector
 from aegpo.method.trees import BranchingTree, IndependentTree
-from aegpo.plugin.manager import plugin_manager
 from aegpo.train.engine import Engine
 from aegpo.train.rollouts import roll_out
 
@@ -103,7 +102,7 @@ def test_every_step_of_a_run_reports_the_noise_it_leaves():
     for decode in ("final", "predicted-clean"):
         rollouts = RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=4, decode=decode)
         experiment = small_experiment(GaussianSpec(), selector=UniformSelector(last=True), rollouts=rollouts)
-        found[decode] = Engine.build(experiment, plugin_manager()).step(1).metrics["residual_noise"]
+        found[decode] = Engine.build(experiment).step(1).metrics["residual_noise"]
     assert found["final"] > 0.1
     assert found["predicted-clean"] == 0
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
-from worlds import CPU, small_experiment
+from worlds import CPU, run_loop, small_experiment
 
 from aegpo.core.experiment import EvaluationSpec
-from aegpo.core.records import RunInfo
 from aegpo.core.sections import PolicySpec, ProbeSpec, PromptsSpec
 from aegpo.method.allocators import EntropyAllocator
 from aegpo.method.selectors import EntropyPeakSelector
@@ -24,8 +22,6 @@ from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
-from aegpo.plugin.manager import plugin_manager
-from aegpo.runs.checkpoints import load_latest
 from aegpo.train.engine import Engine
 
 SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}
@@ -75,14 +71,10 @@ def experiment_of(kind, folder, prompts, **changes):
     return small_experiment(**fields | changes)
 
 
-def info(folder: Path, first_step: int = 0, steps: int = 2) -> RunInfo:
-    return RunInfo(arm="main", seed=0, folder=folder, first_step=first_step, training_steps=steps)
-
-
 @pytest.mark.parametrize("kind", list(SPECS))
 def test_two_steps_of_aegpo_move_the_adapters_and_nothing_else(kind, pipeline_folders, prompts):
-    engine = Engine.build(experiment_of(kind, pipeline_folders[kind], prompts), plugin_manager())
-    before = {name: weight.clone() for name, weight in engine.model.policy.named_parameters()}
+    engine = Engine.build(experiment_of(kind, pipeline_folders[kind], prompts))
+    before = {name: weight.clone() for name, weight in engine.policy.model.policy.named_parameters()}
     reports = [engine.step(1), engine.step(2)]
     for report in reports:
         assert np.isfinite(list(report.metrics.values())).all()
@@ -91,7 +83,7 @@ def test_two_steps_of_aegpo_move_the_adapters_and_nothing_else(kind, pipeline_fo
         assert (report.entropy > 0).all()
         assert report.counts.sum() == 8
     assert float(reports[1].delta.max()) > 0  # the policy has left the base
-    moved = {name for name, w in engine.model.policy.named_parameters() if not torch.equal(w, before[name])}
+    moved = {name for name, w in engine.policy.model.policy.named_parameters() if not torch.equal(w, before[name])}
     assert moved
     assert all("lora_" in name for name in moved)
 
@@ -99,15 +91,15 @@ def test_two_steps_of_aegpo_move_the_adapters_and_nothing_else(kind, pipeline_fo
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_full_fine_tuning_in_bfloat16_moves_float32_weights(kind, pipeline_folders, prompts, casts):
     changes = {"policy": PolicySpec(), "model": guided_spec(kind, pipeline_folders[kind], dtype="bfloat16")}
-    engine = Engine.build(experiment_of(kind, pipeline_folders[kind], prompts, **changes), plugin_manager())
-    before = {name: weight.clone() for name, weight in engine.model.policy.named_parameters()}
+    engine = Engine.build(experiment_of(kind, pipeline_folders[kind], prompts, **changes))
+    before = {name: weight.clone() for name, weight in engine.policy.model.policy.named_parameters()}
     report = engine.step(1)
     assert np.isfinite(list(report.metrics.values())).all()
-    assert all(weight.dtype == torch.float32 for weight in engine.model.policy.parameters())
-    with engine.model._network._base.active() as base:
+    assert all(weight.dtype == torch.float32 for weight in engine.policy.model.policy.parameters())
+    with engine.policy.model._network._base.active() as base:
         assert {weight.dtype for weight in base.parameters()} == {torch.bfloat16}
     assert casts.text == ""
-    assert any(not torch.equal(w, before[name]) for name, w in engine.model.policy.named_parameters())
+    assert any(not torch.equal(w, before[name]) for name, w in engine.policy.model.policy.named_parameters())
 
 
 def test_the_base_and_an_exported_pipeline_keep_in_float32_what_the_loader_does(
@@ -129,26 +121,25 @@ def test_the_base_and_an_exported_pipeline_keep_in_float32_what_the_loader_does(
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_a_resumed_run_has_the_same_weights_bit_for_bit(kind, pipeline_folders, prompts, tmp_path):
     experiment = experiment_of(kind, pipeline_folders[kind], prompts, training_steps=4)
-    straight = Engine.build(experiment, plugin_manager())
-    straight.run(info(tmp_path / "straight", steps=4), lambda: False)
-    first = Engine.build(experiment, plugin_manager())
-    first.run(info(tmp_path / "broken", steps=2), lambda: False)
-    second = Engine.build(experiment, plugin_manager())
-    second.restore(load_latest(tmp_path / "broken" / "checkpoints"))
-    second.run(info(tmp_path / "broken", first_step=2, steps=4), lambda: False)
-    for name, weight in straight.learner.weights.items():
-        assert torch.equal(weight, second.learner.weights[name])
+    straight = Engine.build(experiment)
+    run_loop(straight, tmp_path / "straight")
+    first = Engine.build(experiment)
+    run_loop(first, tmp_path / "broken", should_stop=iter([False, False, True]).__next__)
+    second = Engine.build(experiment)
+    run_loop(second, tmp_path / "broken")
+    for name, weight in straight.policy.weights.trained.items():
+        assert torch.equal(weight, second.policy.weights.trained[name])
 
 
 def test_evaluation_has_its_own_size_and_steps(pipeline_folders, prompts):
     evaluation = EvaluationSpec(every=2, images=1, denoising_steps=7, height=24, width=32)
     experiment = experiment_of("flux", pipeline_folders["flux"], prompts, evaluation=evaluation)
-    engine = Engine.build(experiment, plugin_manager())
+    engine = Engine.build(experiment)
     seen = []
-    engine.model.policy.register_forward_pre_hook(
+    engine.policy.model.policy.register_forward_pre_hook(
         lambda module, args, given: seen.append((float(given["timestep"][0]), len(given["img_ids"]))), with_kwargs=True
     )
-    images = engine.images(engine.held_out)
+    images = engine.policy.images(HELD_OUT, engine.policy.evaluation_noise(len(HELD_OUT)))
     assert images.shape == (2, 3, 24, 32)
     assert {tokens for _, tokens in seen} == {6 * 8}
     levels = guided_spec("flux", pipeline_folders["flux"], height=24, width=32).sigmas(7)[:-1]
@@ -159,8 +150,8 @@ def test_only_prompts_that_the_run_will_see_are_encoded(pipeline_folders, prompt
     model = guided_spec("sd3", pipeline_folders["sd3"], cache=tmp_path / "cache")
     experiment = experiment_of("sd3", pipeline_folders["sd3"], prompts, model=model, training_steps=1)
     assert experiment.rollouts.prompts_per_step == 2 < len(TRAIN)
-    engine = Engine.build(experiment, plugin_manager())
+    engine = Engine.build(experiment)
     nothing = 1  # of guidance
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2 + len(HELD_OUT) + nothing
-    engine.model._prompts._embed = None  # nothing is left to encode
-    engine.run(info(tmp_path / "run", steps=1), lambda: False)
+    engine.policy.model._prompts._embed = None  # nothing is left to encode
+    run_loop(engine, tmp_path / "run")

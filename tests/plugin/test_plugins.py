@@ -305,7 +305,7 @@ def test_the_guides_observer_is_told_of_steps(site, capsys):
     (site / "observer.py").write_text(blocks("python")[2])
     run = RunInfo(arm="grpo", seed=1, folder=site, first_step=0, training_steps=2)
     counts, selected = np.array([2]), np.ones((1, 3), dtype=bool)
-    report = StepReport(2, {"reward": 0.5}, (Prompt(0, "x"),), counts, selected, None, None, None, {})
+    report = StepReport(2, {"reward": 0.5}, (Prompt(0, "x"),), counts, selected, None, None, {})
     plugin_manager(["observer.py"]).hook.aegpo_on_step_end(run=run, report=report)
     assert capsys.readouterr().out == "grpo 1 2 {'reward': 0.5}\n"
 
@@ -339,7 +339,7 @@ def test_the_guides_rules_conform_and_say_what_they_find_wrong(site):
     load = partial(load_experiment_file, site / "x.yaml", registries)
     file = load()
     assert file.warnings == ()
-    report = Engine.build(file.arms["main"], manager).step(1)
+    report = Engine.build(file.arms["main"]).step(1)
     assert report.metrics["trained_edges"] == 8 * 2
     (warning,) = load(["objective=weighted", "tree={kind: independent, noise: none}"]).warnings
     assert "x.yaml:7:11: selector: objective 'weighted' has noise of its own" in warning

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from worlds import BrightnessReward, small_experiment
 
 from aegpo.commands.cli import app
-from aegpo.plugin.manager import plugin_manager
 from aegpo.report.profile import evidence as evidence_module
 from aegpo.report.profile.evidence import (
     NOISE_STD,
@@ -37,7 +36,7 @@ STEPS = np.arange(3)
 
 @pytest.fixture
 def engine(tiny_spec):
-    return Engine.build(small_experiment(tiny_spec), plugin_manager())
+    return Engine.build(small_experiment(tiny_spec))
 
 
 def silent(line: str) -> None:
@@ -80,11 +79,11 @@ def test_rewards_come_from_the_same_noise_whenever_they_are_asked_for(engine):
 
 
 def test_asking_for_gradients_leaves_the_policy_as_it_was(engine):
-    before = {name: weight.clone() for name, weight in engine.model.policy.state_dict().items()}
+    before = {name: weight.clone() for name, weight in engine.policy.model.policy.state_dict().items()}
     rewards, norms = group_values(engine, TEXTS[:2], silent)
     assert rewards.shape == (evidence_module.GROUP, 2)
     assert (norms > 0).all()
-    assert all(torch.equal(weight, before[name]) for name, weight in engine.model.policy.state_dict().items())
+    assert all(torch.equal(weight, before[name]) for name, weight in engine.policy.model.policy.state_dict().items())
     assert engine.learner.updates == 0
     again = group_values(engine, TEXTS[:2], silent)
     np.testing.assert_allclose(again[1], norms, rtol=1e-5)
@@ -92,8 +91,8 @@ def test_asking_for_gradients_leaves_the_policy_as_it_was(engine):
 
 def test_weights_of_rewards_count(tiny_spec):
     rewards = (BrightnessReward(), BrightnessReward(name="less", weight=-3.0))
-    two = Engine.build(small_experiment(tiny_spec, rewards=rewards), plugin_manager())
-    one = Engine.build(small_experiment(tiny_spec), plugin_manager())
+    two = Engine.build(small_experiment(tiny_spec, rewards=rewards))
+    one = Engine.build(small_experiment(tiny_spec))
     np.testing.assert_allclose(rewards_at(two, TEXTS), -2 * rewards_at(one, TEXTS), rtol=1e-5)
 
 

@@ -47,9 +47,9 @@ def test_entropies_of_the_base_that_cannot_be_kept_leave_no_half_a_file(tmp_path
     curves.open(tmp_path, 0)
     curves.add(1, list(range(100)), np.zeros((100, 50)))
     with files_up_to(1000), pytest.raises(OSError, match="File too large"):
-        curves.write(1, until=1)
+        curves.write(1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    curves.write(1, until=1)
+    curves.write(1)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
 
 

@@ -24,16 +24,16 @@ from aegpo.runs.trackers import (
 EVALUATED = (0, 2, 4)
 
 
+def an_evaluation(step):
+    """Two prompts and three images."""
+    scores = {"scene": np.array([0.5, 0.25]) + step / 16}
+    images = torch.linspace(0, 1, 3 * 3 * 24 * 24).reshape(3, 3, 24, 24) * (step / 4)
+    base = {"scene": np.array([0.5, 0.25])}
+    return Evaluation(("a red circle", "two squares"), scores, base, images, seconds=1.5)
+
+
 def a_report(step, entropy=True):
     """A step of two prompts, six rollouts and three denoising steps."""
-    evaluation = None
-    if step in EVALUATED:
-        scores = {"scene": np.array([0.5, 0.25]) + step / 16}
-        images = torch.linspace(0, 1, 3 * 3 * 24 * 24).reshape(3, 3, 24, 24) * (step / 4)
-        evaluation = Evaluation(("a red circle", "two squares"), scores, {"scene": np.array([0.5, 0.25])}, images)
-    if step == 0:
-        none = np.zeros(0, dtype=np.int64)
-        return StepReport(0, {}, (), none, np.zeros((0, 3), dtype=bool), None, None, evaluation, {"evaluation": 1.5})
     return StepReport(
         step,
         {"reward": 0.1 * step, "forwards": 18, "probe_forwards": 6},
@@ -42,7 +42,6 @@ def a_report(step, entropy=True):
         np.array([[True, False, True], [False, True, False]]),
         np.full((2, 3), 0.1) * step if entropy else None,
         np.array([0.1, 0.2]) if entropy else None,
-        evaluation,
         {"rollout": 0.5, "update": 0.25},
     )
 
@@ -63,8 +62,11 @@ def a_run(folder, first_step=0):
 
 def observe(observer, run, last=4):
     observer.aegpo_on_run_start(run)
-    for step in range(run.first_step + 1 if run.first_step else 0, last + 1):
-        observer.aegpo_on_step_end(run, a_report(step))
+    for step in range(run.first_step, last + 1):
+        if step > run.first_step:
+            observer.aegpo_on_step_end(run, a_report(step))
+        if step in EVALUATED and (step > run.first_step or step == 0):
+            observer.aegpo_on_evaluation(run, step, an_evaluation(step))
 
 
 def record(folder, first_step=0, last=4):
@@ -119,8 +121,9 @@ def test_evaluations_images_and_timings_have_files_of_their_own(tmp_path):
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == ["step-000000.png", "step-000002.png", "step-000004.png"]
     timing = rows(tmp_path / "timing.jsonl")
-    assert [row["step"] for row in timing] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in timing] == [0, 1, 2, 2, 3, 4, 4]
     assert timing[1]["seconds"] == {"rollout": 0.5, "update": 0.25}
+    assert timing[3]["seconds"] == {"evaluation": 1.5}
 
 
 def test_a_number_that_is_not_finite_is_recorded_as_such(tmp_path):
@@ -225,16 +228,18 @@ def test_outside_of_a_terminal_every_step_is_a_line(tmp_path):
     assert lines[0] == "grpo seed 3: step 0/4  forwards 0  evaluation scene 0.375"
     assert lines[1].startswith("grpo seed 3: step 1/4  eta 0:00:0")
     assert lines[1].endswith("  reward 0.100  forwards 24")
-    assert lines[2].endswith("  reward 0.200  forwards 48  evaluation scene 0.500")
+    assert lines[2].endswith("  reward 0.200  forwards 48")
+    assert lines[3] == "grpo seed 3: step 2/4  evaluation scene 0.500"
     assert lines[-1] == "grpo seed 3: finished"
-    assert len(lines) == 6
+    assert len(lines) == 8
 
 
 def test_a_resumed_run_counts_the_forwards_it_spent_before(tmp_path):
     record(tmp_path)
     lines = printed(tmp_path, first_step=2).splitlines()
     assert lines[0] == "grpo seed 3: step 2/4  reward 0.200  forwards 48  evaluation scene 0.500"
-    assert lines[2].endswith("  reward 0.400  forwards 96  evaluation scene 0.625")
+    assert lines[2].endswith("  reward 0.400  forwards 96")
+    assert lines[3] == "grpo seed 3: step 4/4  evaluation scene 0.625"
 
 
 def test_in_a_terminal_there_is_a_bar(tmp_path):
@@ -265,7 +270,10 @@ def test_the_standing_of_a_run_is_read_while_it_grows(tmp_path):
     observer.aegpo_on_run_start(run)
     seen = []
     for step in range(4):
-        observer.aegpo_on_step_end(run, a_report(step))
+        if step > 0:
+            observer.aegpo_on_step_end(run, a_report(step))
+        if step in EVALUATED:
+            observer.aegpo_on_evaluation(run, step, an_evaluation(step))
         seen.append(reader.read())
     assert [standing.step for standing in seen] == [0, 1, 2, 3]
     assert [standing.forwards for standing in seen] == [0, 24, 48, 72]

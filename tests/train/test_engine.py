@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from worlds import BrightnessReward, GaussianModel, GaussianSpec, recorded_gradients, small_experiment
+from worlds import BrightnessReward, GaussianModel, GaussianSpec, recorded_gradients, run_loop, small_experiment
 
 import aegpo
 from aegpo.core.experiment import EvaluationSpec, experiment_type
 from aegpo.core.parts import AllocatorSpec, RewardSpec
-from aegpo.core.records import RunInfo, StepReport
+from aegpo.core.records import Evaluation, StepReport
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, ProbeSpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.advantages import DepthAdvantage
@@ -41,6 +41,7 @@ class Recorder:
     def __init__(self):
         self.events: list[str] = []
         self.reports: list[StepReport] = []
+        self.evaluations: dict[int, Evaluation] = {}
 
     @aegpo.hookimpl
     def aegpo_on_run_start(self, run):
@@ -48,8 +49,13 @@ class Recorder:
 
     @aegpo.hookimpl
     def aegpo_on_step_end(self, run, report):
-        self.events.append(f"step {report.step}{' evaluated' if report.evaluation else ''}")
+        self.events.append(f"step {report.step}")
         self.reports.append(report)
+
+    @aegpo.hookimpl
+    def aegpo_on_evaluation(self, run, step, evaluation):
+        self.events.append(f"evaluated {step}")
+        self.evaluations[step] = evaluation
 
     @aegpo.hookimpl
     def aegpo_on_checkpoint(self, run, step, path):
@@ -62,31 +68,28 @@ class Recorder:
 
 
 def build(experiment) -> tuple[Engine, Recorder]:
-    manager, recorder = plugin_manager(), Recorder()
-    manager.register(recorder)
-    return Engine.build(experiment, manager), recorder
+    return Engine.build(experiment), Recorder()
 
 
 def run(experiment, folder, stop_after: int | None = None) -> tuple[Engine, Recorder, str]:
     """Runs an experiment, from its newest checkpoint if there is one; asks it to stop before step `stop_after` + 1."""
     engine, recorder = build(experiment)
-    checkpoint = checkpoints.load_latest(folder / "checkpoints")
-    first_step = 0
-    if checkpoint is not None:
-        engine.restore(checkpoint)
-        first_step = checkpoint.step
-    info = RunInfo("arm", experiment.seed, folder, first_step, experiment.training_steps)
-    done = [first_step]
 
     def should_stop() -> bool:
-        done.append(done[-1] + 1)
-        return stop_after is not None and done[-1] > stop_after
+        steps = [int(event.split()[-1]) for event in recorder.events if event.startswith(("start", "step"))]
+        return stop_after is not None and steps[-1] >= stop_after
 
-    return engine, recorder, engine.run(info, should_stop)
+    return engine, recorder, run_loop(engine, folder, {"recorder": recorder}, should_stop)
+
+
+def painted(engine: Engine) -> torch.Tensor:
+    """What the policy paints of the held-out prompts now."""
+    prompts = engine.evaluator.prompts
+    return engine.policy.images(prompts, engine.policy.evaluation_noise(len(prompts)))
 
 
 def assert_same_weights(one: Engine, other: Engine) -> None:
-    mine, yours = one.model.policy.state_dict(), other.model.policy.state_dict()
+    mine, yours = (engine.policy.model.policy.state_dict() for engine in (one, other))
     assert mine.keys() == yours.keys()
     for name, weight in mine.items():
         assert torch.equal(weight, yours[name]), name
@@ -101,15 +104,18 @@ def assert_same_report(one: StepReport, other: StepReport) -> None:
         mine, yours = getattr(one, name), getattr(other, name)
         assert (mine is None) == (yours is None)
         assert mine is None or np.array_equal(mine, yours, equal_nan=mine.dtype.kind == "f"), name
-    assert (one.evaluation is None) == (other.evaluation is None)
-    if one.evaluation is not None:
-        assert torch.equal(one.evaluation.images, other.evaluation.images)
-        for mine, yours in (
-            (one.evaluation.scores, other.evaluation.scores),
-            (one.evaluation.base_scores, other.evaluation.base_scores),
-        ):
-            assert mine.keys() == yours.keys()
-            assert all(np.array_equal(mine[label], yours[label]) for label in mine)
+
+
+def assert_same_evaluations(one: Recorder, *others: Recorder) -> None:
+    """What runs evaluated, one of them perhaps in parts, bit for bit."""
+    together = {step: found for other in others for step, found in other.evaluations.items()}
+    assert one.evaluations.keys() == together.keys()
+    for step, mine in one.evaluations.items():
+        yours = together[step]
+        assert torch.equal(mine.images, yours.images)
+        for ours, theirs in ((mine.scores, yours.scores), (mine.base_scores, yours.base_scores)):
+            assert ours.keys() == theirs.keys()
+            assert all(np.array_equal(ours[label], theirs[label]) for label in ours)
 
 
 # --- equal arms ------------------------------------------------------------------------------------------------------
@@ -160,7 +166,7 @@ def test_the_same_arm_and_seed_are_the_same_run_and_another_seed_is_another():
         assert_same_report(one.step(number), again.step(number))
         other.step(number)
     assert_same_weights(one, again)
-    assert not torch.equal(one.model.policy.mean, other.model.policy.mean)
+    assert not torch.equal(one.policy.model.policy.mean, other.policy.model.policy.mean)
 
 
 @pytest.mark.parametrize("policy", [PolicySpec(), LORA], ids=["full", "lora"])
@@ -181,7 +187,7 @@ def test_lora_keeps_a_single_copy_of_the_network(tiny_spec):
     before = networks()
     engine, _ = build(small_experiment(tiny_spec, policy=LORA))
     engine.step(1)
-    engine.evaluate()
+    engine.evaluator.evaluate()
     assert networks() - before == 1
 
 
@@ -198,7 +204,6 @@ def test_a_step_reports_what_it_did_and_what_it_cost():
     assert report.prompts == engine.prompts.at(1)
     assert sorted(report.counts) == [2, 6]
     assert report.selected.sum(axis=1).tolist() == [2, 2]
-    assert report.evaluation is None
     assert set(report.seconds) == {"probe", "plan", "rollout", "reward", "update"}
     metrics = report.metrics
     assert metrics["forwards"] == 8 * 4
@@ -234,10 +239,10 @@ def test_the_reward_is_the_weighted_sum(tiny_spec):
 )
 def test_parts_and_options_work_together(changes):
     engine, _ = build(small_experiment(GaussianSpec(), **changes))
-    before = engine.model.policy.mean.detach().clone()
+    before = engine.policy.model.policy.mean.detach().clone()
     metrics = engine.step(1).metrics
     assert metrics["ratio_error"] == 0.0
-    assert not torch.equal(engine.model.policy.mean, before)
+    assert not torch.equal(engine.policy.model.policy.mean, before)
 
 
 def test_every_aegpo_part_works_together(tiny_spec):
@@ -265,10 +270,10 @@ def test_training_raises_the_reward():
     rollouts = RolloutsSpec(prompts_per_step=4, rollouts_per_step=32, denoising_steps=4)
     experiment = small_experiment(GaussianSpec(), rollouts=rollouts, optimizer=OptimizerSpec(learning_rate=0.02))
     engine, _ = build(experiment)
-    before = engine.evaluate()
+    before = engine.evaluator.evaluate()
     for number in range(1, 16):
         engine.step(number)
-    after = engine.evaluate()
+    after = engine.evaluator.evaluate()
     assert after.scores["brightness"].mean() > before.scores["brightness"].mean() + 0.03
     assert np.array_equal(after.base_scores["brightness"], before.scores["brightness"])
 
@@ -279,10 +284,10 @@ def test_training_raises_the_reward():
 def test_baselines_never_look_at_the_attention(tiny_spec, parts, monkeypatch):
     engine, _ = build(small_experiment(tiny_spec, **parts))
     asked: list[object] = []
-    original = engine.model.tap_attention
-    monkeypatch.setattr(engine.model, "tap_attention", lambda tap: asked.append(tap) or original(tap))
+    original = engine.policy.model.tap_attention
+    monkeypatch.setattr(engine.policy.model, "tap_attention", lambda tap: asked.append(tap) or original(tap))
     assert engine.step(1).metrics["probe_forwards"] == 0
-    engine.evaluate()
+    engine.evaluator.evaluate()
     assert not asked
     assert engine.probe is None
 
@@ -311,7 +316,7 @@ def test_bfloat16_precision_trains_float32_weights(tiny_spec):
     metrics = engine.step(1).metrics
     assert metrics["ratio_error"] < 0.05
     assert metrics["grad_norm"] > 0
-    assert {weight.dtype for weight in engine.model.policy.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in engine.policy.model.policy.parameters()} == {torch.float32}
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -319,8 +324,8 @@ def test_bfloat16_precision_trains_float32_weights(tiny_spec):
 
 def test_evaluation_is_the_same_every_time_and_begins_at_the_base():
     engine, _ = build(small_experiment(GaussianSpec()))
-    first, again = engine.evaluate(), engine.evaluate()
-    assert first.prompts == engine.held_out
+    first, again = engine.evaluator.evaluate(), engine.evaluator.evaluate()
+    assert first.prompts == engine.evaluator.prompts
     assert torch.equal(first.images, again.images)
     assert first.images.shape == (2, 3, 4, 4)
     assert np.array_equal(first.scores["brightness"], again.scores["brightness"])
@@ -332,7 +337,7 @@ def test_evaluation_between_steps_changes_nothing():
     one, other = build(experiment)[0], build(experiment)[0]
     for number in (1, 2):
         torch.manual_seed(number)
-        other.evaluate()
+        other.evaluator.evaluate()
         assert_same_report(one.step(number), other.step(number))
     assert_same_weights(one, other)
 
@@ -342,14 +347,14 @@ def test_the_averaged_weights_are_evaluated_and_the_current_ones_trained():
     engine, _ = build(experiment)
     for number in (1, 2, 3):
         engine.step(number)
-    current = engine.model.policy.mean.detach().clone()
-    averaged = engine.learner.average.values["mean"].clone()
+    current = engine.policy.model.policy.mean.detach().clone()
+    averaged = engine.policy.weights.average.values["mean"].clone()
     assert not torch.equal(current, averaged)
-    evaluated = engine.evaluate()
-    assert torch.equal(engine.model.policy.mean, current)
+    evaluated = engine.evaluator.evaluate()
+    assert torch.equal(engine.policy.model.policy.mean, current)
     with torch.no_grad():
-        engine.model.policy.mean.copy_(averaged)
-    assert torch.equal(engine.images(engine.held_out)[:2], evaluated.images)
+        engine.policy.model.policy.mean.copy_(averaged)
+    assert torch.equal(painted(engine)[:2], evaluated.images)
 
 
 def test_guards_are_scored_but_never_trained_on():
@@ -359,8 +364,8 @@ def test_guards_are_scored_but_never_trained_on():
     )
     one, other = build(plain)[0], build(guarded)[0]
     assert dict(one.step(1).metrics) == dict(other.step(1).metrics)
-    assert set(other.evaluate().scores) == {"brightness", "guard"}
-    assert set(one.evaluate().scores) == {"brightness"}
+    assert set(other.evaluator.evaluate().scores) == {"brightness", "guard"}
+    assert set(one.evaluator.evaluate().scores) == {"brightness"}
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -374,18 +379,19 @@ def test_observers_are_told_everything_in_order(tmp_path):
     assert outcome == "finished"
     assert recorder.events == [
         "start after 0",
-        "step 0 evaluated",
+        "evaluated 0",
         "step 1",
-        "step 2 evaluated",
+        "step 2",
+        "evaluated 2",
         "step 3",
         "checkpoint 3",
-        "step 4 evaluated",
-        "step 5 evaluated",
+        "step 4",
+        "evaluated 4",
+        "step 5",
+        "evaluated 5",
         "checkpoint 5",
         "finished",
     ]
-    assert dict(recorder.reports[0].metrics) == {}
-    assert recorder.reports[0].selected.shape == (0, 4)
 
 
 def test_a_run_asked_to_stop_saves_its_state_and_goes_on_later(tmp_path):
@@ -394,9 +400,10 @@ def test_a_run_asked_to_stop_saves_its_state_and_goes_on_later(tmp_path):
     assert outcome == "interrupted"
     assert recorder.events == [
         "start after 0",
-        "step 0 evaluated",
+        "evaluated 0",
         "step 1",
-        "step 2 evaluated",
+        "step 2",
+        "evaluated 2",
         "checkpoint 2",
         "interrupted",
     ]
@@ -446,7 +453,8 @@ def test_stop_and_resume_is_the_run_that_never_stopped(tiny_spec, tmp_path, chan
     resumed, after, _ = run(experiment, tmp_path / "broken")
     assert_same_weights(straight, resumed)
     reports = before.reports + after.reports
-    assert [report.step for report in reports] == [0, 1, 2, 3, 4]
+    assert [report.step for report in reports] == [1, 2, 3, 4]
+    assert_same_evaluations(told, before, after)
     for one, other in zip(told.reports, reports, strict=True):
         assert_same_report(one, other)
     one, other = (checkpoints.load_latest(tmp_path / name / "checkpoints") for name in ("straight", "broken"))
@@ -534,7 +542,7 @@ def test_a_part_with_state_is_stored_in_checkpoints_and_restored(alternating, tm
     assert resumed.planner.allocator.calls == 5
     assert torch.equal(resumed.planner.allocator.totals, straight.planner.allocator.totals)
     counts = [report.counts.tolist() for report in before.reports + after.reports]
-    assert counts == [[], [5, 3], [3, 5], [5, 3], [3, 5], [5, 3]]
+    assert counts == [[5, 3], [3, 5], [5, 3], [3, 5], [5, 3]]
     assert_same_weights(straight, resumed)
     for one, other in zip(told.reports, before.reports + after.reports, strict=True):
         assert_same_report(one, other)
@@ -542,7 +550,7 @@ def test_a_part_with_state_is_stored_in_checkpoints_and_restored(alternating, tm
 
 def test_a_part_may_observe_the_run_it_is_part_of(alternating, tmp_path):
     engine, _, _ = run(alternating, tmp_path)
-    assert engine.planner.allocator.told == [0, 1, 2, 3, 4, 5]
+    assert engine.planner.allocator.told == [1, 2, 3, 4, 5]
 
 
 class GreedyAllocator(UniformAllocator):
@@ -589,7 +597,7 @@ def test_half_precision_without_a_gpu_is_refused():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_device_auto_is_the_cpu_where_there_is_nothing_else():
     engine, _ = build(small_experiment(GaussianSpec(), device="auto"))
-    assert engine.device == torch.device("cpu")
+    assert engine.policy.device == torch.device("cpu")
 
 
 def test_runs_of_one_process_may_differ_in_precision(tiny_spec):
@@ -662,10 +670,10 @@ class SizedSpec(GaussianSpec):
 
 def test_evaluation_asks_the_model_at_its_own_size_and_training_at_the_models():
     evaluation = EvaluationSpec(every=2, images=2, height=6, width=8)
-    engine = Engine.build(small_experiment(SizedSpec(), evaluation=evaluation), plugin_manager())
-    engine.model.asked.clear()
-    engine.images(engine.held_out)
-    assert set(engine.model.asked) == {(6, 8)}
-    engine.model.asked.clear()
+    engine = Engine.build(small_experiment(SizedSpec(), evaluation=evaluation))
+    engine.policy.model.asked.clear()
+    painted(engine)
+    assert set(engine.policy.model.asked) == {(6, 8)}
+    engine.policy.model.asked.clear()
     engine.step(1)
-    assert set(engine.model.asked) == {(4, 4)}
+    assert set(engine.policy.model.asked) == {(4, 4)}

@@ -9,7 +9,7 @@ import torch
 from test_engine import assert_same_report, assert_same_weights, build, run
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, small_experiment
 
-from aegpo.core.memory_shortage import enough_memory, is_shortage, lower
+from aegpo.core.contracts import enough_memory, is_shortage, lower
 from aegpo.core.sections import OptimizerSpec, Positive, RolloutsSpec
 from aegpo.errors import ContractError, MemoryShortageError, RewardError
 from aegpo.method.advantages import GroupAdvantage
@@ -76,7 +76,7 @@ class BadModel(GaussianSpec):
         ({"tree": BadTree()}, "tree 'independent'"),
         ({"sampler": BadSampler()}, "sampler 'flow-sde'"),
         ({"advantage": BadAdvantage()}, "advantage 'group'"),
-        ({"objective": BadObjective()}, "objective 'BadObjective'"),
+        ({"objective": BadObjective()}, "objective 'clipped'"),
         ({"rewards": (BadReward(),)}, "reward 'brightness'"),
         *(({"model": BadModel(member=each)}, "model 'bad'") for each in ("build", "encode", "velocity", "decode")),
     ],
@@ -186,8 +186,8 @@ def test_memory_that_runs_out_costs_no_finished_step(tmp_path, learning, calls, 
     assert outcome == "finished"
     starve(0)
     straight, _, _ = run(small_experiment(Hungry(), **HUNGRY), tmp_path / "straight")
-    for name, weight in straight.model.policy.state_dict().items():
-        torch.testing.assert_close(engine.model.policy.state_dict()[name], weight)
+    for name, weight in straight.policy.model.policy.state_dict().items():
+        torch.testing.assert_close(engine.policy.model.policy.state_dict()[name], weight)
 
 
 def test_a_step_whose_weights_moved_before_memory_ran_out_is_not_saved(tmp_path):
@@ -206,7 +206,7 @@ def test_a_step_whose_weights_moved_before_memory_ran_out_is_not_saved(tmp_path)
 
 def test_memory_that_runs_out_before_the_first_step_says_so(tmp_path):
     starve(3)  # already the held-out prompts are too many
-    with pytest.raises(MemoryShortageError, match=r"held-out prompts were painted .*lower 'rollouts\.micro_batch'"):
+    with pytest.raises(MemoryShortageError, match=r"images were painted .*lower 'rollouts\.micro_batch'"):
         run(small_experiment(Hungry()), tmp_path)
 
 

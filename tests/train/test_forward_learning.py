@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from aegpo.train.policy import WeightCopy
 from test_engine import assert_same_report, assert_same_weights, build, run
 from test_learning import NO_CHANGE, gradients, sampled
-from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients, small_experiment
+from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients, run_loop, small_experiment
 
 from aegpo.core.experiment import EvaluationSpec
-from aegpo.core.records import RolloutPlan, RunInfo
+from aegpo.core.records import RolloutPlan
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec
 from aegpo.method.objectives import ClippedObjective, GuardedObjective, MatchingObjective, NftObjective
 from aegpo.method.trees import BranchingTree, IndependentTree
@@ -23,7 +24,6 @@ from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
 from aegpo.train.learning import edge_weights
 from aegpo.train.replay import noise_again
-from aegpo.train.weight_copies import WeightCopy
 
 CPU = torch.device("cpu")
 FAST = OptimizerSpec(learning_rate=0.01, rollouts_per_update=4)
@@ -119,7 +119,7 @@ def test_a_forward_update_makes_what_was_credited_likelier(how, objective):
     plan = quiet(plan_of(IndependentTree(), [8, 8], [[1, 1, 1, 0]] * 2))
     trained = learner(how, objective, learning_rate=0.003)
     for seed in range(20):
-        with trained.sampling_weights():
+        with trained.weights.active(trained.weights.old):
             batch = sampled(how, plan, seed=seed)
         trained.update(*batch, np.random.default_rng(seed))
         trained.end_step(seed + 1)
@@ -163,20 +163,20 @@ def test_rollouts_are_sampled_by_the_old_policy_and_evaluations_are_not():
     for number in (1, 2, 3):
         mine, theirs = lagging.step(number).metrics, unmoved.step(number).metrics
         assert mine["reward"] == theirs["reward"]  # the same images, although the trained policy has moved
-    assert not torch.equal(lagging.model.policy.mean, unmoved.model.policy.mean)
+    assert not torch.equal(lagging.policy.model.policy.mean, unmoved.policy.model.policy.mean)
     assert not np.array_equal(
-        lagging.evaluate().scores["brightness"], unmoved.evaluate().scores["brightness"]
+        lagging.evaluator.evaluate().scores["brightness"], unmoved.evaluator.evaluate().scores["brightness"]
     )  # of the trained policy
 
 
 def test_the_old_policy_comes_nearer_at_the_end_of_each_step():
     engine, _ = build(small_experiment(GaussianSpec(), objective=Quoting(), optimizer=FAST))
-    old = engine.model.policy.mean.detach().clone()
+    old = engine.policy.model.policy.mean.detach().clone()
     for number in (1, 2, 3):
         engine.step(number)
-        old = 0.5 * old + 0.5 * engine.model.policy.mean.detach()
+        old = 0.5 * old + 0.5 * engine.policy.model.policy.mean.detach()
         torch.testing.assert_close(engine.learner.state_dict()["old/mean"], old)
-        assert not torch.equal(old, engine.model.policy.mean)
+        assert not torch.equal(old, engine.policy.model.policy.mean)
 
 
 def test_a_schedule_of_nothing_but_the_current_policy_is_no_lag_at_all():
@@ -184,7 +184,7 @@ def test_a_schedule_of_nothing_but_the_current_policy_is_no_lag_at_all():
     engine, _ = build(current)
     for number in (1, 2):
         engine.step(number)
-        assert torch.equal(engine.learner.state_dict()["old/mean"], engine.model.policy.mean)
+        assert torch.equal(engine.learner.state_dict()["old/mean"], engine.policy.model.policy.mean)
 
 
 def test_an_objective_without_an_old_policy_keeps_no_copy():
@@ -217,7 +217,7 @@ def test_a_resumed_run_has_the_old_policy_bit_for_bit(tiny_spec, tmp_path, polic
     saved = [load_latest(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
     assert saved[0].tensors.keys() == saved[1].tensors.keys()
     old = [name for name in saved[0].tensors if name.startswith("old/")]
-    assert len(old) == len(whole.learner.weights)
+    assert len(old) == len(whole.policy.weights.trained)
     assert all(torch.equal(saved[0].tensors[name], saved[1].tensors[name]) for name in saved[0].tensors)
     assert not all(torch.equal(saved[0].tensors[name], saved[0].tensors[f"policy/{name[4:]}"]) for name in old)
 
@@ -309,10 +309,9 @@ def test_a_run_whose_rewards_all_tie_survives_dropping_what_has_no_credit(tiny_s
         evaluation=EvaluationSpec(images=1),
     )
     engine, recorder = build(experiment)
-    for tracker in (ConsoleTracker(), JsonlTracker()):
-        engine.hooks.register(tracker.build(tmp_path))
-    assert engine.run(RunInfo("arm", 0, tmp_path, 0, experiment.training_steps), lambda: False) == "finished"
-    assert [report.metrics["updated_edges"] for report in recorder.reports[1:]] == [0.0] * 4
+    trackers = {tracker.kind: tracker.build(tmp_path) for tracker in (ConsoleTracker(), JsonlTracker())}
+    assert run_loop(engine, tmp_path, {"recorder": recorder, **trackers}) == "finished"
+    assert [report.metrics["updated_edges"] for report in recorder.reports] == [0.0] * 4
 
 
 def test_reduction_edge_counts_every_edge_once_whatever_passes_through_it():

@@ -242,12 +242,12 @@ def test_averaged_weights_follow_the_decay_and_its_warm_up(build):
         trained.update(*sampled(how, seed=number), np.random.default_rng(0))
         decay = min(0.5, (1 + number) / (10 + number))
         expected = decay * expected + (1 - decay) * mean.detach()
-        torch.testing.assert_close(trained.average.values["mean"], expected)
+        torch.testing.assert_close(trained.weights.average.values["mean"], expected)
     current = mean.detach().clone()
 
     def fail_inside():
-        with trained.averaged_weights():
-            assert torch.equal(mean, trained.average.values["mean"])
+        with trained.weights.active(trained.weights.average):
+            assert torch.equal(mean, trained.weights.average.values["mean"])
             assert not torch.equal(mean, current)
             raise KeyError
 
@@ -261,7 +261,7 @@ def test_without_averages_the_policy_is_its_own_average(build):
     trained = learner(how, learning_rate=0.1)
     trained.update(*sampled(how), np.random.default_rng(0))
     current = how.model.policy.mean.detach().clone()
-    with trained.averaged_weights():
+    with trained.weights.active(trained.weights.average):
         assert torch.equal(how.model.policy.mean, current)
 
 
@@ -288,21 +288,21 @@ def test_training_moves_the_policy_and_never_the_base(build, policy):
 
 def test_full_fine_tuning_trains_every_weight(build):
     how = execution(build("tiny"), 4)
-    assert set(learner(how).weights) == {name for name, _ in how.model.policy.named_parameters()}
+    assert set(learner(how).weights.trained) == {name for name, _ in how.model.policy.named_parameters()}
 
 
 def test_lora_trains_its_adapters_and_nothing_else(build):
     how = execution(build("tiny"), 4)
     trained = learner(how, policy=LORA, learning_rate=0.01)
     before = copy.deepcopy(how.model.policy.state_dict())
-    assert trained.weights
-    assert all("lora_" in name for name in trained.weights)
+    assert trained.weights.trained
+    assert all("lora_" in name for name in trained.weights.trained)
     for seed in range(2):
         trained.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(0))
     after = how.model.policy.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])}
-    assert moved <= set(trained.weights)
-    assert len(moved) > 0.8 * len(trained.weights)  # the text side of the last layer reaches no pixel
+    assert moved <= set(trained.weights.trained)
+    assert len(moved) > 0.8 * len(trained.weights.trained)  # the text side of the last layer reaches no pixel
 
 
 def test_targets_that_match_nothing_are_refused_with_what_there_is(build):
@@ -326,7 +326,7 @@ def test_a_kl_penalty_pulls_towards_the_base(build, policy):
     moved = trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0))
     assert moved["kl"] > 0
     assert moved["grad_norm"] > 0
-    assert all(weight.requires_grad for weight in trained.weights.values())
+    assert all(weight.requires_grad for weight in trained.weights.trained.values())
     kls = [trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0))["kl"] for _ in range(25)]
     assert min(kls) < 0.5 * max(kls)
 
@@ -344,7 +344,7 @@ def test_the_gradient_of_the_kl_is_not_lost_while_the_base_is_asked(build, polic
     mine = how.sampler.transition(edges.latents, how.velocity(edges.latents, sigma, prompts), sigma, sigma_next)
     kl = (mine.mean - base.mean).square().flatten(1).mean(dim=1) / (2 * mine.std.square())
     loss = (edge_weights(edges, "prompt").float() * kl).sum()
-    weights = list(trained.weights.values())
+    weights = list(trained.weights.trained.values())
     expected = torch.autograd.grad(loss, weights, allow_unused=True)
     with recorded_gradients() as seen:
         trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0))
@@ -379,7 +379,7 @@ def test_a_loss_that_is_not_finite_is_the_objectives_fault_and_changes_nothing(b
     rollouts, credit, cond = sampled(how)
     trained = learner(how)
     credit[3] = torch.nan
-    with pytest.raises(ContractError, match="objective 'ClippedObjective' returned 1 non-finite values"):
+    with pytest.raises(ContractError, match="objective 'tried' returned 1 non-finite values"):
         trained.update(rollouts, credit, cond, np.random.default_rng(0))
     assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
     assert trained.updates == 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def branch_plan(prompts: int, levels: int, steps: IntArray, children: int) -> tu
 
 def measure_reward_std(engine: Engine, texts: Sequence[str], steps: IntArray, children: int, say: Say) -> FloatArray:
     """(P, S) standard deviation of rewards over the children of each prompt's trunk at each step."""
-    how, seed = engine.how, engine.experiment.probe.seed
+    how, seed = engine.policy.how, engine.experiment.probe.seed
     generator, parts = torch.Generator().manual_seed(seed), []
     for first in range(0, len(texts), _AT_ONCE):
         part = texts[first : first + _AT_ONCE]
@@ -185,7 +186,7 @@ def _hits(chosen: BoolArray, spread: FloatArray) -> float:
 
 def rewards_at(engine: Engine, texts: Sequence[str]) -> FloatArray:  # (NOISES, P)
     """Rewards of the engine's policy, deterministic sampler, the same start noises whenever it is asked."""
-    how, seed, shape = engine.how, engine.experiment.probe.seed, engine.model.latent_shape
+    how, seed, shape = engine.policy.how, engine.experiment.probe.seed, engine.policy.model.latent_shape
     cond, found = how.model.encode(texts), []
     for sample in range(NOISES):
         noise = torch.stack([start_noise(shape, seed, row, sample) for row in range(len(texts))])
@@ -197,15 +198,15 @@ def rewards_at(engine: Engine, texts: Sequence[str]) -> FloatArray:  # (NOISES, 
 
 def group_values(engine: Engine, texts: Sequence[str], say: Say) -> tuple[FloatArray, FloatArray]:
     """(GROUP, P) rewards of independent rollouts, and (P,) norms of the gradient of each prompt's loss."""
-    levels = len(engine.how.sigmas) - 1
+    levels = len(engine.policy.how.sigmas) - 1
     noisy = np.arange(levels)[None] < levels - 1  # all but the last, as Flow-GRPO
     plan = IndependentTree().plan(np.array([GROUP]), noisy, np.random.default_rng(0))
     weights = torch.tensor([spec.weight for spec in engine.experiment.rewards])
     state = {name: value.clone() for name, value in engine.learner.state_dict().items()}
     updates, rewards, norms = engine.learner.updates, [], []
     for row, text in enumerate(texts):
-        cond, generator = engine.model.encode([text]), torch.Generator().manual_seed(row)
-        rollouts = roll_out(engine.how, plan, cond, generator)
+        cond, generator = engine.policy.model.encode([text]), torch.Generator().manual_seed(row)
+        rollouts = roll_out(engine.policy.how, plan, cond, generator)
         scores = torch.stack(list(score(engine.rewards, rollouts.images, [text] * GROUP).values()), dim=1)
         credit = engine.advantage.estimate(scores, weights.to(scores.device), rollouts).to(scores.device)
         learned = engine.learner.update(rollouts, credit, cond, np.random.default_rng(0))
@@ -223,14 +224,14 @@ def prompt_evidence(analysis: Analysis, engine: Engine, remeasure: Remeasure, sa
     `remeasure` profiles the policy that the engine has now.
     """
     earlier, later = checkpoint_pair(analysis.target.step, analysis.target.steps)
-    engine.restore(load_step(analysis.target.checkpoints, later, engine.device))
+    _restore(engine, analysis.target.checkpoints, later)
     after, then = rewards_at(engine, analysis.texts), None
     if earlier == 0:
         then = analysis.policy if later == analysis.target.step else remeasure()
-        with engine.model.base():
+        with engine.policy.model.base():
             before = rewards_at(engine, analysis.texts)
     else:
-        engine.restore(load_step(analysis.target.checkpoints, earlier, engine.device))
+        _restore(engine, analysis.target.checkpoints, earlier)
         before = rewards_at(engine, analysis.texts)
         then = analysis.policy if earlier == analysis.target.step else remeasure()
     assert then is not None, "asked of runs only"
@@ -280,15 +281,20 @@ def _resampled(one: FloatArray, other: FloatArray) -> Callable[[IntArray], float
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
+def _restore(engine: Engine, checkpoints: Path, step: int) -> None:
+    checkpoint = load_step(checkpoints, step, engine.policy.device)
+    engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+
+
 def gather(analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say) -> Evidence:
     """Everything; the engine has the profiled policy, and another one afterwards."""
-    levels = len(engine.how.sigmas) - 1
+    levels = len(engine.policy.how.sigmas) - 1
     steps = np.arange(levels - 1)  # noise of the last step stays in the image
     spread = measure_reward_std(engine, analysis.texts, steps, CHILDREN, say)
     entropy = {block: analysis.shown.curves(block)[:, steps] for block in analysis.shown.blocks}
-    nothing = engine.how.sigmas.new_zeros(len(steps), 1, 1, 1)
-    sigmas = engine.how.sigmas
-    stds = engine.how.sampler.transition(nothing, nothing, sigmas[:-2], sigmas[1:-1]).std.double().cpu().numpy()
+    nothing = engine.policy.how.sigmas.new_zeros(len(steps), 1, 1, 1)
+    sigmas = engine.policy.how.sigmas
+    stds = engine.policy.how.sampler.transition(nothing, nothing, sigmas[:-2], sigmas[1:-1]).std.double().cpu().numpy()
     by_step = step_evidence(spread, steps, entropy, stds, analysis.chosen[:, steps])
     by_prompt = None
     if analysis.policy is not None:

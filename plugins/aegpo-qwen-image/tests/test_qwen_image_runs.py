@@ -17,7 +17,7 @@ from aegpo.config.loading import load_experiment_file
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.opening import find_run
-from aegpo.train.painting import Painter
+from aegpo.train.policy import Policy
 
 EXAMPLE = Path(__file__).parents[1] / "qwen_image_aegpo.yaml"
 ARMS = ("grpo", "aegpo", "control")
@@ -88,10 +88,10 @@ def test_an_exported_run_is_loaded_by_the_pipeline_and_paints_the_same(folder, t
     result = call("export", run, "--to", tmp_path / "lora")
     assert result.exit_code == 0, result.output
     found = find_run(run, load_registries(plugin_manager()))
-    painter = Painter(found.experiment)
-    painter.take_run(found)
-    noise, how = painter.noise(0, 2, seed=0), painter.execution(5)
-    images = painter.paint(how, HELD_OUT, noise)
+    policy = Policy(found.experiment)
+    policy.weights.take(found.weights(), found.where)
+    noise, how = policy.numbered_noise(0, 2, seed=0), policy.painting(5)
+    images = policy.images(HELD_OUT, noise, how)
     given = {"prompt": HELD_OUT, "true_cfg_scale": 4.0, "negative_prompt": [" "] * 2}
     again = their_images(folder, noise, lora=tmp_path / "lora", **given)
     assert float((images - again).abs().max()) < 1e-4

@@ -1,0 +1,134 @@
+"""The loop of a run: training steps, evaluations, checkpoints, and a state on disk however it ends.
+
+    start -> [evaluation] -> step -> [evaluation] -> [checkpoint] -> step -> ... -> end
+
+A checkpoint says which evaluation was the last, so that one that failed is made up for when the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from aegpo.core.records import RunInfo
+from aegpo.errors import CheckpointError, MemoryShortageError, ObserverError, RewardError
+from aegpo.runs import checkpoints
+from aegpo.runs.observers import Observers
+from aegpo.train.engine import Engine, Memory
+
+_Known = RewardError | MemoryShortageError | ObserverError
+
+
+class Loop:
+    """One run from where it stands to its end."""
+
+    def __init__(self, engine: Engine, run: RunInfo, observers: Observers) -> None:
+        """`engine` has the state of `run.first_step`."""
+        self._engine, self._run, self._observers = engine, run, observers
+        self._done = self._saved = run.first_step  # training steps
+        self._evaluated: int | None = None  # the step of the last evaluation
+
+    def run(self, should_stop: Callable[[], bool]) -> Literal["finished", "interrupted"]:
+        """Trains to the end, or until asked to stop; the state is on disk when it returns.
+
+        Raises:
+            RewardError: if a reward fails; all that was learned before is on disk then, and the message says so.
+            MemoryShortageError: if memory runs out; the message says what to lower, and what is on disk.
+            ObserverError: if an observer fails that the run does not go on without; the state is on disk.
+        """
+        try:
+            self._observers.started()
+            outcome = self._train(should_stop)
+        except BaseException as error:
+            self._observers.gave_up(self._done, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        self._tell(lambda: self._observers.ended(self._done, outcome))
+        return outcome
+
+    def _train(self, should_stop: Callable[[], bool]) -> Literal["finished", "interrupted"]:
+        run, spec = self._run, self._engine.experiment
+        if self._engine.probe is not None:
+            self._engine.probe.base.open(run.folder / "probe", run.first_step)
+        if run.owes_evaluation:
+            self._evaluate()
+        while self._done < run.training_steps:
+            if should_stop():
+                self._save()
+                return "interrupted"
+            self._step()
+            if self._due(spec.evaluation.every):
+                self._evaluate()
+            if self._due(spec.checkpoint.every):
+                self._save()
+        return "finished"
+
+    def _due(self, every: int) -> bool:
+        return self._done % every == 0 or self._done == self._run.training_steps
+
+    def _step(self) -> None:
+        """The next training step; if a reward or the memory fails, what was learned before is not lost."""
+        before, updates = self._engine.memory(), self._engine.learner.updates
+        try:
+            report = self._engine.step(self._done + 1)
+        except (RewardError, MemoryShortageError) as error:
+            if self._engine.learner.updates == updates:
+                self._save(before)
+            raise self._told(error) from error.__cause__
+        self._done += 1
+        self._tell(lambda: self._observers.stepped(report))
+
+    def _evaluate(self) -> None:
+        """Scores the held-out prompts; if that fails, the steps before are not lost, and it is done when it goes on."""
+        before = self._engine.memory()
+        try:
+            evaluation = self._engine.evaluator.evaluate()
+        except (RewardError, MemoryShortageError) as error:
+            self._save(before)
+            raise self._told(error) from error.__cause__
+        self._evaluated = self._done
+        self._tell(lambda: self._observers.evaluated(self._done, evaluation))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        """Tells the observers of what was just done; an observer that stops the run loses nothing of it."""
+        try:
+            tell()
+        except ObserverError as error:
+            if error.recorded:
+                self._save()
+            raise self._told(error) from error.__cause__
+
+    def _told(self, error: _Known) -> _Known:
+        """The error with what is on disk."""
+        kept = f"step {self._saved} and all before it are saved" if self._saved > 0 else "nothing was learned yet"
+        return type(error)(f"{error}\n{kept}; the same command goes on from there")
+
+    def _save(self, memory: Memory | None = None) -> None:
+        """Writes the state after the last step, unless it is on disk or there is none."""
+        if self._saved == self._done:
+            return
+        engine, number = self._engine, self._done
+        if engine.probe is not None:
+            engine.probe.base.write(number)
+        tensors, state = engine.state_dict(memory)
+        state["owes_evaluation"] = self._due(engine.experiment.evaluation.every) and self._evaluated != number
+        checkpoint = checkpoints.Checkpoint(number, tensors, state)
+        path = checkpoints.save(self._run.folder / "checkpoints", checkpoint, engine.experiment.checkpoint.keep)
+        self._saved = number
+        self._tell(lambda: self._observers.saved(number, path))
+
+
+def owes_evaluation(checkpoint: checkpoints.Checkpoint | None) -> bool:
+    """True if a run that goes on from here has to score the held-out prompts first.
+
+    Raises:
+        CheckpointError: if a step of the checkpoint is only half recorded, as version 0.1.0 wrote it.
+    """
+    if checkpoint is None:
+        return True
+    if checkpoint.state.get("unreported") is not None:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} holds a step more, whose evaluation failed under aegpo 0.1; go "
+            "on with aegpo 0.1 until the next checkpoint, delete this one to go on from an earlier one, or start over "
+            "with --fresh"
+        )
+    return bool(checkpoint.state.get("owes_evaluation", False))  # version 0.1.0 did not note it

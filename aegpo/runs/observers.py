@@ -1,0 +1,168 @@
+"""Who is told of a run: trackers, plugins and parts; a failing one is blamed by name and cannot harm the run.
+
+An observer says what its failure means by `on_error`: `stop` (the default) ends the run, whose state is saved; `drop`
+tells it once, leaves the observer out from there on and notes it in the run's folder for the report:
+
+    dropped.jsonl      a row for each observer that was left out: step, event, observer, error
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pluggy
+
+from aegpo.core.files import append_row
+from aegpo.core.hookspecs import Outcome
+from aegpo.core.parts import OnError
+from aegpo.core.records import Evaluation, RunInfo, StepReport
+from aegpo.errors import AegpoError, ObserverError, PluginError
+
+DROPPED = "dropped.jsonl"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+Event = Literal[
+    "aegpo_on_run_start", "aegpo_on_step_end", "aegpo_on_evaluation", "aegpo_on_checkpoint", "aegpo_on_run_end"
+]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An observer that a run was left without."""
+
+    step: int  # the training step it failed at
+    event: str
+    observer: str
+    error: str
+
+
+class Observers:
+    """The observers of one run, told in the order of their plugin manager: the last registered first."""
+
+    def __init__(self, manager: pluggy.PluginManager, run: RunInfo, say: Callable[[str], None]) -> None:
+        """`say` gets a line for the user where a failure does not end the run."""
+        self._manager, self._run, self._say = manager, run, say
+        self._on_error: dict[str, OnError] = {}  # by name in the manager; of those that were added here
+        self._record: str | None = None  # the name of the observer that keeps the run's record
+        self._left_out: set[str] = set()
+
+    def add(self, name: str, observer: object, on_error: OnError | None = None, record: bool = False) -> None:
+        """Registers an observer under the name that messages use; what has no observer hook is left alone.
+
+        Args:
+            name: such as ``tracker 'jsonl'``.
+            observer: an object with observer hooks.
+            on_error: what its failure means; None: what its own attribute `on_error` says, else stop.
+            record: what it writes is the run's record, without which no later state may be saved.
+        """
+        if not any(attribute.startswith("aegpo_on_") for attribute in dir(type(observer))):
+            return
+        number, title = 1, name
+        while self._manager.has_plugin(title):
+            number += 1
+            title = f"{name} ({number})"
+        self._manager.register(observer, name=title)
+        self._on_error[title] = on_error or _declared(title, observer)
+        if record:
+            self._record = title
+
+    # --- what they are told --------------------------------------------------------------------------------------
+
+    def started(self) -> None:
+        """The run begins, or goes on."""
+        self._tell("aegpo_on_run_start", self._run.first_step, {})
+
+    def stepped(self, report: StepReport) -> None:
+        """A training step is over."""
+        self._tell("aegpo_on_step_end", report.step, {"report": report})
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """The held-out prompts were scored."""
+        self._tell("aegpo_on_evaluation", step, {"step": step, "evaluation": evaluation})
+
+    def saved(self, step: int, path: Path) -> None:
+        """A checkpoint is on disk."""
+        self._tell("aegpo_on_checkpoint", step, {"step": step, "path": path})
+
+    def ended(self, step: int, outcome: Outcome) -> None:
+        """The run is over."""
+        self._tell("aegpo_on_run_end", step, {"outcome": outcome})
+
+    def gave_up(self, step: int, outcome: Outcome) -> None:
+        """The run is over by an error, which counts: an observer that fails now is only said to have done so."""
+        try:
+            self.ended(step, outcome)
+        except OSError as error:  # a tracker may try to write its rest
+            if error.errno not in NO_ROOM:
+                raise
+        except ObserverError as error:
+            self._say(str(error))
+
+    def _tell(self, event: Event, step: int, told: dict[str, Any]) -> None:
+        """Tells everyone, and raises the first failure that stops the run: that of its record before all others.
+
+        Raises:
+            ObserverError: if an observer failed that the run does not go on without.
+            OSError: if the run's record cannot be written for lack of room.
+        """
+        failures: dict[str, Exception] = {}
+        for name, function, names in self._hooks(event):
+            known = {"run": self._run, **told}
+            try:
+                function(*(known[each] for each in names))
+            except Exception as error:  # an observer may fail in any way; the user needs to know whose failure it is
+                if self._rule(name) == "drop":
+                    self._drop(Dropped(step, event, name, f"{type(error).__name__}: {error}"))
+                else:
+                    failures[name] = error
+        first = self._record if self._record in failures else next(iter(failures), None)
+        if first is not None:
+            raise self._blamed(event, first, failures[first]) from failures[first]
+
+    def _hooks(self, event: Event) -> Iterator[tuple[str, Callable[..., object], tuple[str, ...]]]:
+        for hook in reversed(getattr(self._manager.hook, event).get_hookimpls()):
+            if hook.hookwrapper or hook.wrapper:
+                raise PluginError(
+                    f"plugin {hook.plugin_name!r} wraps the observer hook {event!r}, which only tells; drop 'wrapper'"
+                )
+            if hook.plugin_name not in self._left_out:
+                yield hook.plugin_name, hook.function, hook.argnames
+
+    def _rule(self, name: str) -> OnError:
+        return self._on_error.get(name) or _declared(f"plugin {name!r}", self._manager.get_plugin(name))
+
+    def _drop(self, dropped: Dropped) -> None:
+        self._left_out.add(dropped.observer)
+        self._say(f"{dropped.observer} failed with {dropped.error}; the run goes on without it")
+        append_row(self._run.folder / DROPPED, vars(dropped))
+
+    def _blamed(self, event: Event, name: str, error: Exception) -> Exception:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and name == self._record:
+            return error
+        who = name if name in self._on_error else f"plugin {name!r}"
+        said = str(error) if isinstance(error, AegpoError) else f"failed with {type(error).__name__}: {error}"
+        message = f"{who}: {said}" if isinstance(error, AegpoError) else f"{who} {said}"
+        blamed = ObserverError(f"{message} (in {event})")
+        blamed.recorded = name != self._record
+        return blamed
+
+
+def _declared(title: str, observer: object) -> OnError:
+    """What a foreign observer says of its failures."""
+    declared = getattr(observer, "on_error", "stop")
+    if declared not in ("stop", "drop"):
+        raise PluginError(f"{title} declares 'on_error' as {declared!r}; it is 'stop' or 'drop'")
+    return "drop" if declared == "drop" else "stop"
+
+
+def read_dropped(folder: Path) -> tuple[Dropped, ...]:
+    """The observers that a run was left without; nothing where none was."""
+    path = folder / DROPPED
+    if not path.exists():
+        return ()
+    rows = (json.loads(line) for line in path.read_bytes().split(b"\n") if line)
+    return tuple(Dropped(row["step"], row["event"], row["observer"], row["error"]) for row in rows)

@@ -1,0 +1,79 @@
+"""Evaluation: held-out prompts under the deterministic sampler, for the policy beside the untouched base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from aegpo.core.records import Evaluation, FloatArray
+from aegpo.train.policy import Policy
+from aegpo.train.rollouts import Show
+from aegpo.train.scoring import Scorer, Scoring, score
+
+Paint = Callable[[Show], Tensor]  # paints an image of each prompt, (B, 3, h, w) in [0, 1], and shows them on the way
+
+
+class Evaluator:
+    """What a run evaluates: the same prompts from the same noise every time, by all its rewards."""
+
+    def __init__(self, policy: Policy, scorers: Sequence[Scorer], prompts: Sequence[str]) -> None:
+        self._policy, self._scorers, self.prompts = policy, scorers, tuple(prompts)
+        self._known: HeldOut | None = None  # with the base policy's scores
+
+    def evaluate(self) -> Evaluation:
+        """Scores the held-out prompts for the policy (its averaged weights, if any) and, once, for the base.
+
+        Raises:
+            RewardError: if a reward fails; nothing was changed.
+        """
+        policy, begin = self._policy, time.perf_counter()
+        paint = partial(policy.images, self.prompts, policy.evaluation_noise(len(self.prompts)), None)
+        if self._known is None:
+            with policy.base():
+                self._known = HeldOut(self._scorers, self.prompts, paint)
+        with policy.averaged():
+            scores, base_scores, images = self._known.evaluate(paint)
+        kept = policy.experiment.evaluation.images
+        return Evaluation(self.prompts, scores, base_scores, images[:kept].cpu(), time.perf_counter() - begin)
+
+
+class HeldOut:
+    """Scores of held-out prompts, for a policy beside the untouched base.
+
+    A reward that compares the images of one prompt has nothing to compare there but the policy's image and the base's:
+    its score is the policy's against the base's.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[str], paint_base: Paint) -> None:
+        self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
+        self._relative = [scorer for scorer in scorers if scorer.group_wise]
+        self._labels, self._prompts = [scorer.label for scorer in scorers], prompts
+        base_images, scores = self._painted(paint_base)
+        self.base_scores: Mapping[str, FloatArray] = scores  # (B,) of each reward that compares nothing
+        self._base_images = base_images.cpu() if self._relative else None
+
+    def evaluate(self, paint: Paint) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
+        """(B,) of each reward, for the policy that paints and for the base; and the images (B, 3, h, w) painted."""
+        (images, scores), base_scores = self._painted(paint), dict(self.base_scores)
+        if self._base_images is not None:
+            both = torch.cat([images, self._base_images.to(images.device)])
+            for label, values in _as_numpy(score(self._relative, both, (*self._prompts, *self._prompts))).items():
+                scores[label], base_scores[label] = values[: len(images)], values[len(images) :]
+        return self._in_order(scores), self._in_order(base_scores), images
+
+    def _painted(self, paint: Paint) -> tuple[Tensor, dict[str, FloatArray]]:
+        """Images, and their scores where nothing is compared, some of which are found while others are painted."""
+        with Scoring(self._absolute, self._prompts) as scoring:
+            images = paint(scoring.show)
+            return images, _as_numpy(scoring.finish(images))
+
+    def _in_order(self, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        return {label: scores[label] for label in self._labels}
+
+
+def _as_numpy(scores: Mapping[str, Tensor]) -> dict[str, FloatArray]:
+    return {label: values.double().cpu().numpy() for label, values in scores.items()}

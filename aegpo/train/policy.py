@@ -1,0 +1,263 @@
+"""The policy: one network with its base, averaged and lagging weights, which samples plans and paints images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aegpo.core import contracts
+from aegpo.core.contracts import enough_memory, lower
+from aegpo.core.experiment import Experiment
+from aegpo.core.interfaces import Model, Preparable, Resizable
+from aegpo.core.records import Conditioning
+from aegpo.errors import AegpoError, CheckpointError
+from aegpo.models.adapters import add_adapters
+from aegpo.train.devices import STORAGE, choose_device, make_accelerator
+from aegpo.train.rollouts import Execution, Show, Velocity, sample_deterministic, unseen
+
+_NOISE = 4243  # keeps the start noise of numbered prompts apart from other streams of the same seed
+
+
+class Policy:
+    """The network of an experiment: what is trained, beside the frozen base that it was when it was loaded."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        """Loads the network onto the experiment's device and puts adapters into it.
+
+        Raises:
+            AegpoError: if it cannot be built, or paints no images of the size that evaluation asks for.
+        """
+        self.experiment, self.device = experiment, choose_device(experiment.device)
+        self.accelerator = make_accelerator(experiment, self.device)
+        torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
+        with contracts.blaming("model", experiment.model.kind):
+            self.model = experiment.model.build(self.device)
+        add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
+        with self.model.base():
+            pass  # the base policy is what the model is now
+        self.weights = Weights(self.model.policy)
+        self._sized = _resized(self.model, experiment)
+        self.how = self._execution(self.model, experiment.rollouts.denoising_steps)
+
+    # --- what it says ------------------------------------------------------------------------------------------------
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:  # P
+        """What the network is told about prompts."""
+        with contracts.blaming("model", self.experiment.model.kind):
+            return self.model.encode(texts)
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Works on prompts ahead where the model can, so that no text encoder is needed in between."""
+        if isinstance(self.model, Preparable):
+            with contracts.blaming("model", self.experiment.model.kind):
+                self.model.prepare(texts)
+
+    def painting(self, steps: int | None = None) -> Execution:
+        """How deterministic images are painted, at the size of evaluation; None: the denoising steps it takes."""
+        spec = self.experiment
+        return self._execution(self._sized, steps or spec.evaluation.denoising_steps or spec.rollouts.denoising_steps)
+
+    def images(self, texts: Sequence[str], noise: Tensor, how: Execution | None = None, show: Show = unseen) -> Tensor:
+        """(B, 3, h, w) in [0, 1]: each of B prompts from its start noise (B, C, H, W), deterministic sampler.
+
+        Args:
+            texts: B prompts.
+            noise: of `evaluation_noise` or `numbered_noise`.
+            how: of `painting`; None: as evaluation paints.
+            show: sees images as soon as they are painted.
+
+        Raises:
+            ContractError: if the model paints what is no image.
+            MemoryShortageError: if memory runs out.
+        """
+        remedy = lower("rollouts.micro_batch", self.experiment.rollouts.micro_batch)
+        with enough_memory("images were painted", remedy):
+            images = sample_deterministic(how or self.painting(), noise, self.encode(texts), show)
+        contracts.check_images(self.experiment.model.kind, images, len(texts))
+        return images
+
+    def evaluation_noise(self, count: int) -> Tensor:  # (count, C, H, W)
+        """Start noise of a run's held-out prompts: one fixed noise for each, the same at every evaluation."""
+        generator = torch.Generator().manual_seed(self.experiment.evaluation.seed)
+        return torch.randn((count, *self._sized.latent_shape), generator=generator).to(self.device)
+
+    def numbered_noise(self, first: int, count: int, seed: int) -> Tensor:  # (count, C, H, W)
+        """Start noise of prompts `first`, `first` + 1, ...: one fixed noise for each number and seed."""
+        return torch.stack([self._one_noise(seed, first + index) for index in range(count)]).to(self.device)
+
+    def _one_noise(self, seed: int, number: int) -> Tensor:  # (C, H, W)
+        own = int(np.random.SeedSequence((_NOISE, seed, number)).generate_state(1)[0])
+        return torch.randn(self._sized.latent_shape, generator=torch.Generator().manual_seed(own))
+
+    # --- whose weights it has ----------------------------------------------------------------------------------------
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, the frozen base policy speaks; base inside base is the base."""
+        return self.model.base()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, it has its averaged weights, if the run keeps any."""
+        return self.weights.active(self.weights.average)
+
+    def lagging(self) -> AbstractContextManager[None]:
+        """Inside, it has the weights that sample rollouts: its own, unless the objective keeps older ones."""
+        return self.weights.active(self.weights.old)
+
+    # --- how it is executed ------------------------------------------------------------------------------------------
+
+    def _execution(self, model: Model, steps: int) -> Execution:
+        spec = self.experiment
+        with contracts.blaming("model", spec.model.kind):
+            sigmas = model.sigmas(steps).to(self.device)
+        contracts.check_sigmas(spec.model.kind, sigmas, steps, spec.model.partial_schedule)
+        return Execution(
+            model,
+            self._velocity_of(model),
+            spec.sampler.build(),
+            sigmas,
+            spec.rollouts.micro_batch,
+            STORAGE[spec.rollouts.storage],
+            keep_velocity=spec.objective.needs_old and spec.objective.process == "reverse",
+            predicted_clean=spec.rollouts.decode == "predicted-clean",
+            model_kind=spec.model.kind,
+            sampler_kind=spec.sampler.kind,
+        )
+
+    def _velocity_of(self, model: Model) -> Velocity:
+        """What a model says, in the run's precision; evaluation may take it at another size than training."""
+
+        def velocity(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+            with contracts.blaming("model", self.experiment.model.kind), self.accelerator.autocast():
+                return model.velocity(latents, sigma, cond).float()
+
+        return velocity
+
+    @torch.no_grad()
+    def check(self, text: str) -> None:
+        """Tries model and sampler on one latent, so that a foreign part is blamed before any work is done.
+
+        Raises:
+            ContractError: if one of them fails or returns what it must not.
+        """
+        spec, cond = self.experiment, self.encode([text])
+        contracts.check_conditioning(spec.model.kind, cond, [text])
+        sigma, sigma_next = self.how.sigmas[:1], self.how.sigmas[1:2]
+        latents = torch.zeros((1, *self.model.latent_shape), device=self.device)
+        velocity = self.how.velocity(latents, sigma, cond)
+        contracts.check_velocity(spec.model.kind, velocity, latents)
+        with contracts.blaming("model", spec.model.kind):
+            image = self.model.decode(latents)
+        contracts.check_images(spec.model.kind, image, 1)
+        with contracts.blaming("sampler", spec.sampler.kind):
+            gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
+            contracts.check_transition(spec.sampler.kind, gaussian, latents)
+            log_prob = self.how.sampler.log_prob(gaussian, gaussian.mean)
+        contracts.check_log_prob(spec.sampler.kind, log_prob, latents)
+
+
+def _resized(model: Model, experiment: Experiment) -> Model:
+    """The model at the size of evaluation images."""
+    height, width = experiment.evaluation.height, experiment.evaluation.width
+    if height is None or width is None:
+        return model
+    if not isinstance(model, Resizable):
+        raise AegpoError(
+            f"model {experiment.model.kind!r} paints one size only; leave out 'height' and 'width' of 'evaluation'"
+        )
+    return model.at(height, width)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+class Weights:
+    """What is trained of a network, by name, and the copies of it that a run keeps."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self.average: WeightCopy | None = None  # the running average, which evaluation uses
+        self.old: WeightCopy | None = None  # of the policy that samples while it lags behind
+
+    def keep(self, averaged: bool, lagging: bool) -> None:
+        """Starts the copies that a run needs, as what the weights are now."""
+        self.average = WeightCopy(self.trained) if averaged else None
+        self.old = WeightCopy(self.trained) if lagging else None
+
+    def active(self, chosen: WeightCopy | None) -> AbstractContextManager[None]:
+        """Inside, the network has the weights of a copy; None: its own."""
+        return nullcontext() if chosen is None else chosen.active()
+
+    def take(self, values: Mapping[str, Tensor], where: str) -> None:
+        """Gives the network the weights of a checkpoint; `where` names it in errors.
+
+        Raises:
+            CheckpointError: if they are not this network's.
+        """
+        _check_fits(where, self.trained, values)
+        assign(self.trained, values)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Trained weights and their copies, by name with the prefix policy/, ema/ or old/."""
+        state = {f"policy/{name}": weight.detach() for name, weight in self.trained.items()}
+        for prefix, kept in self._copies().items():
+            state |= {prefix + name: value for name, value in kept.values.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `state_dict` returned."""
+        assign(self.trained, {name: state[f"policy/{name}"] for name in self.trained})
+        for prefix, kept in self._copies().items():
+            for name, value in kept.values.items():
+                value.copy_(state[prefix + name])
+
+    def _copies(self) -> dict[str, WeightCopy]:
+        return {prefix: kept for prefix, kept in (("ema/", self.average), ("old/", self.old)) if kept is not None}
+
+
+class WeightCopy:
+    """Trained weights as they were, by name; starts as what they are now."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
+        self._weights = weights
+        self.values = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def approach(self, decay: float) -> None:
+        """Keeps `decay` of the copy and takes the rest from the trained weights."""
+        torch._foreach_lerp_(list(self.values.values()), list(self._weights.values()), 1 - decay)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the policy has the weights of this copy."""
+        current = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        assign(self._weights, self.values)
+        try:
+            yield
+        finally:
+            assign(self._weights, current)
+
+
+@torch.no_grad()
+def assign(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copies values into weights of the same names, in place."""
+    for name, weight in weights.items():
+        weight.copy_(values[name])
+
+
+def _check_fits(where: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """The weights of a checkpoint are those of the policy, by name and shape; the message names a few that are not."""
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    other = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
+    faults = {"lacks": missing, "has weights the policy has no place for:": unknown, "has other shapes for": other}
+    for fault, names in faults.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(
+                f"{where} {fault} {', '.join(names[:3])}{more}; was the model at 'model.path' or 'model.weights' "
+                "replaced after the run began? put back the one it began with"
+            )

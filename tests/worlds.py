@@ -35,9 +35,9 @@ from aegpo.runs.folders import Run
 from aegpo.runs.loop import Loop, owes_evaluation
 from aegpo.runs.observers import Observers
 from aegpo.train.engine import Engine
+from aegpo.train.execution import Execution
 from aegpo.train.learning import Learner
 from aegpo.train.policy import Weights
-from aegpo.train.rollouts import Execution
 
 CPU = torch.device("cpu")
 

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aegpo.report.picture_sheet import Row
+    from aegpo.train.execution import Execution
     from aegpo.train.policy import Policy
-    from aegpo.train.rollouts import Execution
     from aegpo.train.scoring import Scorer
 
 HPSV2 = "hpsv2"  # of --prompts: the benchmark

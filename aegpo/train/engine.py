@@ -26,10 +26,11 @@ from aegpo.method.reward_history import RewardHistory
 from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared
 from aegpo.train.base_entropies import BaseCurves, depends_on
 from aegpo.train.entropy_probe import EntropyProbe
+from aegpo.train.execution import Show, Trunk
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import DIVERGED, Learner
 from aegpo.train.policy import Policy
-from aegpo.train.rollouts import Show, Trunk, roll_out
+from aegpo.train.rollouts import roll_out
 from aegpo.train.scoring import Scoring, build_scorers
 
 

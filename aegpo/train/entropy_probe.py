@@ -18,7 +18,8 @@ from aegpo.core.sections import ProbeSpec
 from aegpo.errors import SettingError
 from aegpo.method.samplers import euler
 from aegpo.train.base_entropies import BaseCurves
-from aegpo.train.rollouts import Execution, Trunk, start_latents
+from aegpo.train.execution import Execution, Trunk
+from aegpo.train.rollouts import start_latents
 
 _SEEDS = 1_000_003  # keeps the start noises of prompts apart under neighbouring seeds
 

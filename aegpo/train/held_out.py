@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from aegpo.core.records import Evaluation, FloatArray
+from aegpo.train.execution import Show
 from aegpo.train.policy import Policy
-from aegpo.train.rollouts import Show
 from aegpo.train.scoring import Scorer, Scoring, score
 
 Paint = Callable[[Show], Tensor]  # paints an image of each prompt, (B, 3, h, w) in [0, 1], and shows them on the way

@@ -17,10 +17,10 @@ from aegpo.core.interfaces import ForwardObjective, Objective
 from aegpo.core.records import Conditioning, Edges, Rollouts
 from aegpo.core.sections import OptimizerSpec
 from aegpo.errors import AegpoError
+from aegpo.train.execution import Execution
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 from aegpo.train.policy import Policy, Weights
 from aegpo.train.replay import Batch, noise_again, renoised, transitions, velocities
-from aegpo.train.rollouts import Execution
 
 _OWN = "optimizer/"  # names of its state in checkpoints
 DIVERGED = (

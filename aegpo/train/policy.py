@@ -17,7 +17,8 @@ from aegpo.core.records import Conditioning
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.adapters import add_adapters
 from aegpo.train.devices import STORAGE, choose_device, make_accelerator
-from aegpo.train.rollouts import Execution, Show, Velocity, sample_deterministic, unseen
+from aegpo.train.execution import Execution, Show, Velocity, unseen
+from aegpo.train.rollouts import sample_deterministic
 
 _NOISE = 4243  # keeps the start noise of numbered prompts apart from other streams of the same seed
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from aegpo.core import contracts
 from aegpo.core.interfaces import ForwardObjective, Objective
 from aegpo.core.records import Conditioning, Edges, Renoised, Rollouts, Update
-from aegpo.train.rollouts import Execution
+from aegpo.train.execution import Execution
 
 
 @dataclass(frozen=True)

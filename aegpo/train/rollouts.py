@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,55 +10,11 @@ import torch
 from torch import Tensor
 
 from aegpo.core import contracts
-from aegpo.core.interfaces import Model, Sampler
 from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Prompt, RolloutPlan, Rollouts
 from aegpo.method.samplers import euler
 from aegpo.method.tails import second_order
 from aegpo.method.trees import trunk_levels
-
-Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
-Show = Callable[[Tensor], None]  # is given images (b, 3, h, w) as soon as they are painted, in the order of rollouts
-
-
-def unseen(images: Tensor) -> None:
-    """Nobody looks before all are there."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How plans are executed in a run."""
-
-    model: Model
-    velocity: Velocity  # the policy's, in the run's precision, float32 out
-    sampler: Sampler
-    sigmas: Tensor  # (T+1,)
-    micro_batch: int
-    storage: torch.dtype
-    keep_velocity: bool = False  # of trained edges, for objectives that need the policy that sampled
-    predicted_clean: bool = False  # images come from a deterministic last step, whatever the trained one did
-    model_kind: str = "(unnamed)"  # how messages call them
-    sampler_kind: str = "(unnamed)"
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """Deterministic trajectories of some prompts that were computed already: trees may start with them.
-
-    A prompt whose plan has one tree starts it from this noise, and what the network says along the tree's trunk, up to
-    the first noisy step, is read off here.
-    """
-
-    prompt: IntArray  # (K,) rows of the step's Conditioning, each once
-    noise: Tensor  # (K, C, H, W)
-    velocity: tuple[Tensor, ...] = ()  # (K, C, H, W) float32 each, at the first levels
-
-    def levels(self, plan: RolloutPlan) -> IntArray:  # (K,)
-        """At how many levels of the plan the velocity of each prompt's only node is here."""
-        return np.minimum(trunk_levels(plan)[self.prompt], len(self.velocity))
-
-    def saved(self, plan: RolloutPlan) -> int:
-        """Velocity evaluations of the plan that need not be made."""
-        return int(self.levels(plan).sum())
+from aegpo.train.execution import Execution, Show, Trunk, unseen
 
 
 @torch.no_grad()
@@ -130,9 +86,11 @@ def _spread(sigma: Tensor) -> Tensor:
 
 def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor) -> Tensor:
     """Velocity of (B, C, H, W) latents at one level, at most `micro_batch` at a time; `prompt`: (B,) rows of `cond`."""
-    rows = torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch)
-    sigma = how.sigmas[level]
-    return torch.cat([how.velocity(latents[r].float(), sigma.expand(len(r)), cond.select(prompt[r])) for r in rows])
+    sigma, found = how.sigmas[level], []
+    for rows in torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch):
+        chosen = cond.select(prompt[rows])
+        found.append(how.velocity(latents[rows].float(), sigma.expand(len(rows)), chosen))
+    return torch.cat(found)
 
 
 # --- walking a plan --------------------------------------------------------------------------------------------------
@@ -360,17 +318,8 @@ def _trained_edges(
 
 
 def _joined(parts: list[Edges]) -> Edges:
-    velocities = [part.velocity for part in parts if part.velocity is not None]
-    return Edges(
-        level=torch.cat([part.level for part in parts]),
-        prompt=torch.cat([part.prompt for part in parts]),
-        rollout=torch.cat([part.rollout for part in parts]),
-        leaves=torch.cat([part.leaves for part in parts]),
-        latents=torch.cat([part.latents for part in parts]),
-        next_latents=torch.cat([part.next_latents for part in parts]),
-        log_prob=torch.cat([part.log_prob for part in parts]),
-        velocity=torch.cat(velocities) if velocities else None,
-    )
+    kept = [name for name, value in vars(parts[0]).items() if value is not None]
+    return Edges(**{name: torch.cat([vars(part)[name] for part in parts]) for name in kept})
 
 
 def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, generator: torch.Generator) -> Tensor:

@@ -107,7 +107,10 @@ class Scoring:
             rows = self._rows(scorer, len(images))
             if len(rows):
                 self._ask(scorer, rows, images if len(rows) == len(images) else images[torch.from_numpy(rows)])
-        scores = {each.label: _score_one(each, images, self._prompts) for each in self._scorers if not each.lane}
+        scores: dict[str, Tensor] = {}
+        for scorer in self._scorers:
+            if not scorer.lane:
+                scores[scorer.label] = _score_one(scorer, images, self._prompts)
         for scorer, rows, answer in self._answers:
             found = answer.result()
             values = scores.setdefault(scorer.label, found.new_empty(len(images)))

@@ -12,7 +12,8 @@ from aegpo.models.shapes.captions import captions
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.scene import SceneReward
 from aegpo.testing import check_model
-from aegpo.train.rollouts import Execution, sample_deterministic
+from aegpo.train.execution import Execution
+from aegpo.train.rollouts import sample_deterministic
 
 STEPS = 10
 

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 import torch
-from aegpo.train.policy import WeightCopy
 from test_engine import assert_same_report, assert_same_weights, build, run
 from test_learning import NO_CHANGE, gradients, sampled
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients, run_loop, small_experiment
@@ -23,6 +22,7 @@ from aegpo.rewards.palette import PaletteReward
 from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
 from aegpo.train.learning import edge_weights
+from aegpo.train.policy import WeightCopy
 from aegpo.train.replay import noise_again
 
 CPU = torch.device("cpu")

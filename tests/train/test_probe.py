@@ -17,7 +17,8 @@ from aegpo.method.samplers import euler
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.train.base_entropies import BaseCurves, fingerprint
 from aegpo.train.entropy_probe import EntropyProbe, start_noise
-from aegpo.train.rollouts import Trunk, roll_out
+from aegpo.train.execution import Trunk
+from aegpo.train.rollouts import roll_out
 
 PROMPTS = tuple(
     Prompt(index, text)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import Update
-from aegpo.method.objectives.common import ReverseObjective, clip_cautions, mean_square, ratio_metrics, surrogate
+from aegpo.method.objectives.clipped import ReverseObjective, clip_cautions, mean_square, ratio_metrics, surrogate
 
 if TYPE_CHECKING:
     from torch import Tensor

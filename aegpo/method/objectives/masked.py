@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.core.records import Update
-from aegpo.method.objectives.common import ReverseObjective, mean_square, ratio_metrics
+from aegpo.method.objectives.clipped import ReverseObjective, mean_square, ratio_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from pydantic import Field
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import ObjectiveSpec
 from aegpo.core.records import Renoised
-from aegpo.method.objectives.common import clip_cautions, mean_square, ratio_metrics, surrogate
+from aegpo.method.objectives.clipped import clip_cautions, mean_square, ratio_metrics, surrogate
 
 if TYPE_CHECKING:
     from torch import Tensor

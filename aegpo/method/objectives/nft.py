@@ -8,7 +8,7 @@ from pydantic import Field
 
 from aegpo.core.parts import ObjectiveSpec
 from aegpo.core.records import Renoised
-from aegpo.method.objectives.common import mean_square, ratio_metrics
+from aegpo.method.objectives.clipped import mean_square, ratio_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,12 +1,13 @@
 """At which denoising steps trajectories explore and learn."""
 
-from aegpo.method.selectors.base import CountedSelector, Selector
 from aegpo.method.selectors.entropy import EntropyPeakSelector, LowestEntropySelector
 from aegpo.method.selectors.plain import (
+    CountedSelector,
     FirstSelector,
     FixedSelector,
     FractionSelector,
     RandomSelector,
+    Selector,
     TopStdSelector,
     UniformSelector,
 )

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import BoolArray, FloatArray, Signals
-from aegpo.method.selectors.base import CountedSelector, highest
+from aegpo.method.selectors.plain import CountedSelector, highest
 
 
 class _EntropySelector(CountedSelector):

@@ -12,7 +12,7 @@ from pydantic import Field
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import SelectorSpec
 from aegpo.core.records import BoolArray, Signals
-from aegpo.method.selectors.base import Selector, same_steps
+from aegpo.method.selectors.plain import Selector, same_steps
 
 
 class WindowSelector(Selector):

@@ -10,7 +10,7 @@ from pydantic import Field
 from aegpo.core.parts import TreeSpec
 from aegpo.core.records import BoolArray, IntArray, RolloutPlan
 from aegpo.errors import PlanError
-from aegpo.method.trees.forest import spread
+from aegpo.method.trees.splitting import spread
 
 LEAST = 2  # children of a step, to be compared
 

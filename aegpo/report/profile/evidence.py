@@ -25,7 +25,8 @@ from aegpo.report.statistics import Interval, bootstrap_interval, holm, permutat
 from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
 from aegpo.train.entropy_probe import start_noise
-from aegpo.train.rollouts import Trunk, roll_out, sample_deterministic
+from aegpo.train.execution import Trunk
+from aegpo.train.rollouts import roll_out, sample_deterministic
 from aegpo.train.scoring import score
 
 CHILDREN = 8  # noisy children of each trunk state

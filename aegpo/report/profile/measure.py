@@ -18,7 +18,8 @@ from aegpo.core.records import AttentionCall, Conditioning, FloatArray
 from aegpo.errors import AegpoError
 from aegpo.method.samplers import euler
 from aegpo.train.entropy_probe import nothing_measured, start_noise
-from aegpo.train.rollouts import Execution, final_latents, start_latents
+from aegpo.train.execution import Execution
+from aegpo.train.rollouts import final_latents, start_latents
 
 MAPS = 6  # prompts whose entropies are kept token by token
 

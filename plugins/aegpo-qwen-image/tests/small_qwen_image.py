@@ -20,7 +20,8 @@ from aegpo.core.interfaces import Model
 from aegpo.core.records import Conditioning
 from aegpo.method.samplers import FlowSde
 from aegpo.models.pipeline.packing import pack
-from aegpo.train.rollouts import Execution, sample_deterministic
+from aegpo.train.execution import Execution
+from aegpo.train.rollouts import sample_deterministic
 
 SCALE = 2  # pixels a latent is wide
 WIDTH = 16  # of the text encoder

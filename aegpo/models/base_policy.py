@@ -22,10 +22,22 @@ class BasePolicy:
         """`policy`: as it was loaded, in dtypes that the copy keeps; `waits_on`: where it stays while not active."""
         self._policy, self._waits_on, self.dtypes = policy, waits_on, dtypes_of(policy)
         self._copy: nn.Module | None = None
+        self._inside: nn.Module | None = None  # the base network while `active` is entered
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
-        """The base network; adapters are off inside and on again after."""
+        """The base network; adapters are off inside and on again after the outermost."""
+        if self._inside is not None:
+            yield self._inside
+            return
+        with self._entered() as self._inside:
+            try:
+                yield self._inside
+            finally:
+                self._inside = None
+
+    @contextmanager
+    def _entered(self) -> Iterator[nn.Module]:
         adapters = [module for module in self._policy.modules() if isinstance(module, BaseTunerLayer)]
         if not adapters:
             yield from self._moved_copy()

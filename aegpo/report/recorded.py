@@ -15,6 +15,7 @@ from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
 from aegpo.runs.evaluations import evaluated_steps, unevaluated
 from aegpo.runs.manifest import read_manifest
+from aegpo.runs.observers import read_dropped
 
 WEIGHTED_SUM = "weighted sum"  # label of what is optimised where several rewards are trained on
 IDLE_STAGES = ("evaluation", "checkpoint")  # wall-clock that is not the method's
@@ -150,7 +151,7 @@ def read_study(folder: Path) -> Study:
     if not runs:
         raise AegpoError(f"no run in {folder} is of the arms and seeds that its order.json names")
     _check_prompts(runs)
-    notes = (*_missing(arms, seeds, runs), *_unevaluated(runs), *_strangers(begun, runs))
+    notes = (*_missing(arms, seeds, runs), *_unevaluated(runs), *_dropped(runs), *_strangers(begun, runs))
     return Study(folder, arms, seeds, runs, notes)
 
 
@@ -275,6 +276,14 @@ def _unevaluated(runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:
         lost = unevaluated([row.step for row in run.evaluations], due, run.steps_done)
         if lost and (run.evaluations or run.steps):  # else it has only begun
             yield f"seed {seed} of arm {arm}: evaluations.jsonl lacks {lost}; the arm's curve has nothing there"
+
+
+def _dropped(runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:
+    """What trackers and plugins did not hear to the end."""
+    for (arm, seed), run in runs.items():
+        for each in read_dropped(run.folder):
+            where = f"seed {seed} of arm {arm}, step {each.step}"
+            yield f"{where}: {each.observer} failed with {each.error}, and the run went on without it"
 
 
 def _strangers(begun: Mapping[tuple[str, int], Path], runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:

@@ -512,3 +512,11 @@ def test_without_an_order_file_arms_are_alphabetical(tmp_path):
     assert study.arms == ("aegpo", "grpo")
     assert verdict(summarize(study))[0].startswith("On palette, grpo gained less than aegpo")
     assert Path(study.folder) == tmp_path
+
+
+def test_observers_that_a_run_was_left_without_are_named(tmp_path):
+    folder = write_experiment(tmp_path / "study", (GRPO,), seeds=(0,))
+    row = {"step": 7, "event": "aegpo_on_step_end", "observer": "tracker 'far'", "error": "ConnectionError: gone"}
+    (folder / "grpo" / "seed-0" / "dropped.jsonl").write_text(json.dumps(row) + "\n")
+    told = "seed 0 of arm grpo, step 7: tracker 'far' failed with ConnectionError: gone, and the run went on without it"
+    assert told in read_study(folder).notes

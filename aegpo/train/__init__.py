@@ -1,4 +1,8 @@
-"""Train: one training step. Policy, engine, rollouts, replay, learning, scoring.
+"""Train: one training step. Policy, engine, rollouts, replay, learning, scoring; imports models and the rooms above it.
 
-Imports attention, method, models and the rooms above them; knows no folder of runs.
+    list of prompts --stream--> prompts (P) --history, probe--> Signals --allocator--> counts (P,) --selector--> (P, T)
+    --tree--> RolloutPlan --roll_out(policy)--> Rollouts --rewards--> scores (N, R) --advantage--> credit (E,)
+    --learner(objective)--> gradients, an optimizer step or several --> StepReport
+
+`Engine.step` reads like this figure. Nothing here knows a folder: evaluation and checkpoints are the loop's of a run.
 """

@@ -66,8 +66,6 @@ def ways(query: Tensor, key: Tensor, scale: float) -> dict[str, Callable[[], Ten
         "chunked": lambda: attention_entropy(query, key, scale=scale, backend="chunked"),
         f"{ROWS} rows": lambda: attention_entropy(query, key, scale=scale, rows=rows),
     }
-    if query.device.type == "cuda":
-        found["triton"] = lambda: attention_entropy(query, key, scale=scale, backend="triton")
     return found
 
 
@@ -279,7 +277,4 @@ def not_run(device: str) -> list[str]:
     """What this machine cannot measure."""
     if device == "cuda":
         return []
-    return [
-        "Not run: the CUDA backends (`cuda-flash`, `cuda-efficient`) and the Triton kernel (target: at most 0.7 of one "
-        "flash attention forward), because there is no GPU here."
-    ]
+    return ["Not run: the CUDA backends (`cuda-flash`, `cuda-efficient`), because there is no GPU here."]

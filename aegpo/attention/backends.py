@@ -4,8 +4,7 @@ Every function takes query (B, heads, queries, d), key (B, heads, keys, d) and t
 entropy and log-sum-exp, (B, heads, queries) float32 nats each. The private operators of torch are called here only.
 
 "fused" is a CPU's attention operator, "chunked" plain torch on any device and the only one with gradients. Not run for
-want of a GPU: "cuda-flash", "cuda-efficient" and "triton"; the Triton kernel has been run in Triton's interpreter and
-compiled for compute capabilities 8.0 to 10.0. "auto" never chooses it.
+want of a GPU: "cuda-flash" and "cuda-efficient".
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from aegpo.errors import AegpoError
 
-Backend = Literal["auto", "fused", "cuda-flash", "cuda-efficient", "chunked", "triton"]
+Backend = Literal["auto", "fused", "cuda-flash", "cuda-efficient", "chunked"]
 
-BACKENDS: tuple[Backend, ...] = ("auto", "fused", "cuda-flash", "cuda-efficient", "chunked", "triton")
+BACKENDS: tuple[Backend, ...] = ("auto", "fused", "cuda-flash", "cuda-efficient", "chunked")
 EXCLUDED = -1e3  # an additive mask at or below this hides a key: e^-1000 is 0 in float64; diffusers writes -10000
 CHUNK, CHUNKS = 2**25, {"cpu": 2**18}  # scores the chunked form holds at once; a CPU's cache is small
 HALF = (torch.float16, torch.bfloat16)
@@ -66,12 +65,6 @@ def measure_rows(
     _check(chosen, query, key, allowed, bias)
     if chosen == "chunked":
         entropy, lse = _chunked(query, key, scale, allowed, bias)
-    elif chosen == "triton":
-        try:
-            from aegpo.attention.triton_rows import entropy_of_rows
-        except ImportError as error:
-            raise AegpoError("attention_entropy: backend 'triton' needs triton; run: pip install triton") from error
-        entropy, lse = entropy_of_rows(query, key, scale, allowed, bias)
     else:
         entropy, lse = _keys_as_values(query, key, scale, allowed, bias, chosen)
     if allowed is None:
@@ -92,7 +85,7 @@ def _check(backend: Backend, query: Tensor, key: Tensor, allowed: Tensor | None,
         problem = f"takes float16 or bfloat16, the tensors are {str(query.dtype).removeprefix('torch.')}"
     elif backend == "cuda-flash" and not (allowed is None and bias is None):
         problem = "takes no mask"
-    elif backend not in ("chunked", "triton") and bias is not None and bias.shape[-2] != 1:
+    elif backend != "chunked" and bias is not None and bias.shape[-2] != 1:
         problem = "takes no additive bias that differs between rows"
     elif backend != "chunked" and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         problem = "carries no gradient, and one is asked for"

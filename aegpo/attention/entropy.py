@@ -109,10 +109,7 @@ def measure_call(
         rows: how many rows to measure, drawn among those of the given blocks as `sample_rows` does; or "all".
         seed: of the draw.
         masses: False leaves the masses out, so that a block costs its own keys only.
-        backend: as in `attention_entropy`.
-
-    Raises:
-        AegpoError: as `attention_entropy` and `sample_rows`.
+        backend: as in `attention_entropy`, whose errors it raises, and those of `sample_rows`.
     """
     wanted = [block for block in dict.fromkeys(blocks) if block in blocks_of(call)]
     if not wanted:

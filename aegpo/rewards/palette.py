@@ -20,7 +20,7 @@ from aegpo.core.parts import RewardSpec
 from aegpo.core.records import FloatArray
 from aegpo.models.shapes.captions import parse, why_not
 from aegpo.models.shapes.rendering import CELL, CELLS, coverage
-from aegpo.rewards.scene import COLOUR_NAMES, COLOUR_VALUES, Pixels, to_pixels
+from aegpo.rewards.scene_reading import COLOUR_NAMES, COLOUR_VALUES, Pixels, to_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 
 import pytest
 import torch
@@ -166,7 +164,7 @@ def test_a_row_without_keys_has_no_gradient_and_harms_no_other():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "flash"}, "no backend 'flash'; known: auto, fused, cuda-flash, cuda-efficient, chunked, triton"),
+        ({"backend": "flash"}, "no backend 'flash'; known: auto, fused, cuda-flash, cuda-efficient, chunked"),
         (
             {"backend": "cuda-flash"},
             "backend 'cuda-flash' runs on a cuda device, the tensors are on 'cpu'; choose 'auto' or 'chunked'",
@@ -385,36 +383,11 @@ def test_one_row_of_several_has_no_known_error():
 # --- backends that need what this machine may not have ----------------------------------------------------------------
 
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"  # before triton is imported: kernels run on CPUs
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="needs triton and TRITON_INTERPRET=1")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", [None, *MASKS])
-def test_the_kernel_is_exact_in_the_interpreter(name, dtype):
-    query, key = normal(2, 2, 70, 40).to(dtype), normal(2, 2, 130, 40, seed=1).to(dtype)
-    keep = torch.rand((2, 2, 70, 130), generator=torch.Generator().manual_seed(0)) < 0.6
-    keep[0, 0, 0, 1:], keep[0, 0, 5] = False, False
-    mask = None if name is None else MASKS[name](keep)
-    found = attention_entropy(query, key, scale=0.35, mask=mask, backend="triton")
-    assert_exact(found, dense(query, key, 0.35, mask), atol=5e-6)
-
-
-@pytest.mark.skipif(HAS_TRITON, reason="triton is installed")
-def test_a_missing_triton_is_named():
-    with pytest.raises(AegpoError) as error:
-        attention_entropy(normal(1, 1, 2, 8), normal(1, 1, 2, 8), scale=1.0, backend="triton")
-    assert str(error.value) == "attention_entropy: backend 'triton' needs triton; run: pip install triton"
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["auto", "cuda-flash", "cuda-efficient", "triton", "chunked"])
+@pytest.mark.parametrize("backend", ["auto", "cuda-flash", "cuda-efficient", "chunked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [None, "keys", "rows and keys", "bias of keys", "bias of rows"])
 def test_a_gpu_agrees_with_the_dense_softmax(name, dtype, backend):
-    if backend == "triton":
-        pytest.importorskip("triton")
     if backend == "cuda-flash" and (dtype == torch.float32 or name is not None):
         pytest.skip("takes half precision without a mask")
     if backend == "cuda-efficient" and name == "bias of rows":

@@ -15,7 +15,8 @@ from aegpo.core.interfaces import Reward
 from aegpo.errors import AegpoError
 from aegpo.models.shapes.captions import COLOURS, SHAPES
 from aegpo.models.shapes.rendering import PALETTE, WHITE, Placed, coverage, paint
-from aegpo.rewards.scene import NOTHING, SceneReward, components, read
+from aegpo.rewards.scene import SceneReward
+from aegpo.rewards.scene_reading import NOTHING, components, read
 
 DENSE, STRICT = SceneReward(), SceneReward(strict=True)
 

@@ -175,6 +175,16 @@ def _nearest_divisors(total: int, wrong: int) -> str:
     return " and ".join(str(value) for value in (below, above) if value is not None)
 
 
+DEFAULTS = {  # GRPO, as Flow-GRPO has it: the parts an experiment has where its file names none
+    "allocator": "uniform",
+    "selector": "uniform",
+    "tree": "independent",
+    "sampler": "flow-sde",
+    "advantage": "group",
+    "objective": "clipped",
+}
+
+
 def experiment_type(registries: Registries) -> type[Experiment]:
     """`Experiment` with every part narrowed to what is registered: the type that files are validated against."""
     rewards: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
@@ -185,13 +195,15 @@ def experiment_type(registries: Registries) -> type[Experiment]:
     narrowed: Any = {
         "model": (registries.models.union(), ...),
         "rewards": (rewards, Field(min_length=1)),
-        "allocator": (registries.allocators.union(), ...),
-        "selector": (registries.selectors.union(), ...),
-        "tree": (registries.trees.union(), ...),
-        "sampler": (registries.samplers.union(), ...),
-        "advantage": (registries.advantages.union(), ...),
-        "objective": (registries.objectives.union(), ...),
+        **{axis: _chosen(registries, axis) for axis in DEFAULTS},
         "evaluation": (evaluation, evaluation()),
         "trackers": (trackers, Field(())),
     }
     return create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **narrowed)
+
+
+def _chosen(registries: Registries, axis: str) -> tuple[Any, Any]:
+    """The type of a part of the method, and its default where that is registered."""
+    registry = registries.of(axis)
+    kind = DEFAULTS[axis]
+    return registry.union(), registry.get(kind)() if kind in registry.names else ...

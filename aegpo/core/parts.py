@@ -252,5 +252,9 @@ class Registries:
         registries: dict[str, Any] = {axis: Registry(axis, base) for axis, base in PART_AXES.items()}
         return cls(**registries)
 
+    def of(self, axis: str) -> Registry[Any]:
+        """The registry that an experiment's key such as `allocator` chooses from."""
+        return next(registry for registry in self if registry.axis == f"{axis}s")
+
     def __iter__(self) -> Iterator[Registry[Any]]:
         return (getattr(self, axis) for axis in PART_AXES)

@@ -14,7 +14,7 @@ from aegpo.core.records import RunInfo
 from aegpo.errors import CheckpointError, MemoryShortageError, ObserverError, RewardError
 from aegpo.runs import checkpoints
 from aegpo.runs.observers import Observers
-from aegpo.train.engine import Engine, Memory
+from aegpo.train.engine import Engine, Snapshot
 
 _Known = RewardError | MemoryShortageError | ObserverError
 
@@ -67,7 +67,7 @@ class Loop:
 
     def _step(self) -> None:
         """The next training step; if a reward or the memory fails, what was learned before is not lost."""
-        before, updates = self._engine.memory(), self._engine.learner.updates
+        before, updates = self._engine.snapshot(), self._engine.learner.updates
         try:
             report = self._engine.step(self._done + 1)
         except (RewardError, MemoryShortageError) as error:
@@ -79,7 +79,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         """Scores the held-out prompts; if that fails, the steps before are not lost, and it is done when it goes on."""
-        before = self._engine.memory()
+        before = self._engine.snapshot()
         try:
             evaluation = self._engine.evaluator.evaluate()
         except (RewardError, MemoryShortageError) as error:
@@ -102,14 +102,14 @@ class Loop:
         kept = f"step {self._saved} and all before it are saved" if self._saved > 0 else "nothing was learned yet"
         return type(error)(f"{error}\n{kept}; the same command goes on from there")
 
-    def _save(self, memory: Memory | None = None) -> None:
+    def _save(self, earlier: Snapshot | None = None) -> None:
         """Writes the state after the last step, unless it is on disk or there is none."""
         if self._saved == self._done:
             return
         engine, number = self._engine, self._done
         if engine.probe is not None:
             engine.probe.base.write(number)
-        tensors, state = engine.state_dict(memory)
+        tensors, state = engine.state_dict(earlier)
         state["owes_evaluation"] = self._due(engine.experiment.evaluation.every) and self._evaluated != number
         checkpoint = checkpoints.Checkpoint(number, tensors, state)
         path = checkpoints.save(self._run.folder / "checkpoints", checkpoint, engine.experiment.checkpoint.keep)

@@ -168,19 +168,19 @@ class Engine:
         algorithm |= {"objective": self.learner.objective}
         return named | {f"{axis} {spec.algorithm()[axis].kind!r}": part for axis, part in algorithm.items()}
 
-    def memory(self) -> Memory:
+    def snapshot(self) -> Snapshot:
         """All that a step may change before it has learned anything: what parts remember, and the generator."""
         parts = {name: copy.deepcopy(part.state_dict()) for name, part in self._stateful().items()}
-        return Memory(parts, torch.get_rng_state())
+        return Snapshot(parts, torch.get_rng_state())
 
-    def state_dict(self, memory: Memory | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON that `load_state_dict` takes back; `memory`: of an earlier moment, None: of now."""
-        memory = memory or self.memory()
-        tensors = self.learner.state_dict() | {"rng/torch": memory.generator}
+    def state_dict(self, earlier: Snapshot | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON that `load_state_dict` takes back; of parts that remember, `earlier` or now."""
+        snapshot = earlier or self.snapshot()
+        tensors = self.learner.state_dict() | {"rng/torch": snapshot.generator}
         scaler = self.policy.accelerator.scaler  # of float16 gradients
         state: dict[str, Any] = {"updates": self.learner.updates, "parts": {}}
         state["scaler"] = None if scaler is None else scaler.state_dict()
-        for name, remembered in memory.parts.items():
+        for name, remembered in snapshot.parts.items():
             for key, value in remembered.items():
                 if isinstance(value, Tensor):
                     tensors[f"part/{name}/{key}"] = value
@@ -212,7 +212,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Snapshot:
     """What a step may change before it has learned anything."""
 
     parts: Mapping[str, Mapping[str, Any]]  # of every part with a state

@@ -382,7 +382,7 @@ def test_executed_rollouts_have_the_moments_of_the_closed_form():
     [
         (FlowSde(noise_level=0), "noise_level", "Flow-GRPO: 0.7"),
         (DanceSde(eta=0), "eta", "DanceGRPO: 0.3"),
-        (CpsSampler(noise_level=0), "noise_level", "Flow-GRPO: 0.8"),
+        (CpsSampler(noise_level=0, convention="gaussian"), "noise_level", "Flow-GRPO: 0.8"),
         (DdimSampler(eta=0), "eta", "DDPO: 1"),
     ],
 )

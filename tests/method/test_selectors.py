@@ -195,7 +195,9 @@ def test_top_std_steps_are_where_the_sampler_adds_most_noise(sampler, expected):
 
 
 def test_the_planner_knows_the_stds_of_the_run():
-    experiment = small_experiment(GaussianSpec(), selector=TopStdSelector(top_k=2), sampler=CpsSampler())
+    experiment = small_experiment(
+        GaussianSpec(), selector=TopStdSelector(top_k=2), sampler=CpsSampler(convention="gaussian")
+    )
     assert np.array_equal(next(made_up_signals(experiment)).stds, experiment.sampler.table(experiment.sigmas).std)
     assert list(experiment.problems()) == []
 

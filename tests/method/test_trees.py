@@ -357,7 +357,7 @@ def test_too_few_rollouts_for_the_chosen_steps_are_refused_with_what_would_fit()
     [
         ({"tree": TrunkTree(trunks=2)}, "tree", "tree 'trunk' cannot share 4 rollouts of prompt 0 out over 3 steps"),
         (
-            {"sampler": CpsSampler(), "selector": FixedSelector(steps=(2, 3))},
+            {"sampler": CpsSampler(convention="gaussian"), "selector": FixedSelector(steps=(2, 3))},
             "sampler",
             "sampler 'cps' adds no noise at denoising step 3",
         ),

@@ -30,6 +30,19 @@ def mean_square(values: Tensor) -> Tensor:  # (B, ...) -> (B,)
     return values.square().flatten(1).mean(dim=1)
 
 
+Ratio = Literal["gaussian", "unscaled", "guarded", "matching"]  # what a clip range bounds
+
+
+def fitting_clip(ratio: Ratio, dimensions: int) -> float:
+    """The published clip range, for latents of so many dimensions.
+
+    Log-probabilities are means over the latent's d dimensions, so a clip range c bounds the whole log-ratio by c d, and
+    that is what carries over from one resolution to another.
+    """
+    published, _ = PUBLISHED[ratio]
+    return published * USUAL_DIMENSIONS / dimensions
+
+
 def surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """PPO's loss max(-A r, -A clip(r, 1-c, 1+c)) (B,), and which rows have no gradient because of the clip (B,)."""
     gain, bounded = advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip)
@@ -70,19 +83,13 @@ class ReverseObjective(ObjectiveSpec):
         return policy + self.beta * penalty, metrics | {"kl": kl.detach()}
 
 
-def clip_cautions(
-    clip: float, ratio: Literal["gaussian", "unscaled", "guarded", "matching"], experiment: Experiment
-) -> Iterator[str]:
-    """Whether a clip range is an order of magnitude off for what the ratio is made of, and why.
-
-    Log-probabilities are means over the latent's d dimensions, so a clip range c bounds the whole log-ratio by c d, and
-    that is what carries over from one resolution to another.
-    """
+def clip_cautions(clip: float | None, ratio: Ratio, experiment: Experiment) -> Iterator[str]:
+    """Whether a clip range is an order of magnitude off for what the ratio is made of, and why."""
     known = experiment.model.dimensions
     dimensions = known or USUAL_DIMENSIONS
     published, source = PUBLISHED[ratio]
-    fitting = published * USUAL_DIMENSIONS / dimensions
-    if fitting / ORDER <= clip <= fitting * ORDER:
+    fitting = fitting_clip(ratio, dimensions)
+    if clip is None or fitting / ORDER <= clip <= fitting * ORDER:
         return
     reasons = {
         "gaussian": "a Gaussian log-probability, averaged over dimensions",
@@ -110,18 +117,35 @@ class ClippedObjective(ReverseObjective):
     """
 
     kind: Literal["clipped"] = "clipped"
-    clip: float = Field(1e-4, gt=0, lt=1, description="c; of a log-probability that is a mean over dimensions")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="c; of a log-probability that is a mean over dimensions. null: Flow-GRPO's 1e-4 at 65536 "
+        "dimensions, so 6.6 nats of the whole log-ratio, at the latents' own dimensions",
+    )
     step_weight: Literal["none", "std"] = Field("none", description="weight of a step's policy loss: 1, or its std")
+
+    def problems(self, experiment: Experiment) -> Iterator[str]:
+        """The default clip range is that of Gaussian log-probabilities."""
+        if self.clip is None and not experiment.sampler.gaussian:
+            dimensions = experiment.model.dimensions or USUAL_DIMENSIONS
+            yield (
+                f"'clip' has no default for sampler {experiment.sampler.kind!r}, whose log-probability is no Gaussian "
+                f"one; {PUBLISHED['unscaled'][1]} uses {PUBLISHED['unscaled'][0]:g} at {USUAL_DIMENSIONS} dimensions, "
+                f"which is {fitting_clip('unscaled', dimensions):.1g} at {dimensions}"
+            )
 
     def cautions(self, experiment: Experiment) -> Iterator[str]:
         """Whether the clip range fits the sampler's log-probability."""
-        ratio: Literal["gaussian", "unscaled"] = "gaussian" if experiment.sampler.gaussian else "unscaled"
+        ratio: Ratio = "gaussian" if experiment.sampler.gaussian else "unscaled"
         yield from clip_cautions(self.clip, ratio, experiment)
 
     def loss(self, update: Update) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (B,) and the metrics ratio, clipped (share), approx_kl (to the sampling policy), kl (to the base)."""
         difference = update.log_prob - update.old_log_prob
-        policy, clipped = surrogate(difference.exp(), update.advantage, self.clip)
+        clip = self.clip or fitting_clip("gaussian", update.mean[0].numel())
+        policy, clipped = surrogate(difference.exp(), update.advantage, clip)
         if self.step_weight == "std":
             policy = policy * update.std / update.mean_std
         return self.penalised(policy, ratio_metrics(difference, clipped), update)

@@ -9,7 +9,14 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import Update
-from aegpo.method.objectives.clipped import ReverseObjective, clip_cautions, mean_square, ratio_metrics, surrogate
+from aegpo.method.objectives.clipped import (
+    ReverseObjective,
+    clip_cautions,
+    fitting_clip,
+    mean_square,
+    ratio_metrics,
+    surrogate,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +34,13 @@ class GuardedObjective(ReverseObjective):
 
     kind: Literal["guarded"] = "guarded"
     needs_old: ClassVar[bool] = True
-    clip: float = Field(2e-6, gt=0, lt=1, description="c; of the guarded ratio (GRPO-Guard: 2e-6, PickScore 4e-6)")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="c; of the guarded ratio (GRPO-Guard: 2e-6, PickScore 4e-6). null: 2e-6 at 65536 dimensions, at "
+        "the latents' own dimensions as much of the whole log-ratio",
+    )
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """The correction is that of Gaussian log-probabilities."""
@@ -46,5 +59,6 @@ class GuardedObjective(ReverseObjective):
         assert update.old_mean is not None, "needs_old"
         bias = mean_square(update.mean - update.old_mean) / (2 * update.std.square())
         log_ratio = (update.log_prob - update.old_log_prob + bias) * update.std
-        policy, clipped = surrogate(log_ratio.exp(), update.advantage, self.clip)
+        clip = self.clip or fitting_clip("guarded", update.mean[0].numel())
+        policy, clipped = surrogate(log_ratio.exp(), update.advantage, clip)
         return self.penalised(policy / update.delta, ratio_metrics(log_ratio, clipped), update)

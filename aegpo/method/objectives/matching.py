@@ -10,7 +10,7 @@ from pydantic import Field
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import ObjectiveSpec
 from aegpo.core.records import Renoised
-from aegpo.method.objectives.clipped import clip_cautions, mean_square, ratio_metrics, surrogate
+from aegpo.method.objectives.clipped import clip_cautions, fitting_clip, mean_square, ratio_metrics, surrogate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,13 @@ class MatchingObjective(ObjectiveSpec):
     kind: Literal["awm"] = "awm"
     process: ClassVar[Literal["reverse", "forward"]] = "forward"
     needs_old: ClassVar[bool] = True
-    clip: float = Field(1e-5, gt=0, lt=1, description="c of PPO's clip (Flow-Factory: 1e-5)")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="c of PPO's clip. null: Flow-Factory's 1e-5 at 65536 dimensions, at the latents' own dimensions as "
+        "much of the whole log-ratio",
+    )
     weight: Literal["1", "t", "t2", "huber", "ghuber"] = Field(
         "1",
         description="of a squared error m at noise level t: m; m t; m t^2; t (sqrt(m + e) - sqrt(e)); or "
@@ -74,7 +80,8 @@ class MatchingObjective(ObjectiveSpec):
         wide = sigma.view(-1, *(1 for _ in update.clean.shape[1:]))
         target = (update.latents.double() - update.clean.double()) / wide
         difference = self.log_prob(update.velocity, target, sigma) - self.log_prob(update.old_velocity, target, sigma)
-        loss, clipped = surrogate(difference.exp(), update.advantage.double(), self.clip)
+        clip = self.clip or fitting_clip("matching", update.velocity[0].numel())
+        loss, clipped = surrogate(difference.exp(), update.advantage.double(), clip)
         metrics = ratio_metrics(difference, clipped)
         if update.base_velocity is not None:
             distance = mean_square(update.velocity - update.base_velocity)

@@ -38,6 +38,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 import aegpo.train.engine
 import aegpo.train.entropy_probe
 from aegpo.config.loading import load_experiment_file
+from aegpo.core.contracts import check_forest
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import Conditioning, RolloutPlan, StepReport
 from aegpo.method.trees import BranchingTree, IndependentTree
@@ -253,7 +254,10 @@ def bench_branching(experiment: Experiment, repeats: int) -> tuple[list[Figure],
 def _plan(tree: BranchingTree | IndependentTree, prompts: int) -> RolloutPlan:
     chosen = np.zeros((prompts, STEPS), dtype=np.bool_)
     chosen[:, SPLITS] = True
-    return tree.plan(np.full(prompts, LEAVES, dtype=np.int64), chosen, np.random.default_rng(0))
+    leaves = np.full(prompts, LEAVES, dtype=np.int64)
+    plan = tree.plan(leaves, chosen, np.random.default_rng(0))
+    check_forest("the benchmark", plan, leaves, chosen.shape[1])
+    return plan
 
 
 def _execute(engine: Engine, plan: RolloutPlan, cond: Conditioning) -> tuple[float, float]:

@@ -70,8 +70,11 @@ def check_selection(name: str, selected: BoolArray, signals: Signals) -> None:
 
 def check_plan(name: str, plan: RolloutPlan, counts: IntArray, steps: BoolArray) -> None:
     """A tree's plan: a proper forest with exactly `counts` leaves a prompt over the T steps of `steps` (P, T)."""
-    who = f"tree {name!r}"
-    num_steps = steps.shape[1]
+    check_forest(f"tree {name!r}", plan, counts, steps.shape[1])
+
+
+def check_forest(who: str, plan: RolloutPlan, counts: IntArray, num_steps: int) -> None:
+    """Any plan, whoever made it: a proper forest with `counts` leaves a prompt, children in the order of parents."""
     _check_levels(who, plan, num_steps)
     _check_start(who, plan)
     for level in range(num_steps):

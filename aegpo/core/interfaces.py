@@ -121,7 +121,10 @@ class Tree(Protocol):
     """Turns counts and steps into a plan."""
 
     def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
-        """(P,) rollouts and (P, T) chosen steps -> a plan with exactly `counts` leaves a prompt."""
+        """(P,) rollouts and (P, T) chosen steps -> a plan with exactly `counts` leaves a prompt.
+
+        The children of a level are in the order of their parents; any other order is refused.
+        """
 
 
 @runtime_checkable

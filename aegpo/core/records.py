@@ -94,6 +94,9 @@ class RolloutPlan:
 
     Level i holds the states before denoising step i; level T holds the leaves, which are the rollouts. The edge from
     level i to a node of level i+1 is denoising step i, so edges are counted by their child.
+
+    Children are in the order of their parents, on every level: each `parent` never falls. So the descendants of
+    neighbours are neighbours, and a plan can be executed in pieces; `contracts.check_forest` refuses any other order.
     """
 
     prompt: tuple[IntArray, ...]  # T+1 arrays (N_i,): the prompt of each node

@@ -70,6 +70,7 @@ class Planner:
                 contracts.check_last_split(spec.tree.kind, plan)
         if spec.rollouts.tail is not None:
             plan = with_tail(plan, spec.sigmas, spec.rollouts.tail)
+            contracts.check_forest("'rollouts.tail'", plan, counts, plan.num_steps)
         return Planned(counts, selected, plan)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aegpo.core import contracts
 from aegpo.core.records import BoolArray, FloatArray, IntArray, RolloutPlan
 from aegpo.method.trees import IndependentTree
 from aegpo.report.profile.analysis import Analysis
@@ -96,17 +97,21 @@ def branch_plan(prompts: int, levels: int, steps: IntArray, children: int) -> tu
     Returns:
         The plan, and for each leaf the step it branched off at; -1 for the trunk's own.
     """
-    nodes, branched = np.arange(prompts), np.full(prompts, -1)
-    prompt, parents, noisy = [nodes], list[IntArray](), list[BoolArray]()
+    prompt, branched = [np.arange(prompts)], np.full(prompts, -1)
+    parents, noisy = list[IntArray](), list[BoolArray]()
     for step in range(levels):
-        parent = np.arange(len(nodes))  # the trunks' nodes are the first of every level
-        new = np.repeat(np.arange(prompts), children if step in steps else 0)
-        parents.append(np.concatenate([parent, new]))
-        noisy.append(np.arange(len(parent) + len(new)) >= len(parent))
-        nodes, branched = np.concatenate([nodes, new]), np.concatenate([branched, np.full(len(new), step)])
-        prompt.append(nodes)
+        fresh = children if step in steps else 0
+        parent = np.repeat(np.arange(len(branched)), np.where(branched < 0, 1 + fresh, 1))
+        new = np.diff(parent, prepend=-1) == 0  # all children but the first, which goes on without noise
+        branched = np.where(new, step, branched[parent])
+        prompt.append(prompt[-1][parent])
+        parents.append(parent)
+        noisy.append(new)
     untrained = tuple(np.zeros_like(each) for each in noisy)
-    return RolloutPlan(tuple(prompt), tuple(parents), tuple(noisy), untrained), branched
+    plan = RolloutPlan(tuple(prompt), tuple(parents), tuple(noisy), untrained)
+    leaves = np.full(prompts, 1 + children * len(steps))
+    contracts.check_forest("'--validate'", plan, leaves, levels)
+    return plan, branched
 
 
 def measure_reward_std(engine: Engine, texts: Sequence[str], steps: IntArray, children: int, say: Say) -> FloatArray:
@@ -202,6 +207,7 @@ def group_values(engine: Engine, texts: Sequence[str], say: Say) -> tuple[FloatA
     levels = len(engine.policy.how.sigmas) - 1
     noisy = np.arange(levels)[None] < levels - 1  # all but the last, as Flow-GRPO
     plan = IndependentTree().plan(np.array([GROUP]), noisy, np.random.default_rng(0))
+    contracts.check_plan("independent", plan, np.array([GROUP]), noisy)
     weights = torch.tensor([spec.weight for spec in engine.experiment.rewards])
     state = {name: value.clone() for name, value in engine.learner.state_dict().items()}
     updates, rewards, norms = engine.learner.updates, [], []

@@ -29,9 +29,17 @@ from aegpo.runs.child_processes import (
     usable_gpus,
 )
 from aegpo.runs.folders import Run, locked, run_folder, start_over, write_order
-from aegpo.runs.manifest import changed_batches, changed_versions, check_manifest, open_manifest
+from aegpo.runs.manifest import (
+    begun_threads,
+    changed_batches,
+    changed_versions,
+    check_manifest,
+    note_threads,
+    open_manifest,
+)
 from aegpo.runs.observers import NO_ROOM, Observers
 from aegpo.runs.progress import Record, display
+from aegpo.runs.threads import allowed, fewer_threads
 from aegpo.runs.trackers import JsonlTracker
 
 if TYPE_CHECKING:
@@ -150,14 +158,14 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
         from aegpo.runs.loop import Loop, owes_evaluation
         from aegpo.train.engine import Engine
 
-        manifest = open_manifest(run, distributions(manager), torch.get_num_threads())
+        manifest = open_manifest(run, distributions(manager), allowed(torch.get_num_threads()))
         for change in changed_versions(manifest):
             _say(console, f"{run.label}: goes on with other versions than it began with: {change}")
         for change in changed_batches(run, manifest):
             _say(console, f"{run.label}: goes on with another micro-batch than it began with: {change}")
-        torch.set_num_threads(manifest["threads"])
         checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line))
         info = run.info(0 if checkpoint is None else checkpoint.step, owes_evaluation(checkpoint))
+        _use_threads(run, manifest["threads"], info.first_step, console)
         observers = Observers(manager, info, lambda line: _say(console, f"{run.label}: {line}"))
         for spec in _trackers(run):
             observers.add(f"tracker {spec.kind!r}", spec.build(run.folder), spec.on_error, spec.kind == "jsonl")
@@ -187,6 +195,17 @@ def _room_in(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _use_threads(run: Run, begun: int, step: int, console: Console) -> None:
+    """Computes with the threads the run had until `step`, or with the fewer that the environment asks for."""
+    import torch
+
+    threads = allowed(begun)
+    torch.set_num_threads(threads)
+    if threads != begun:
+        _say(console, fewer_threads(run.label, begun, threads))
+        note_threads(run, threads, step)
+
+
 def _trackers(run: Run) -> Sequence[TrackerSpec]:
     """The experiment's trackers; the record is part of every run, whether the file names it or not."""
     specs = run.experiment.trackers
@@ -203,6 +222,9 @@ def _trackers(run: Run) -> Sequence[TrackerSpec]:
 
 def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, errors: Console) -> int:
     todo = [_child(request, run) for run in runs if not run.finished]
+    for child in todo:
+        if child.threads is not None and allowed(child.threads) < child.threads:
+            _say(errors, fewer_threads(child.label, child.threads, allowed(child.threads)))
     devices = {run.experiment.device for run in runs}
     # By the number of chosen runs, not of unfinished ones: the same command gives each run the same share.
     shares = divide(usable_cores(), usable_gpus() if devices != {"cpu"} else (), devices, request.jobs, len(runs))
@@ -222,7 +244,7 @@ def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, er
 def _child(request: LaunchRequest, run: Run) -> Child:
     one = replace(request, arms=(run.arm,), seeds=(run.seed,), jobs=None, fresh=False, report=False)
     command = [sys.executable, "-m", "aegpo", *one.command()]
-    return Child(run.label, command, run.folder, run.log, run.experiment.training_steps)
+    return Child(run.label, command, run.folder, run.log, run.experiment.training_steps, begun_threads(run))
 
 
 def _say(console: Console, line: str) -> None:

@@ -17,12 +17,12 @@ from types import FrameType
 from typing import Any
 
 from aegpo.runs.progress import Display, Record
+from aegpo.runs.threads import VARIABLES, allowed, thread_variables
 
 INTERRUPTED = 130  # exit code of a run that Ctrl-C or SIGTERM stopped, as shells have it
 PARENT = "AEGPOPARENT"  # environment variable that tells a child which process waits for it
 _LOOK_EVERY = 0.5  # seconds between looks at the children
 _LOG_LINES = 15
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class StopSignals:
@@ -61,6 +61,7 @@ class Child:
     folder: Path  # where its record grows
     log: Path
     steps: int
+    threads: int | None = None  # of the run's earlier starts; None: those of its slot's share
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class _Working:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **_within(share), PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+                env=_environment(child, share),
                 process_group=0,  # Ctrl-C reaches this process only, which passes it on once
             )
         shown.show(child.label, self._record.read())
@@ -147,11 +148,11 @@ class _Working:
         return code
 
 
-def _within(share: Mapping[str, str]) -> dict[str, str]:
-    """The share, with no more threads than the user's own environment allows; "4,2" is OpenMP's for nested ones."""
-    asked = {name: os.environ[name] for name in _THREADS if name in os.environ and name in share}
-    fewer = {name: own for name, own in asked.items() if not own.isdigit() or int(own) < int(share[name])}
-    return {**share, **fewer}
+def _environment(child: Child, share: Mapping[str, str]) -> dict[str, str]:
+    """What a child finds in its environment: its share, in which every variable names one number of threads."""
+    threads = child.threads or int(share.get(VARIABLES[0], 0))
+    decided = thread_variables(allowed(threads)) if threads else {}
+    return {**os.environ, **share, **decided, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager
@@ -180,8 +181,7 @@ def divide(cores: int, gpus: Sequence[str], devices: Set[str], jobs: int | None,
         # A device named by number, or one this function knows nothing of, is taken to hold one run.
         jobs = len(gpus) if spread else cores if devices <= {"auto", "cpu"} else 1
     jobs = min(jobs, runs)
-    threads = str(max(1, cores // jobs))
-    shares = [dict.fromkeys(_THREADS, threads) for _ in range(jobs)]
+    shares = [thread_variables(max(1, cores // jobs)) for _ in range(jobs)]
     if spread:
         for slot, share in enumerate(shares):
             share["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

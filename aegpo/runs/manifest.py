@@ -42,15 +42,15 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
     Args:
         run: the run.
         plugins: name and version of each distribution that registered parts.
-        threads: CPU threads of this process. A resumed run must use the number in the manifest it gets back: sums
-            split over another number of threads round differently.
+        threads: CPU threads of a first start. A resumed run uses the number in the manifest it gets back, unless the
+            user asks for fewer: sums split over another number of threads round differently.
 
     Raises:
         CheckpointError: if the manifest is of another experiment or cannot be read.
     """
     check_manifest(run)
     path = run.folder / "manifest.json"
-    if not path.exists() or (not _learned(run) and _changes(run, read_manifest(run.folder))):
+    if not _goes_on(run):
         if run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
             raise CheckpointError(
                 f"{run.folder} has checkpoints but no manifest.json, so nobody knows what experiment they are of; put "
@@ -68,6 +68,24 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
         }
         write_json(path, manifest)
     return read_manifest(run.folder)
+
+
+def _goes_on(run: Run) -> bool:
+    """True if the folder has a manifest that this start keeps."""
+    return (run.folder / "manifest.json").exists() and (_learned(run) or not _changes(run, read_manifest(run.folder)))
+
+
+def begun_threads(run: Run) -> int | None:
+    """With how many threads an earlier start of the run computed; None if this is the first one."""
+    return int(read_manifest(run.folder)["threads"]) if _goes_on(run) else None
+
+
+def note_threads(run: Run, threads: int, step: int) -> None:
+    """Notes in the manifest that the run computes with another number of threads after a training step."""
+    manifest = read_manifest(run.folder)
+    change = {"after_step": step, "from": manifest["threads"], "to": threads}
+    changes = [*manifest.get("threads_changed", []), change]
+    write_json(run.folder / "manifest.json", {**manifest, "threads": threads, "threads_changed": changes})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from aegpo.core.addresses import has_user
 from aegpo.core.registry import Spec
 
 Positive = Annotated[int, Field(ge=1)]
@@ -24,6 +25,16 @@ class DatasetPrompts(Spec):
     split: str = Field("train", description="the split; with `file`, what `datasets` calls it: train")
     column: str = Field("prompt", description="the column with the prompts; one that occurs again counts once")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id; null: the main branch")
+
+    @field_validator("dataset", "file")
+    @classmethod
+    def _names_no_user(cls, place: str | None) -> str | None:
+        if place is not None and has_user(place):
+            raise ValueError(
+                "an address with a user or password is refused, since it would be recorded in the manifest; download "
+                "the file and give its path"
+            )
+        return place
 
     @property
     def label(self) -> str:

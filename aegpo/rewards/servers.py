@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from aegpo.core.addresses import check_server
 from aegpo.core.parts import RewardSpec
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
@@ -44,9 +45,7 @@ class ServerRewardSpec(RewardSpec):
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.username or parts.query:
-            raise ValueError(f"{url!r} is no address of a server, such as 'http://127.0.0.1:8000'")
+        check_server(url)
         return url.rstrip("/")
 
     @property

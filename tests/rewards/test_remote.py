@@ -338,7 +338,7 @@ def test_callers_that_ask_at_the_same_time_share_the_requests_that_are_allowed()
     assert most[0] == 2
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://user:secret@host", "http://h?q=1"])
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://h?q=1"])
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ValueError, match=r"is no address of a server, such as 'http://127.0.0.1:8000'"):
         RemoteReward(url=url)

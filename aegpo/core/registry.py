@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -23,9 +23,31 @@ KEBAB_CASE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 class Spec(BaseModel):
-    """A frozen description of a part or a section; unknown keys are errors."""
+    """A frozen description of a part or a section; unknown keys are errors.
+
+    Specs are equal if their classes have the same full name and all fields are equal: every load of a file narrows
+    `Experiment` to the parts it finds, and what was computed from the fields does not count.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and _full_name(self) == _full_name(other) and _fields(self) == _fields(other)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, which are not validated; what was computed from the old ones is computed anew.
+
+        Raises:
+            AegpoError: if the spec has no such field.
+        """
+        known = type(self).model_fields
+        for name in update or ():
+            if name not in known:
+                raise AegpoError(f"{type(self).__name__} has no field {name!r}; {suggestion(name, known)}")
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - known.keys():
+            del copied.__dict__[name]  # of a cached property
+        return copied
 
 
 S = TypeVar("S", bound=Spec)
@@ -105,6 +127,14 @@ class Registry(Generic[S]):
         if len(members) > 1:
             chosen = Annotated[reduce(or_, members), Field(discriminator="kind")]
         return Annotated[SerializeAsAny[chosen], BeforeValidator(_expand_shorthand)]  # type: ignore[misc]
+
+
+def _full_name(spec: Spec) -> tuple[str, str]:
+    return type(spec).__module__, type(spec).__qualname__
+
+
+def _fields(spec: Spec) -> dict[str, Any]:
+    return {name: spec.__dict__[name] for name in type(spec).model_fields}
 
 
 def kind_of(spec: type[Spec]) -> str | None:

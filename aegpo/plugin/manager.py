@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -160,11 +161,14 @@ def _import(candidate: _Candidate) -> object:
         raise PluginError(f"{candidate.title} cannot be imported: {reason}; {mend}, or {candidate.way_out}") from error
 
 
-def _import_file(path: Path) -> ModuleType:
-    name = f"aegpo_plugin_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
+def _import_file(given: Path) -> ModuleType:
+    path = given.resolve()
+    # By its whole path: files of one stem live side by side, and a child or a later start finds the same names.
+    whole = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    name = f"aegpo_plugin_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}_{whole}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
+        raise FileNotFoundError(f"no file {str(given)!r}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic resolves annotations there
     try:

@@ -23,6 +23,7 @@ from aegpo.runs.child_processes import (
     PARENT,
     Child,
     StopSignals,
+    devices_of,
     divide,
     run_children,
     usable_cores,
@@ -225,7 +226,7 @@ def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, er
     for child in todo:
         if child.threads is not None and allowed(child.threads) < child.threads:
             _say(errors, fewer_threads(child.label, child.threads, allowed(child.threads)))
-    devices = {run.experiment.device for run in runs}
+    devices = set[str]().union(*(devices_of(run.experiment) for run in runs))
     # By the number of chosen runs, not of unfinished ones: the same command gives each run the same share.
     shares = divide(usable_cores(), usable_gpus() if devices != {"cpu"} else (), devices, request.jobs, len(runs))
     with display(console, every_step=False, runs=len(runs)) as shown:

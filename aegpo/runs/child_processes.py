@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from aegpo.core.experiment import Experiment
 from aegpo.runs.progress import Display, Record
 from aegpo.runs.threads import VARIABLES, allowed, thread_variables
 
@@ -23,6 +25,7 @@ INTERRUPTED = 130  # exit code of a run that Ctrl-C or SIGTERM stopped, as shell
 PARENT = "AEGPOPARENT"  # environment variable that tells a child which process waits for it
 _LOOK_EVERY = 0.5  # seconds between looks at the children
 _LOG_LINES = 15
+_GPU = re.compile(r"cuda(:\d+)?")
 
 
 class StopSignals:
@@ -169,14 +172,18 @@ def _killed_on_error(working: Mapping[int, _Working]) -> Iterator[None]:
 def divide(cores: int, gpus: Sequence[str], devices: Set[str], jobs: int | None, runs: int) -> list[dict[str, str]]:
     """The environment variables of each slot, so that runs at the same time do not fight for cores or GPUs.
 
+    A slot's runs see one GPU, of which they make `cuda:0`, as long as they take whatever GPU they are given. Where any
+    of them names a device by number, for itself or for a reward, all of them see all GPUs, under the numbers they have
+    here, and there is one run at a time unless `jobs` says otherwise: who names devices has shared them out.
+
     Args:
         cores: CPU cores there are.
         gpus: ids of the GPUs there are.
-        devices: the `device` settings of the runs.
+        devices: every device the runs name, see `devices_of`.
         jobs: runs at a time; None: one for each GPU if the runs use them, else one for each core.
         runs: how many runs there are in all.
     """
-    spread = bool(gpus) and devices <= {"auto", "cuda"}
+    spread = bool(gpus) and devices <= {"auto", "cpu", "cuda"} and devices != {"cpu"}
     if jobs is None:
         # A device named by number, or one this function knows nothing of, is taken to hold one run.
         jobs = len(gpus) if spread else cores if devices <= {"auto", "cpu"} else 1
@@ -186,6 +193,23 @@ def divide(cores: int, gpus: Sequence[str], devices: Set[str], jobs: int | None,
         for slot, share in enumerate(shares):
             share["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return shares
+
+
+def devices_of(experiment: Experiment) -> set[str]:
+    """Every device an experiment names: its own, and those of rewards and of any other part."""
+    return set(_devices("", experiment.model_dump(mode="json")))
+
+
+def _devices(key: str, value: object) -> Iterator[str]:
+    """What is called a device or reads like a GPU, in plain data of a spec; `key` is the value's own."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _devices(name, each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _devices(key, each)
+    elif isinstance(value, str) and (key == "device" or _GPU.fullmatch(value)):
+        yield value
 
 
 def usable_cores() -> int:

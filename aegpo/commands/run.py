@@ -15,6 +15,7 @@ from rich.console import Console
 
 from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.parts import TrackerSpec
+from aegpo.core.processes import refuse_several_processes
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
@@ -82,8 +83,11 @@ def launch(request: LaunchRequest) -> int:
         The exit code: 0, 1 if a run failed, 130 if the user stopped.
 
     Raises:
-        AegpoError: for a mistake in the file or the request, or a run folder that cannot be gone on with.
+        AegpoError: for a mistake in the file or the request, a run folder that cannot be gone on with, or several
+            processes that were launched for it.
     """
+    refuse_several_processes()
+    allowed(1)  # a number of threads that is none is told before anything is written, too
     try:
         code = _launch(request, Console(), Console(stderr=True))
     except KeyboardInterrupt:  # before the first run, or a second Ctrl-C

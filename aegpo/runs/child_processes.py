@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from aegpo.core.experiment import Experiment
+from aegpo.core.processes import started_alone
 from aegpo.runs.progress import Display, Record
 from aegpo.runs.threads import VARIABLES, allowed, thread_variables
 
@@ -155,7 +156,7 @@ def _environment(child: Child, share: Mapping[str, str]) -> dict[str, str]:
     """What a child finds in its environment: its share, in which every variable names one number of threads."""
     threads = child.threads or int(share.get(VARIABLES[0], 0))
     decided = thread_variables(allowed(threads)) if threads else {}
-    return {**os.environ, **share, **decided, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    return {**started_alone(os.environ), **share, **decided, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager

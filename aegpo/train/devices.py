@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from aegpo.core.experiment import Experiment
+from aegpo.core.processes import refuse_several_processes
 from aegpo.errors import AegpoError
 
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,8 +35,6 @@ def make_accelerator(experiment: Experiment, device: torch.device) -> Accelerato
     """
     if experiment.precision == "float16" and device.type != "cuda":
         raise AegpoError(f"precision 'float16' needs a CUDA device, not {device.type!r}; use 'bfloat16' or 'float32'")
+    refuse_several_processes()
     AcceleratorState._reset_state(reset_partial_state=True)  # runs of one process may differ in precision
-    accelerator = Accelerator(mixed_precision=PRECISION[experiment.precision], cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise AegpoError(f"{accelerator.num_processes} processes were launched, but a run uses one; see --jobs")
-    return accelerator
+    return Accelerator(mixed_precision=PRECISION[experiment.precision], cpu=device.type == "cpu")

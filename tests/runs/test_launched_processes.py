@@ -1,0 +1,105 @@
+"""A command that a launcher started several times over is refused before anything is written."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from worlds import GaussianSpec, small_experiment
+
+from aegpo.commands.run import LaunchRequest, launch
+from aegpo.errors import AegpoError
+from aegpo.runs.child_processes import Child, run_children
+from aegpo.runs.progress import Lines
+from aegpo.train.engine import Engine
+
+TINY = """
+name: tiny
+training_steps: 1
+device: cpu
+model: {{kind: shapes, weights: {weights}}}
+prompts: {{train_count: 2, evaluation_count: 2}}
+rollouts: {{prompts_per_step: 2, rollouts_per_step: 4, denoising_steps: 3}}
+rewards: [palette]
+allocator: uniform
+selector: uniform
+tree: independent
+sampler: flow-sde
+advantage: group
+objective: clipped
+evaluation: {{every: 1, images: 2}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_weights) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY.format(weights=tiny_weights))
+    return tmp_path
+
+
+def under_torchrun(folder, rank, size):
+    """`aegpo run` in one of the processes that torchrun starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    environment = {**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "aegpo", "run", "tiny.yaml", "--out", "out", "--no-report"]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_one_of_several_processes_is_told_how_to_start_and_writes_nothing(folder, rank):
+    done = under_torchrun(folder, rank, size=4)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: 4 processes were launched (WORLD_SIZE=4), but a run is one process; start it without torchrun or "
+        "another launcher, or unset WORLD_SIZE; several runs at a time: --jobs\n"
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny.yaml"]
+
+
+def test_a_launcher_that_starts_one_process_is_fine(folder):
+    done = under_torchrun(folder, 0, size=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "out" / "tiny" / "main" / "seed-0" / "finished.json").exists()
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_the_launchers_of_mpi_are_known_too(folder, monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(AegpoError, match=rf"2 processes were launched \({name}=2\), but a run is one process"):
+        launch(LaunchRequest(folder / "tiny.yaml", out=folder / "out"))
+    assert not (folder / "out").exists()
+
+
+def test_an_engine_without_the_command_is_refused_too(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AegpoError, match="2 processes were launched"):
+        Engine.build(small_experiment(GaussianSpec()))
+
+
+def test_children_of_a_launched_process_do_not_take_themselves_for_it(tmp_path, monkeypatch):
+    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**told, "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    code = "import os; print([name for name in os.environ if name in {names} or name.startswith('TORCHELASTIC')])"
+    command = [sys.executable, "-c", code.format(names=[*told])]
+    child = Child("one", command, tmp_path, tmp_path / "run.log", 1)
+    assert run_children([child], [{}], Lines(Console(file=io.StringIO()), every_step=False)) == ([], False)
+    assert child.log.read_text().splitlines()[-1] == "[]"
+
+
+def test_a_number_of_threads_that_is_none_is_told_before_anything_is_written(folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "all")
+    with pytest.raises(AegpoError, match="OMP_NUM_THREADS is 'all'"):
+        launch(LaunchRequest(folder / "tiny.yaml", out=folder / "out"))
+    assert not (folder / "out").exists()

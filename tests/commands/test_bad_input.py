@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
+from command_line import Done, aegpo
 from safetensors.torch import load_file, save_file
 
 FILE = """\
@@ -50,44 +48,43 @@ def aegpo_register_rewards(registry):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     (tmp_path / "train.txt").write_text("a red circle\na blue square\n")
     (tmp_path / "held-out.txt").write_text("a green triangle\n")
     (tmp_path / "odd.py").write_text(PLUGIN)
     (tmp_path / "bad.yaml").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def aegpo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aegpo", "run", "bad.yaml", "--no-report", *words]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+def run(*words: str) -> Done:
+    return aegpo("run", "bad.yaml", "--no-report", *words)
 
 
-def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
-    assert done.returncode == 2, done.stderr
+def refused(done: Done, message: str) -> None:
+    assert done.code == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_corrected_path_needs_no_fresh_start(folder, pipeline_folders):
-    refused(aegpo(folder), "error: model 'sd3': hub id 'nobody/nothing' is not in the cache, and HF_HUB_OFFLINE is set")
+    refused(run(), "error: model 'sd3': hub id 'nobody/nothing' is not in the cache, and HF_HUB_OFFLINE is set")
     assert (folder / "runs/bad/main/seed-0/manifest.json").exists()
-    done = aegpo(folder, "--set", f"model.path={pipeline_folders['sd3']}")
+    done = run("--set", f"model.path={pipeline_folders['sd3']}")
     assert "was begun with another experiment" not in done.stderr
     manifest = json.loads((folder / "runs/bad/main/seed-0/manifest.json").read_text())
     assert manifest["experiment"]["model"]["path"] == str(pipeline_folders["sd3"])
 
 
 def test_another_pipeline_is_refused(folder, pipeline_folders):
-    done = aegpo(folder, "--set", f"model.path={pipeline_folders['flux']}")
+    done = run("--set", f"model.path={pipeline_folders['flux']}")
     refused(done, "FluxPipeline")
 
 
 @pytest.mark.parametrize("how", ["keys", "nan"])
 def test_broken_weights_are_refused(folder, pipeline_folders, how):
     broken = folder / "broken"
-    subprocess.run(["cp", "-r", str(pipeline_folders["sd3"]), str(broken)], check=True)
+    shutil.copytree(pipeline_folders["sd3"], broken)
     path = broken / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     name = next(name for name in weights if name.startswith("decoder.conv_out") and name.endswith("weight"))
@@ -97,11 +94,9 @@ def test_broken_weights_are_refused(folder, pipeline_folders, how):
         weights[name] = weights[name] * float("nan")
     save_file(weights, path, metadata={"format": "pt"})
     told = "lacks weights the config asks for" if how == "keys" else "model 'sd3' decoded "
-    refused(aegpo(folder, "--set", f"model.path={broken}"), told)
+    refused(run("--set", f"model.path={broken}"), told)
 
 
 def test_scores_of_another_shape_are_refused(folder, pipeline_folders):
-    done = aegpo(
-        folder, "--set", f"model.path={pipeline_folders['sd3']}", "--plugin", "odd.py", "--set", "rewards=[flat]"
-    )
+    done = run("--set", f"model.path={pipeline_folders['sd3']}", "--plugin", "odd.py", "--set", "rewards=[flat]")
     refused(done, "error: reward 'flat' returned scores of shape (1, 1), float32; (1,), float32 was asked")

@@ -62,7 +62,8 @@ def experiment(tmp_path_factory, tiny_weights) -> Path:
 
 @pytest.fixture(scope="module")
 def arm(experiment) -> Path:
-    assert launch(LaunchRequest(experiment, out=experiment.parent, report=False)) == 0
+    for seed in (0, 1):  # one at a time, which is in this process
+        assert launch(LaunchRequest(experiment, seeds=(seed,), out=experiment.parent, report=False)) == 0
     return experiment.parent / "small" / "main"
 
 

@@ -1,14 +1,17 @@
 """A run that is killed and started again must end as if nothing had happened, bit for bit."""
 
+from __future__ import annotations
+
 import os
 import shlex
+import shutil
 import signal
-import subprocess
-import sys
 import time
+from contextlib import chdir
 
 import pytest
 import torch
+from command_line import Done, aegpo, start
 from safetensors.torch import load_file
 
 from aegpo.runs.checkpoints import load_latest
@@ -32,7 +35,6 @@ evaluation: {every: 2, images: 2}
 checkpoint: {every: 2}
 trackers: [console]
 """
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 PATIENCE = 240  # seconds
 
 
@@ -46,17 +48,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(folder):
     """The run folder of a run without a break."""
-    process = start(folder, "straight")
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, output
+    done = run_here(folder, "straight")
+    assert done.code == 0, done.stderr
     return run_folder(folder, "straight")
 
 
-def start(folder, out, *words):
-    words = words or ("run", "tiny.yaml", "--out", out, "--no-report")
-    command = [sys.executable, "-m", "aegpo", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, **pipes)
+def command(out):
+    return ("run", "tiny.yaml", "--out", out, "--no-report")
+
+
+def run_here(folder, out, *words) -> Done:
+    """The command to its end, in this process."""
+    with chdir(folder):
+        return aegpo(*(words or command(out)))
 
 
 def run_folder(folder, out):
@@ -112,20 +116,20 @@ def test_after_kills_at_four_points_and_an_interrupt_a_run_ends_as_if_nothing_ha
     run = run_folder(folder, "killed")
     checkpoints = run / "checkpoints"
 
-    process = start(folder, "killed")  # before the first checkpoint
+    process = start(*command("killed"), folder=folder)  # before the first checkpoint
     wait_for(process, lambda: steps(run) == 1)
     kill(process)
 
-    process = start(folder, "killed")  # while the first checkpoint is written
+    process = start(*command("killed"), folder=folder)  # while the first checkpoint is written
     wait_for(process, lambda: any(checkpoints.glob(".step-000002.tmp/*")))
     kill(process)
 
-    process = start(folder, "killed")  # in the middle of a step after a checkpoint
+    process = start(*command("killed"), folder=folder)  # in the middle of a step after a checkpoint
     wait_for(process, (checkpoints / "step-000002").exists)
     time.sleep(0.05)
     kill(process)
 
-    process = start(folder, "killed")  # Ctrl-C between checkpoints
+    process = start(*command("killed"), folder=folder)  # Ctrl-C between checkpoints
     assert any("step 3/7" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=PATIENCE)[0]
@@ -137,36 +141,31 @@ def test_after_kills_at_four_points_and_an_interrupt_a_run_ends_as_if_nothing_ha
     with (run / "metrics.jsonl").open("ab") as file:  # a crash of the machine may leave half a row
         file.write(b'{"step": 4, "metr')
     words = shlex.split(line.removeprefix("interrupted; to go on:"))
-    assert words == ["aegpo", "run", "tiny.yaml", "--out", "killed", "--no-report"]
-    process = start(folder, "killed", *words[1:])
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, output
+    assert words == ["aegpo", *command("killed")]
+    done = run_here(folder, "killed", *words[1:])
+    assert done.code == 0, done.stderr
     assert_same_run(run, straight)
 
 
-@pytest.mark.timeout(900)
 def test_a_damaged_checkpoint_costs_steps_but_changes_nothing(folder, straight):
     run = run_folder(folder, "damaged")
-    process = start(folder, "damaged")
-    wait_for(process, (run / "checkpoints" / "step-000004").exists)
-    kill(process)
-    (run / "checkpoints" / "step-000004" / "optimizer.safetensors").write_bytes(b"")
-    process = start(folder, "damaged")
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, output
-    assert "step-000004: optimizer.safetensors has a wrong checksum" in output
-    assert "step 2/7" in output
+    shutil.copytree(straight, run)
+    (run / "finished.json").unlink()
+    (run / "images" / "step-000007.png").unlink()
+    (run / "checkpoints" / "step-000007" / "optimizer.safetensors").write_bytes(b"")
+    done = run_here(folder, "damaged")
+    assert done.code == 0, done.stderr
+    assert "step-000007: optimizer.safetensors has a wrong checksum" in done.stdout
+    assert "step 7/7" in done.stdout
     assert_same_run(run, straight)
 
 
 def test_a_finished_run_is_skipped_and_a_changed_one_refused(folder, straight):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*.json*")}
-    process = start(folder, "straight")
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, output
-    assert "main seed 0: finished before, skipped (--fresh starts over)" in output
-    process = start(folder, "straight", "run", "tiny.yaml", "--out", "straight", "--set", "optimizer.epsilon=0.5")
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 2, output
-    assert "  optimizer.epsilon: 1e-08 -> 0.5\n" in output
+    done = run_here(folder, "straight")
+    assert done.code == 0, done.stderr
+    assert "main seed 0: finished before, skipped (--fresh starts over)" in done.stdout
+    done = run_here(folder, "straight", "run", "tiny.yaml", "--out", "straight", "--set", "optimizer.epsilon=0.5")
+    assert done.code == 2, done.stderr
+    assert "  optimizer.epsilon: 1e-08 -> 0.5\n" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*.json*")} == before

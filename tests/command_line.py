@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -43,11 +44,13 @@ def _exit_code() -> int:
     raise AssertionError("the entry point ends with SystemExit")
 
 
-def start(*words: str, folder: Path | None = None, stderr: int | None = subprocess.STDOUT) -> subprocess.Popen[str]:
-    """Starts a command line in a process of its own, which hears Ctrl-C."""
-    command = [sys.executable, "-m", "aegpo", *words]
+def start(
+    *words: str, folder: Path | None = None, stderr: int | None = subprocess.STDOUT, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts a command line in a process of its own, which hears Ctrl-C; its output is a pipe."""
+    command, variables = [sys.executable, "-m", "aegpo", *words], os.environ | environment
     with _ctrl_c_is_heard():
-        return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        return subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 @contextmanager

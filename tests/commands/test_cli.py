@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 
 import aegpo
@@ -159,11 +160,12 @@ def test_check_shows_the_cost_of_each_arm():
     [("check",), ("run", "--out", "runs", "--no-report", "--jobs", "1")],
     ids=["check", "run"],
 )
-def test_what_is_probably_not_meant_is_a_warning_with_its_line_and_stops_nothing(tmp_path, command):
+def test_what_is_probably_not_meant_is_a_warning_with_its_line_and_stops_nothing(tmp_path, monkeypatch, command):
     (tmp_path / "x.yaml").write_text(WITH_A_CAUTION)
     name, *options = command
-    done = call(name, "x.yaml", *options, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = command_line.aegpo(name, "x.yaml", *options)
+    assert done.code == 0, done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if "warning" in line]
     assert warning.startswith(
         "warning: x.yaml:9:12: objective: 'clip' 1e-06 is more than 10 times below what fits here: "

@@ -2,14 +2,17 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from command_line import Done, aegpo, start
 from rich.console import Console
 
 from aegpo.commands.run import LaunchRequest, launch, select_runs
@@ -292,16 +295,19 @@ def test_the_first_signal_asks_to_stop_and_the_handlers_come_back():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tiny_weights):
+    """A folder with both runs of the file, finished."""
     folder = tmp_path_factory.mktemp("launching")
-    (folder / "tiny.yaml").write_text(TINY)
+    model = f"model: {{kind: shapes, weights: {tiny_weights}}}"
+    (folder / "tiny.yaml").write_text(TINY.replace("model: shapes", model))
+    with chdir(folder):
+        for arm in ("grpo", "plain"):
+            assert run("--arm", arm, "--no-report").code == 0
     return folder
 
 
-def start(folder, *words):
-    command = [sys.executable, "-m", "aegpo", "run", "tiny.yaml", "--out", "out", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, **pipes)
+def run(*words) -> Done:
+    return aegpo("run", "tiny.yaml", "--out", "out", *words)
 
 
 def finished(folder):
@@ -311,8 +317,9 @@ def finished(folder):
 EVERY_RUN = ["grpo/seed-4", "plain/seed-4"]
 
 
-def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(folder):
-    process = start(folder, "--jobs", "1")
+def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    process = start("run", "tiny.yaml", "--out", "out", "--jobs", "1", folder=tmp_path)
     seen = []
     for line in process.stdout:
         seen.append(line)
@@ -322,44 +329,45 @@ def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(folder)
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 130, "".join(seen) + output
     assert "interrupted; to go on:  aegpo run tiny.yaml --out out --jobs 1\n" in output
-    assert EVERY_RUN[1] not in finished(folder)
-    log = (folder / "out" / "tiny" / "grpo" / "seed-4" / "run.log").read_text()
+    assert EVERY_RUN[1] not in finished(tmp_path)
+    log = (tmp_path / "out" / "tiny" / "grpo" / "seed-4" / "run.log").read_text()
     assert log.startswith(f"--- {sys.executable} -m aegpo run tiny.yaml --arm grpo --seed 4 --out out --no-report\n")
 
-    process = start(folder, "--jobs", "2")
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, output
-    assert finished(folder) == EVERY_RUN
-    assert json.loads((folder / "out" / "tiny" / "order.json").read_text()) == {
+    monkeypatch.chdir(tmp_path)
+    done = run("--jobs", "2")
+    assert done.code == 0, done.stdout + done.stderr
+    assert finished(tmp_path) == EVERY_RUN
+    assert json.loads((tmp_path / "out" / "tiny" / "order.json").read_text()) == {
         "arms": ["grpo", "plain"],
         "seeds": [4],
     }
-    assert (folder / "out" / "tiny" / "report.html").exists()
+    assert (tmp_path / "out" / "tiny" / "report.html").exists()
 
 
-def test_a_run_that_cannot_go_on_fails_alone_and_starting_over_mends_it(folder):
-    assert finished(folder) == EVERY_RUN
-    broken, sound = (folder / "out" / "tiny" / arm / "seed-4" for arm in ("grpo", "plain"))
-    for run in (broken, sound):
-        (run / "finished.json").unlink()
+def test_a_run_that_cannot_go_on_fails_alone_and_starting_over_mends_it(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    broken, sound = (tmp_path / "out" / "tiny" / arm / "seed-4" for arm in ("grpo", "plain"))
+    for each in (broken, sound):
+        (each / "finished.json").unlink()
     for state in broken.glob("checkpoints/*/state.json"):
         state.unlink()
-    process = start(folder, "--jobs", "1", "--no-report")
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 1, output
-    assert "grpo seed 4: failed\n" in output
-    assert "plain seed 4: finished\n" in output
-    assert f"error: grpo seed 4 failed: exit code 2; the end of {Path('out/tiny/grpo/seed-4/run.log')}:\n" in output
-    assert "state.json is missing" in output
-    process = start(folder, "--arm", "grpo", "--fresh", "--no-report")
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, output
-    assert finished(folder) == EVERY_RUN
+    done = run("--jobs", "1", "--no-report")
+    assert done.code == 1, done.stdout + done.stderr
+    assert "grpo seed 4: failed\n" in done.stdout
+    assert "plain seed 4: finished\n" in done.stdout
+    told = f"error: grpo seed 4 failed: exit code 2; the end of {Path('out/tiny/grpo/seed-4/run.log')}:\n"
+    assert told in done.stderr
+    assert "state.json is missing" in done.stderr
+    done = run("--arm", "grpo", "--fresh", "--no-report")
+    assert done.code == 0, done.stdout + done.stderr
+    assert finished(tmp_path) == EVERY_RUN
 
 
-def test_every_run_is_checked_before_the_first_one_starts(folder, tmp_path, monkeypatch):
+def test_every_run_is_checked_before_the_first_one_starts(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = finished(folder)
+    assert before == EVERY_RUN
     with pytest.raises(AegpoError, match=r"(?s)grpo seed 4 was begun .*optimizer\.epsilon: 1e-08 -> 0\.5"):
         launch(LaunchRequest(Path("tiny.yaml"), overrides=("optimizer.epsilon=0.5",), out=Path("out")))
     assert finished(folder) == before

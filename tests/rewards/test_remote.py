@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from itertools import pairwise
 import pytest
 import requests
 import torch
+from command_line import aegpo, start
 
 from aegpo.errors import AegpoError
 from aegpo.models.shapes import ShapesSpec
@@ -33,14 +32,12 @@ PROMPTS = list(ShapesSpec().captions("evaluation", 7, 0))
 IMAGES = torch.rand((7, 3, 24, 24), generator=torch.Generator().manual_seed(0))
 QUICK = {"backoff": 0.05, "timeout": 20.0}
 PATIENCE = 60  # seconds
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "AEGPO_TEST_TOKEN": "s3cret"}
+TOKEN = {"AEGPO_TEST_TOKEN": "s3cret"}
 
 
-def start(*words: str) -> tuple[subprocess.Popen[str], str]:
+def serve(*words: str) -> tuple[subprocess.Popen[str], str]:
     """A server, and its address as it prints it."""
-    command = [sys.executable, "-m", "aegpo", "serve-reward", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True)
-    assert process.stdout is not None
+    process = start("serve-reward", *words, stderr=None, **TOKEN)
     line = process.stdout.readline()
     assert " at http" in line, line
     return process, line.split(" at ")[1].strip()
@@ -48,7 +45,7 @@ def start(*words: str) -> tuple[subprocess.Popen[str], str]:
 
 @contextmanager
 def served(*words: str):
-    process, url = start(*words)
+    process, url = serve(*words)
     try:
         yield url
     finally:
@@ -140,7 +137,7 @@ def test_health_names_the_reward(palette):
 
 
 def test_a_server_that_was_restarted_goes_on_scoring():
-    first, url = start("palette", "--port", "0")
+    first, url = serve("palette", "--port", "0")
     scorer = RemoteReward(url=url, retries=12, backoff=0.5, timeout=20).build(CPU)
     before = scorer.score(IMAGES, PROMPTS)
     first.kill()
@@ -148,7 +145,7 @@ def test_a_server_that_was_restarted_goes_on_scoring():
     answers = []
     asking = threading.Thread(target=lambda: answers.append(scorer.score(IMAGES, PROMPTS)))
     asking.start()
-    second, _ = start("palette", "--port", url.rsplit(":", 1)[1])
+    second, _ = serve("palette", "--port", url.rsplit(":", 1)[1])
     asking.join(PATIENCE)
     for process in (first, second):
         process.kill()
@@ -158,7 +155,7 @@ def test_a_server_that_was_restarted_goes_on_scoring():
 
 
 def test_ctrl_c_ends_a_server():
-    process, _ = start("palette", "--port", "0")
+    process, _ = serve("palette", "--port", "0")
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) in (0, 130, -signal.SIGINT)
     process.stdout.close()
@@ -177,17 +174,15 @@ def test_ctrl_c_ends_a_server():
     ],
 )
 def test_a_server_that_cannot_start_says_why(words, message):
-    command = [sys.executable, "-m", "aegpo", "serve-reward", *words]
-    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 2
+    done = aegpo("serve-reward", *words)
+    assert done.code == 2
     assert message in done.stderr
 
 
 def test_an_address_that_is_taken_is_an_error(palette):
     port = palette.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "aegpo", "serve-reward", "palette", "--port", port]
-    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 2
+    done = aegpo("serve-reward", "palette", "--port", port)
+    assert done.code == 2
     assert re.search(rf"127.0.0.1:{port} cannot be served at: .*; choose another --port", done.stderr)
 
 

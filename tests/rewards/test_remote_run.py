@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
 import time
+from contextlib import chdir
 
 import pytest
 import torch
-from test_remote import PATIENCE, start
+from command_line import Done, aegpo, start
+from test_remote import PATIENCE, serve
 
 from aegpo.runs.checkpoints import load_latest
 
@@ -34,14 +32,14 @@ checkpoint: {every: 4}
 """
 
 
-def command(out: str) -> list[str]:
-    return [sys.executable, "-m", "aegpo", "run", "remote.yaml", "--out", out, "--no-report"]
+def command(out: str) -> tuple[str, ...]:
+    return ("run", "remote.yaml", "--out", out, "--no-report")
 
 
-def launch(folder, out: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(out), cwd=folder, env=environment, **pipes)
+def run_here(folder, out: str) -> Done:
+    """The command to its end, in this process."""
+    with chdir(folder):
+        return aegpo(*command(out))
 
 
 def rows(folder, out: str, name: str) -> bytes:
@@ -57,13 +55,13 @@ def stop(process) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_run_whose_server_is_killed_goes_on_as_if_it_had_not_been(tmp_path, tiny_weights):
-    server, url = start("palette", "--port", "0")
+    server, url = serve("palette", "--port", "0")
     text = EXPERIMENT.replace("URL", url).replace("WEIGHTS", str(tiny_weights))
     (tmp_path / "remote.yaml").write_text(text)
-    straight = launch(tmp_path, "straight")
-    assert straight.wait(PATIENCE) == 0, straight.stdout.read()
+    straight = run_here(tmp_path, "straight")
+    assert straight.code == 0, straight.stderr
 
-    broken = launch(tmp_path, "broken")
+    broken = start(*command("broken"), folder=tmp_path)
     while b'"step": 2' not in rows(tmp_path, "broken", "metrics.jsonl"):
         assert broken.poll() is None
         time.sleep(0.005)
@@ -78,12 +76,12 @@ def test_a_run_whose_server_is_killed_goes_on_as_if_it_had_not_been(tmp_path, ti
     recorded = rows(tmp_path, "broken", "metrics.jsonl").count(b"\n")
     assert 2 <= recorded == checkpoint.step < 6
 
-    again = launch(tmp_path, "broken")
-    assert "/health could not be asked in 2 attempts" in again.communicate(timeout=PATIENCE)[0]
-    assert again.returncode == 2
-    server, _ = start("palette", "--port", url.rsplit(":", 1)[1])
-    again = launch(tmp_path, "broken")
-    assert again.wait(PATIENCE) == 0, shlex.join(command("broken")) + again.stdout.read()
+    again = run_here(tmp_path, "broken")
+    assert "/health could not be asked in 2 attempts" in again.stderr
+    assert again.code == 2
+    server, _ = serve("palette", "--port", url.rsplit(":", 1)[1])
+    again = run_here(tmp_path, "broken")
+    assert again.code == 0, again.stderr
     stop(server)
     for name in ("metrics.jsonl", "evaluations.jsonl", "images/step-000006.png"):
         assert rows(tmp_path, "broken", name) == rows(tmp_path, "straight", name) != b"", name

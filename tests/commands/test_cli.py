@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import subprocess
@@ -48,11 +47,11 @@ advantage: group
 """
 
 
-def call(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "aegpo", *arguments],
         cwd=cwd,
-        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -119,21 +118,23 @@ def test_a_mistake_in_a_file_is_a_message_and_exit_code_2(tmp_path):
         (["check", str(ABLATION), "--set", "x"], "error: --set: 'x' is not of the form key.path=value"),
     ],
 )
-def test_every_mistake_of_the_user_is_one_message_and_exit_code_2(tmp_path, arguments, message):
-    done = call(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
+def test_every_mistake_of_the_user_is_one_message_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = command_line.aegpo(*arguments)
+    assert done.code == 2
     assert done.stderr.startswith(message)
     assert "Traceback" not in done.stderr
 
 
-def test_a_blocked_name_that_matches_nothing_is_a_message_too():
-    done = call("plugins", AEGPO_BLOCK_PLUGINS="no-such-plugin")
-    assert done.returncode == 2
+def test_a_blocked_name_that_matches_nothing_is_a_message_too(monkeypatch):
+    monkeypatch.setenv("AEGPO_BLOCK_PLUGINS", "no-such-plugin")
+    done = command_line.aegpo("plugins")
+    assert done.code == 2
     assert done.stderr.startswith("error: AEGPO_BLOCK_PLUGINS names 'no-such-plugin', but no plugin is called that; ")
 
 
 def test_check_shows_what_differs_between_arms_and_nothing_else():
-    shown = call("check", str(ABLATION)).stdout
+    shown = command_line.aegpo("check", str(ABLATION)).stdout
     table = shown.partition("What a training step costs")[0]
     keys = re.findall(r"│ (\S+\.\S+|name|seed|training_steps|device) ", table)
     assert "allocator.kind" in keys
@@ -142,7 +143,7 @@ def test_check_shows_what_differs_between_arms_and_nothing_else():
 
 
 def test_check_shows_the_cost_of_each_arm():
-    shown = call("check", str(ABLATION), "--set", "training_steps=5", "--set", "seeds=[0, 1]").stdout
+    shown = command_line.aegpo("check", str(ABLATION), "--set", "training_steps=5", "--set", "seeds=[0, 1]").stdout
     rows = [line.split("│")[1:-1] for line in shown.partition("costs")[2].splitlines() if line.startswith("│")]
     costs = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
     assert set(costs) == {"grpo", "allocation", "selection", "aegpo", "control"}
@@ -177,14 +178,14 @@ def test_check_of_one_arm_has_no_table_of_differences(tmp_path):
     lines = ["model: shapes", "rewards: [palette]", "allocator: uniform", "selector: uniform", "tree: independent"]
     lines += ["sampler: flow-sde", "advantage: group", "objective: clipped"]
     (tmp_path / "x.yaml").write_text("\n".join(lines))
-    done = call("check", "x.yaml", cwd=tmp_path)
-    assert done.returncode == 0
+    done = command_line.aegpo("check", str(tmp_path / "x.yaml"))
+    assert done.code == 0
     assert "differs" not in done.stdout
     assert re.search(r"│ main +│ +96 │", done.stdout)
 
 
 def test_plugins_lists_every_part_with_its_first_line_and_who_ships_it():
-    shown = call("plugins").stdout
+    shown = command_line.aegpo("plugins").stdout
     for registry in load_registries(plugin_manager()):
         for entry in registry:
             (line,) = (line for line in shown.splitlines() if f" {registry.axis}/{entry.name} " in line)
@@ -193,7 +194,7 @@ def test_plugins_lists_every_part_with_its_first_line_and_who_ships_it():
 
 
 def test_plugins_of_one_part_shows_its_fields():
-    shown = call("plugins", "selectors/entropy-peak").stdout
+    shown = command_line.aegpo("plugins", "selectors/entropy-peak").stdout
     assert shown.startswith("selectors/entropy-peak, shipped by aegpo\n")
     assert re.search(r"│ top_k +│ whole number, >= 1 +│ 4 +│ denoising steps chosen", shown)
     assert re.search(r"│ scope +│ prompt \| batch +│ prompt +│", shown)
@@ -208,7 +209,7 @@ def test_every_field_of_every_part_has_a_description():
 
 
 def test_the_schema_has_every_key_of_a_file_and_both_forms_of_a_part():
-    schema = json.loads(call("schema").stdout)
+    schema = json.loads(command_line.aegpo("schema").stdout)
     assert schema == file_schema(load_registries(plugin_manager()))
     fields = set(Experiment.model_fields) - {"seed"}
     assert set(schema["properties"]) == fields | {"extends", "arms", "seeds"}

@@ -6,7 +6,6 @@ import importlib.util
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from pathlib import Path
 import nox.registry
 import pytest
 import typer
+from command_line import aegpo
+from repository import ROOT
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
@@ -23,7 +24,6 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.profile import csvs
 from aegpo.testing import check_reward
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LASTING = ("run", "serve-reward")  # commands that go on for long; others test them
@@ -203,9 +203,8 @@ def test_a_run_with_the_reward_leaves_the_folder_that_the_page_shows(workplace, 
     words = next(words for words in commands("aegpo") if words[0] == "run" and "--plugin" in words)
     cheap = [word for key, value in CHEAP.items() for word in ("--set", f"{key}={value}")]
     chosen = ["--arm", "grpo", "--arm", "aegpo", "--seed", "0", "--set", f"model.weights={tiny_weights}"]
-    command = [sys.executable, "-m", "aegpo", *words, *chosen, *cheap]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = aegpo(*words, *chosen, *cheap)
+    assert done.code == 0, done.stdout + done.stderr
     folder = workplace / "runs" / Path(words[1]).stem
     assert found_below(folder) == described(texts("text")[0])
 

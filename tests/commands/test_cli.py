@@ -11,6 +11,7 @@ from pathlib import Path
 
 import command_line
 import pytest
+from repository import ROOT
 
 import aegpo
 from aegpo.commands.cli import app
@@ -18,7 +19,6 @@ from aegpo.config.schema import file_schema
 from aegpo.core.experiment import Experiment
 from aegpo.plugin.manager import load_registries, plugin_manager
 
-ROOT = Path(__file__).parents[2]
 ABLATION = ROOT / "experiments" / "ablation.yaml"
 QUICK = (
     ["--help"],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Done, aegpo, start
+from repository import ROOT
 from rich.console import Console
 
 from aegpo.commands.run import LaunchRequest, launch, select_runs
@@ -22,7 +23,7 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.child_processes import Child, StopSignals, divide, run_children, usable_cores
 from aegpo.runs.progress import Lines
 
-ABLATION = Path(__file__).parents[2] / "experiments" / "ablation.yaml"
+ABLATION = ROOT / "experiments" / "ablation.yaml"
 TINY = """
 name: tiny
 training_steps: 3

@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
+from repository import ROOT, shipped
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
@@ -19,8 +19,8 @@ from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.train.engine import Engine
 
-FOLDER = Path(__file__).parents[2] / "experiments"
-FILES = sorted(FOLDER.rglob("*.yaml"))
+FOLDER = ROOT / "experiments"
+FILES = shipped(FOLDER, "*.yaml")
 ABLATION, BASELINES = FOLDER / "ablation.yaml", FOLDER / "baselines.yaml"
 VARIANTS, CONTROLS = FOLDER / "aegpo_on_variants.yaml", FOLDER / "controls.yaml"
 EQUAL = 0.04  # of the mean: what whole numbers of rollouts allow
@@ -229,9 +229,9 @@ COMPOSED = [(path, arm) for path in (VARIANTS, CONTROLS) for arm in named_arms(p
 
 
 @pytest.mark.parametrize(("path", "arm"), COMPOSED, ids=[f"{path.stem}-{arm}" for path, arm in COMPOSED])
-def test_every_composed_arm_learns_from_two_steps(path, arm):
+def test_every_composed_arm_learns_from_two_steps(path, arm, tiny_spec):
     assert list(arms_of(path)) == named_arms(path)
-    experiment = cut_down(arms_of(path)[arm])
+    experiment = cut_down(arms_of(path)[arm]).model_copy(update={"model": tiny_spec})
     engine = Engine.build(experiment)
     before = {name: value.clone() for name, value in engine.policy.model.policy.state_dict().items()}
     reports = [engine.step(number) for number in (1, 2)]

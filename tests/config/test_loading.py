@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
+from repository import ROOT, shipped
 
 from aegpo.config.loading import load_experiment_file, parse_experiment
 from aegpo.config.marks import merge, parse
@@ -195,7 +196,7 @@ def test_every_value_of_a_patch_is_found_in_the_result(base, patch):
 
 
 def test_manifest_to_experiment_to_manifest_is_the_identity(folder, registries):
-    for path in (Path(__file__).parents[2] / "experiments").glob("*.yaml"):
+    for path in shipped(ROOT / "experiments", "*.yaml"):
         for experiment in load_experiment_file(path, registries).arms.values():
             manifest = experiment.model_dump(mode="json")
             assert type(experiment).model_validate(manifest) == experiment

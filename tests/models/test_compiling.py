@@ -50,6 +50,7 @@ def test_a_network_without_blocks_is_compiled_whole_and_eager_inside_eagerly():
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_compiled_run_steps_as_an_eager_one(pipeline_folders, prompts, tmp_path):  # noqa: F811
     """A step of AEGPO: the probe taps the network, rollouts and update run compiled."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from repository import ROOT
 
 from aegpo import testing
 from aegpo.config.loading import load_experiment_file
@@ -23,7 +24,6 @@ from aegpo.errors import PluginError, SpecError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.train.engine import Engine
 
-ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "plugins" / "README.md"
 GOOD = '''
 from typing import Literal

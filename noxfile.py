@@ -1,88 +1,101 @@
-"""Sessions for developers, each in an environment of its own: `nox` runs those of CI, `nox -s NAME` one of them."""
+"""Sessions for developers and CI, in the environment that nox itself is installed in: `.venv/bin/nox`.
+
+All but `minimums` by default. `nox -t more` is what the README's own lines, which `.ci/run` runs, leave out.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "smoke", "docs", "plugins", "hpsv2", "bitsandbytes"]
-nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "none"
 
-PINNED = {"PIP_CONSTRAINT": str(Path(__file__).parent / "constraints.txt")}
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-DOCS = ("tests/test_readme.py", "tests/config/test_experiments.py", "tests/test_installation.py")
+ROOT = Path(__file__).parent
+BIN = Path(sys.executable).parent
+PINNED = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_QUIET": "1"}
 LOWER_BOUND = re.compile(r"(?P<name>[A-Za-z0-9._-]+)>=(?P<version>[0-9.]+)")
 
 
-@nox.session
-def tests(session: nox.Session) -> None:
-    """The test suite; arguments after -- go to pytest."""
-    session.install("-e", ".[dev]", env=PINNED)
-    session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
-
-
-@nox.session
+@nox.session(tags=["more"])
 def lint(session: nox.Session) -> None:
     """Ruff: lint and format, changing nothing."""
-    session.install("ruff", env=PINNED)
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
+    session.run(BIN / "ruff", "check")
+    session.run(BIN / "ruff", "format", "--check")
 
 
-@nox.session
+@nox.session(tags=["more"])
 def types(session: nox.Session) -> None:
     """Mypy, strict."""
-    session.install("-e", ".[dev]", env=PINNED)
-    session.run("mypy")
+    session.run(BIN / "mypy")
 
 
 @nox.session
 def smoke(session: nox.Session) -> None:
     """The smallest experiment from start to report."""
-    session.install("-e", ".", env=PINNED)
-    session.run("aegpo", "run", "experiments/smoke.yaml", "--out", session.create_tmp(), "--fresh")
+    session.run(BIN / "aegpo", "run", "experiments/smoke.yaml", "--out", session.create_tmp(), "--fresh")
 
 
 @nox.session
-def docs(session: nox.Session) -> None:
-    """Every README block, experiment file and install line."""
-    session.install("-e", ".[dev]", env=PINNED)
-    session.run("pytest", *DOCS, env=ONE_THREAD)
+def tests(session: nox.Session) -> None:
+    """The tests of the README's line; arguments after -- go to pytest."""
+    pytest(session, *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["more"])
+def slow(session: nox.Session) -> None:
+    """The tests under the mark `slow`, which the README's line leaves out."""
+    pytest(session, "-m", "slow", *session.posargs)
+
+
+@nox.session(tags=["more"])
 def plugins(session: nox.Session) -> None:
     """The plugins of this repository, installed as a stranger's would be, and their tests."""
-    session.install("-e", ".[dev]", env=PINNED)
-    for project in sorted(Path("plugins").glob("*/pyproject.toml")):
-        session.install("--no-deps", "-e", str(project.parent), env=PINNED)
-    session.run("aegpo", "plugins")
-    session.run("pytest", "plugins", env=ONE_THREAD)
+    for project in sorted(ROOT.glob("plugins/*/pyproject.toml")):
+        install(session, "--no-deps", "-e", str(project.parent))
+    session.run(BIN / "aegpo", "plugins")
+    pytest(session, "plugins", "-m", "")
 
 
-@nox.session
+@nox.session(tags=["more"])
 def hpsv2(session: nox.Session) -> None:
     """Reward `hpsv2` against the hpsv2 package itself, on the same weights."""
-    session.install("-e", ".[dev]", env=PINNED)
-    session.install("--no-deps", "-r", "requirements/hpsv2.txt", env=PINNED)
-    session.run("pytest", "tests/rewards/test_hpsv2_package.py", env=ONE_THREAD)
+    install(session, "--no-deps", "-r", "requirements/hpsv2.txt")
+    pytest(session, "tests/rewards/test_hpsv2_package.py", "-m", "")
 
 
-@nox.session
+@nox.session(tags=["more"])
 def bitsandbytes(session: nox.Session) -> None:
     """8-bit AdamW with bitsandbytes itself, which has kernels for CPUs."""
-    session.install("-e", ".[dev,bitsandbytes]", env=PINNED)
-    session.run("pytest", "tests/train/test_moments.py", env=ONE_THREAD)
+    there = importlib.util.find_spec("bitsandbytes") is not None
+    install(session, "bitsandbytes")
+    try:
+        pytest(session, "tests/train/test_moments.py", "-m", "")
+    finally:
+        if not there:  # where it is installed, peft imports it, which costs every start two seconds
+            session.run(sys.executable, "-m", "pip", "uninstall", "--yes", "bitsandbytes")
 
 
-@nox.session
+@nox.session(default=False, venv_backend="venv")
 def minimums(session: nox.Session) -> None:
-    """The test suite on the oldest direct dependencies that pyproject.toml allows; gigabytes, so not in CI."""
-    session.install("-e", ".[dev]", *oldest_dependencies(Path("pyproject.toml")))
-    session.run("pytest", "-n", "2", *session.posargs, env=ONE_THREAD)
+    """The whole test suite on the oldest direct dependencies that pyproject.toml allows, in its own environment."""
+    session.install("-e", ".[dev]", *oldest_dependencies(ROOT / "pyproject.toml"))
+    session.run("pytest", "-m", "", *session.posargs)
+
+
+def pytest(session: nox.Session, *arguments: str) -> None:
+    """Runs pytest in this environment."""
+    session.run(sys.executable, "-m", "pytest", *arguments)
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    """Installs into this environment, at the versions of constraints.txt."""
+    session.run(sys.executable, "-m", "pip", "install", *arguments, env=PINNED)
 
 
 def oldest_dependencies(path: Path) -> list[str]:

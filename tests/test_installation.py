@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import runpy
 import tomllib
 
+import nox.registry
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -32,6 +34,16 @@ def test_ci_runs_the_lines_of_the_readme_word_for_word():
     assert f"{{ {tests}; }}" in script
     assert f"{{ {set_up}; }}" in script
     assert run.replace("ablation", "smoke") in script
+
+
+def test_ci_runs_every_session_that_these_lines_leave_out(monkeypatch):
+    monkeypatch.setattr(nox.registry, "_REGISTRY", {})
+    runpy.run_path(str(ROOT / "noxfile.py"))
+    sessions = nox.registry.get()
+    assert {name for name, session in sessions.items() if "more" not in session.tags} == {"smoke", "tests", "minimums"}
+    script = (ROOT / ".ci" / "run").read_text()
+    assert ".venv/bin/nox --list --tags more" in script
+    assert 'for name in $sessions; do stage "nox -s $name" .venv/bin/nox -s "$name"; done' in script
 
 
 def test_every_constraint_is_one_exact_version():

@@ -169,7 +169,13 @@ def test_every_session_of_nox_exists(words, monkeypatch):
         assert name in TEXT, f"nox session {name!r} is not on the page"
 
 
-@pytest.mark.parametrize("words", commands("python"), ids=shown)
+@pytest.mark.parametrize("words", [words for words in commands("python") if words[0] == "-m"], ids=shown)
+def test_what_pytest_is_to_run_is_there(words):
+    assert words[1] == "pytest"
+    assert all((ROOT / word).is_dir() for word in words[2:] if word not in ("-m", ""))
+
+
+@pytest.mark.parametrize("words", [words for words in commands("python") if words[0] != "-m"], ids=shown)
 def test_every_tool_takes_its_arguments(words):
     script, *rest = words
     assert load(ROOT / script).command_line().parse_args(rest)

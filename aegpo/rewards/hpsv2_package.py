@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aegpo.errors import AegpoError
+from aegpo.rewards.hpsv2_checkpoint import TEXT_HEAD, VISION_HEAD, architecture
+from aegpo.rewards.weights import load_strictly
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +39,6 @@ class PackageScorer:
         Raises:
             AegpoError: if hpsv2 is not installed, or the checkpoint does not fit.
         """
-        from aegpo.rewards.hpsv2 import TEXT_HEAD, VISION_HEAD, architecture
-        from aegpo.rewards.weights import load_strictly
-
         open_clip = import_hpsv2(who)
         config = architecture(who, tensors)
         vision, text = config["vision_config"], config["text_config"]

@@ -10,7 +10,8 @@ from transformers import CLIPTokenizer
 from aegpo.errors import AegpoError
 from aegpo.rewards import hpsv2_package
 from aegpo.rewards.clip_family import cleaned, load_words, padded
-from aegpo.rewards.hpsv2 import FILES, Hpsv2Reward, architecture
+from aegpo.rewards.hpsv2 import FILES, Hpsv2Reward
+from aegpo.rewards.hpsv2_checkpoint import architecture
 from aegpo.testing import check_reward
 
 CPU = torch.device("cpu")

@@ -1,17 +1,33 @@
 """Reward fine-tuning of text-to-image diffusion and flow models, guided by attention entropy.
 
-Public names only; importing this package imports no torch.
+The door for plugins: what they need is here, in `aegpo.pipelines` and `aegpo.testing`. Importing it imports no torch.
 """
 
 from __future__ import annotations
 
-from aegpo.core.experiment import Experiment
-from aegpo.core.hookspecs import hookimpl
+from aegpo.core.experiment import EvaluationSpec, Experiment
+from aegpo.core.hookspecs import Outcome, hookimpl
+from aegpo.core.interfaces import (
+    Advantage,
+    Allocator,
+    Exportable,
+    ForwardObjective,
+    Model,
+    Objective,
+    Preparable,
+    Resizable,
+    Reward,
+    Sampler,
+    Stateful,
+    TimestepSelector,
+    Tree,
+)
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
     ModelSpec,
     ObjectiveSpec,
+    OnError,
     RewardSpec,
     SamplerSpec,
     SelectorSpec,
@@ -20,10 +36,14 @@ from aegpo.core.parts import (
 )
 from aegpo.core.records import (
     AttentionCall,
+    BoolArray,
     Conditioning,
     Edges,
     Evaluation,
+    FloatArray,
+    Footprint,
     Gaussian,
+    IntArray,
     Prompt,
     Renoised,
     RolloutPlan,
@@ -32,45 +52,77 @@ from aegpo.core.records import (
     Signals,
     StepReport,
     StepTable,
+    Tail,
     Update,
 )
 from aegpo.core.registry import Registry, Spec
-from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SpecError
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, ProbeSpec, PromptsSpec, RolloutsSpec
+from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SettingError, SpecError
+from aegpo.method.trees import forest
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advantage",
     "AdvantageSpec",
     "AegpoError",
+    "Allocator",
     "AllocatorSpec",
     "AttentionCall",
+    "BoolArray",
     "CheckpointError",
+    "CheckpointSpec",
     "Conditioning",
     "ContractError",
     "Edges",
     "Evaluation",
+    "EvaluationSpec",
     "Experiment",
+    "Exportable",
+    "FloatArray",
+    "Footprint",
+    "ForwardObjective",
     "Gaussian",
+    "IntArray",
+    "Model",
     "ModelSpec",
+    "Objective",
     "ObjectiveSpec",
+    "OnError",
+    "OptimizerSpec",
+    "Outcome",
     "PlanError",
     "PluginError",
+    "PolicySpec",
+    "Preparable",
+    "ProbeSpec",
     "Prompt",
+    "PromptsSpec",
     "Registry",
     "Renoised",
+    "Resizable",
+    "Reward",
     "RewardSpec",
     "RolloutPlan",
     "Rollouts",
+    "RolloutsSpec",
     "RunInfo",
+    "Sampler",
     "SamplerSpec",
     "SelectorSpec",
+    "SettingError",
     "Signals",
     "Spec",
     "SpecError",
+    "Stateful",
     "StepReport",
     "StepTable",
+    "Tail",
+    "TimestepSelector",
     "TrackerSpec",
+    "Tree",
     "TreeSpec",
     "Update",
+    "forest",
     "hookimpl",
 ]

@@ -1,7 +1,9 @@
-"""The report of an experiment: who won, by how much, and how sure that is.
+"""Report: what an experiment's runs say. Who won, by how much, and how sure that is.
 
 `recorded` reads the runs, `summary` computes every number, `wording` and `tables` say them, `figures` draws them, and
-`page` and `terminal` show them.
+`page` and `terminal` show them. `profile` reports attention entropy.
+
+Imports runs and the rooms above it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +23,6 @@ from aegpo.method.trees import IndependentTree
 from aegpo.models.shapes import ShapesSpec
 from aegpo.rewards.palette import PaletteReward
 from aegpo.testing.common import SIZES, check_equal, check_memory, check_spec, decision_rng, tree_inputs
-
-if TYPE_CHECKING:
-    pass
 
 _BUDGETS = (2, 3, 8, 12, 16)  # rollouts of a prompt on average
 

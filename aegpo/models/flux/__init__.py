@@ -9,14 +9,13 @@ from pydantic import Field
 
 from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.core.records import FloatArray
+from aegpo.models.pipeline.family import Family
 from aegpo.models.pipeline.packing import PATCH
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from aegpo.models.pipeline.model import Family
 
 DEV = FlowSchedule(shift=3.0, use_dynamic_shifting=True)  # scheduler_config.json of FLUX.1-dev
 # transformer/config.json of FLUX.1-dev, where it is not diffusers' default
@@ -68,7 +67,12 @@ class FluxSpec(PipelineSpec):
         """What this kind of pipeline does its own way."""
         from aegpo.models.flux.model import FluxFamily
 
-        return FluxFamily(self, network)
+        return FluxFamily(
+            distilled=self.guidance if network.config.guidance_embeds else None,
+            scale=self.true_guidance,
+            text_length=self.max_sequence_length,
+            negative_prompt=self.negative_prompt,
+        )
 
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """Tokens and width of the text, and width of the pooled embedding, for a network's config."""

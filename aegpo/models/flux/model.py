@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,35 +10,33 @@ from torch import Tensor
 from aegpo.core.records import Conditioning
 from aegpo.models.pipeline.packing import PATCH, pack, unpack
 
-if TYPE_CHECKING:
-    from aegpo.models.flux import FluxSpec
-
 
 class FluxFamily:
     """Predicts the velocity of packed latents; text tokens before image tokens."""
 
-    def __init__(self, spec: FluxSpec, network: Any) -> None:
-        self._spec = spec
-        self._told: bool = network.config.guidance_embeds
-        self.text_length: int | None = spec.max_sequence_length
-        self.scale = spec.true_guidance
+    def __init__(self, distilled: float | None, scale: float, text_length: int, negative_prompt: str | None) -> None:
+        """`distilled`: what the network's guidance embedding is told, None where it has none."""
+        self._distilled, self._negative = distilled, negative_prompt or ""
+        self.text_length: int | None = text_length
+        self.scale = scale
 
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
         """T5's tokens and CLIP's pooled embedding; the absence of a prompt is the negative or the empty one."""
         text, pooled, _ = pipeline.encode_prompt(
-            prompt=[self._spec.negative_prompt or ""] if texts == [None] else texts,
+            prompt=[self._negative] if texts == [None] else texts,
             device=device,
-            max_sequence_length=self._spec.max_sequence_length,
+            max_sequence_length=self.text_length,
         )
         return Conditioning(text, pooled)
 
     def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
         """The transformer's velocity, unpacked."""
         size, (height, width) = len(latents), latents.shape[-2:]
+        told = self._distilled
         output = network(
             hidden_states=pack(latents),
             timestep=sigma,
-            guidance=torch.full((size,), self._spec.guidance, device=latents.device) if self._told else None,
+            guidance=None if told is None else torch.full((size,), told, device=latents.device),
             pooled_projections=cond.pooled,
             encoder_hidden_states=cond.text,
             txt_ids=torch.zeros(cond.text.shape[1], 3, device=latents.device),

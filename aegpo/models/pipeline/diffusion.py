@@ -1,11 +1,17 @@
-"""Variance-preserving networks (SD 1.x, SDXL) in flow coordinates: what they are told, and what they predict."""
+"""Variance-preserving networks (SD 1.x, SDXL) in flow coordinates: what they are told, and what they predict.
+
+Imports torch only where it is used, because `aegpo.pipelines` offers this beside specs.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from aegpo.models.pipeline.schedules import DdimSchedule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 WHOLE = 1e-2  # training times a noise level may be off a whole one because it is float32
 
@@ -14,11 +20,15 @@ class VariancePreserving:
     """x = a x0 + s noise with a^2 + s^2 = 1; the engine's latents are x / (a + s), at sigma = s / (a + s)."""
 
     def __init__(self, schedule: DdimSchedule, device: torch.device) -> None:
+        import torch
+
         self._table = torch.from_numpy(schedule.table().copy()).to(device)  # (times,) float64, rising
         self._predicts_velocity = schedule.prediction_type == "v_prediction"
 
     def time(self, sigma: Tensor) -> Tensor:
         """(B,) noise levels -> (B,) float32 training times, between whole ones where the level lies between them."""
+        import torch
+
         level = sigma.double().contiguous()
         upper = torch.searchsorted(self._table, level).clamp(1, len(self._table) - 1)
         below, above = self._table[upper - 1], self._table[upper]

@@ -15,12 +15,12 @@ from aegpo.core.moments import FLOAT32, moment_bytes
 from aegpo.core.records import Conditioning, Footprint
 from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.loading import DTYPES
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.options import PipelineOptions
 
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
 
 
-def footprint(spec: PipelineSpec, experiment: Experiment) -> Footprint:
+def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
     """Weights and states are exact up to buffers; activations are the outputs of all layers that training keeps.
 
     With gradient checkpointing those are the outputs of blocks, and all of the largest block. Sampling, decoding,
@@ -48,7 +48,7 @@ def footprint(spec: PipelineSpec, experiment: Experiment) -> Footprint:
 
 
 @torch.no_grad()
-def _activations(spec: PipelineSpec, network: Any) -> int:
+def _activations(spec: PipelineOptions, network: Any) -> int:
     """Bytes that the backward pass of one transition needs."""
     device, pixels = torch.device("meta"), spec.pixels_per_latent()
     family = spec.family(network, device)

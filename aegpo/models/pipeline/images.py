@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from aegpo.models.pipeline.loading import DTYPES, load_component
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.options import PipelineOptions
 
 
 class Decoder:
     """A frozen VAE; a few images at a time, tiled on request. For one of videos an image is a video of one frame."""
 
-    def __init__(self, spec: PipelineSpec, folder: Path, device: torch.device) -> None:
+    def __init__(self, spec: PipelineOptions, folder: Path, device: torch.device) -> None:
         vae: Any = load_component(spec, folder, "vae", getattr(diffusers, spec.vae_class), spec.vae_dtype)
         self._vae: Any = vae.to(device)
         self._slice, self._dtype, self._frames = spec.vae_slice, DTYPES[spec.vae_dtype], spec.vae_frames

@@ -12,14 +12,14 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineMo
 from torch import nn
 
 from aegpo.errors import AegpoError
+from aegpo.models.pipeline.options import PipelineOptions
 from aegpo.models.pipeline.source import INDEX, check_class, check_components, local_folder
-from aegpo.models.pipeline.spec import PipelineSpec
 from aegpo.prompts.hub import refusal
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pipeline_folder(spec: PipelineSpec) -> Path:
+def pipeline_folder(spec: PipelineOptions) -> Path:
     """The folder of the spec's pipeline, downloaded if it is on the hub, and of the right class.
 
     Raises:
@@ -31,7 +31,7 @@ def pipeline_folder(spec: PipelineSpec) -> Path:
     return folder
 
 
-def _snapshot(spec: PipelineSpec) -> Path:
+def _snapshot(spec: PipelineOptions) -> Path:
     """The hub's snapshot: model_index.json first, whose absence says best what is wrong, then what it lists."""
     who, revision = f"model {spec.kind!r}: hub id {spec.path!r}", spec.revision
     offline = constants.HF_HUB_OFFLINE
@@ -52,7 +52,7 @@ def _snapshot(spec: PipelineSpec) -> Path:
         raise AegpoError(f"{who} cannot be downloaded: {_brief(error)}") from error
 
 
-def load_component(spec: PipelineSpec, folder: Path, component: str, cls: Any, dtype: str) -> nn.Module:
+def load_component(spec: PipelineOptions, folder: Path, component: str, cls: Any, dtype: str) -> nn.Module:
     """One network of the pipeline, every weight of it from the checkpoint.
 
     Raises:
@@ -84,7 +84,7 @@ def load_component(spec: PipelineSpec, folder: Path, component: str, cls: Any, d
     return network
 
 
-def load_pipeline(spec: PipelineSpec, folder: Path, given: dict[str, nn.Module | None]) -> Any:
+def load_pipeline(spec: PipelineOptions, folder: Path, given: dict[str, nn.Module | None]) -> Any:
     """The diffusers pipeline with `given` in place of components that are there already or are not needed.
 
     Raises:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import diffusers
 import torch
@@ -15,44 +14,18 @@ from torch import Tensor, nn
 from aegpo.attention.tap import watch_attention
 from aegpo.core.records import AttentionCall, Conditioning
 from aegpo.models.pipeline import saving
+from aegpo.models.pipeline.family import Family, Rescaling
 from aegpo.models.pipeline.images import Decoder
 from aegpo.models.pipeline.loading import load_component, pipeline_folder
 from aegpo.models.pipeline.network import Guidance, Network, guided
+from aegpo.models.pipeline.options import PipelineOptions
 from aegpo.models.pipeline.prompts import PromptEncoder
-from aegpo.models.pipeline.spec import PipelineSpec
-
-
-class Family(Protocol):
-    """What one kind of pipeline does its own way."""
-
-    text_length: int | None  # tokens prompts are cut to, where that is a choice
-    scale: float  # of classifier-free guidance; 1: none
-
-    def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
-        """Conditioning of texts by the pipeline's own `encode_prompt`, with a mask if some are padded.
-
-        [None] is the absence of a prompt.
-        """
-
-    def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
-        """What the network returns for (B, C, H, W) latents at (B,) noise levels, the prediction first."""
-
-    def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
-        """(B, C, H, W): d x / d sigma from the network's prediction."""
-
-
-@runtime_checkable
-class Rescaling(Protocol):
-    """A family whose pipeline does more to a guided prediction than classifier-free guidance."""
-
-    def rescale(self, guided: Tensor, wanted: Tensor) -> Tensor:
-        """(B, C, H, W): the guided prediction, from itself and the conditional one."""
 
 
 class PipelineModel:
     """A diffusers pipeline's network as a part of the engine."""
 
-    def __init__(self, spec: PipelineSpec, device: torch.device) -> None:
+    def __init__(self, spec: PipelineOptions, device: torch.device) -> None:
         """Loads everything but the text encoders."""
         self.spec = spec
         self._device, self._folder = device, pipeline_folder(spec)

@@ -14,7 +14,7 @@ from aegpo.core.records import Conditioning
 from aegpo.models.base_policy import BasePolicy
 from aegpo.models.pipeline.compiling import compile_blocks, eagerly
 from aegpo.models.pipeline.loading import DTYPES
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.options import PipelineOptions
 from aegpo.models.pipeline.texts import joined
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -28,7 +28,7 @@ class Network:
     are made eagerly and one after another, so that a tap sees one row for each latent.
     """
 
-    def __init__(self, policy: nn.Module, spec: PipelineSpec, device: torch.device) -> None:
+    def __init__(self, policy: nn.Module, spec: PipelineOptions, device: torch.device) -> None:
         self.policy = policy.to(device)
         if spec.gradient_checkpointing:
             policy.enable_gradient_checkpointing()  # type: ignore[operator]

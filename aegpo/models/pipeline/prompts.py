@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aegpo.core.records import Conditioning
 from aegpo.errors import AegpoError
 from aegpo.models.pipeline.loading import load_pipeline
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.options import PipelineOptions
 from aegpo.models.pipeline.texts import joined, unpadded
 
 Embed = Callable[[Any, list[str | None], torch.device], Conditioning]
@@ -35,7 +35,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        spec: PipelineSpec,
+        spec: PipelineOptions,
         folder: Path,
         length: int | None,
         network: nn.Module,

@@ -17,10 +17,10 @@ from torch import nn
 from aegpo.errors import AegpoError
 from aegpo.models.base_policy import cast
 from aegpo.models.pipeline.loading import load_pipeline
-from aegpo.models.pipeline.spec import PipelineSpec
+from aegpo.models.pipeline.options import PipelineOptions
 
 
-def save_adapters(spec: PipelineSpec, policy: nn.Module, folder: Path) -> None:
+def save_adapters(spec: PipelineOptions, policy: nn.Module, folder: Path) -> None:
     """`pytorch_lora_weights.safetensors` with rank and alpha, as `pipe.load_lora_weights(folder)` reads it.
 
     Raises:
@@ -37,7 +37,7 @@ def save_adapters(spec: PipelineSpec, policy: nn.Module, folder: Path) -> None:
 
 
 def save_pipeline(
-    spec: PipelineSpec, source: Path, policy: nn.Module, dtypes: Mapping[str, torch.dtype], folder: Path
+    spec: PipelineOptions, source: Path, policy: nn.Module, dtypes: Mapping[str, torch.dtype], folder: Path
 ) -> None:
     """The pipeline of `source` with the policy as its network, in the dtypes it was loaded with."""
     network = merged(policy)

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.models.pipeline.family import Family
+from aegpo.models.pipeline.options import CLIP_TOKENS
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
-from aegpo.models.pipeline.spec import CLIP_TOKENS
 from aegpo.models.pipeline.unet import NOISE, UnetSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from aegpo.models.pipeline.model import Family
 
 # unet/config.json of stable-diffusion-v1-5, where it is not diffusers' default
 ARCHITECTURE = {"sample_size": 64, "cross_attention_dim": 768}
@@ -51,7 +50,7 @@ class SdSpec(UnetSpec):
         """What this kind of pipeline does its own way."""
         from aegpo.models.sd.model import SdFamily
 
-        return SdFamily(self, device)
+        return SdFamily(self.schedule(), self.guidance, self.negative_prompt, device)
 
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """Tokens and width of the text, and width of the pooled embedding, for a network's config."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aegpo.core.records import Conditioning
 from aegpo.models.pipeline.diffusion import VariancePreserving
-
-if TYPE_CHECKING:
-    from aegpo.models.sd import SdSpec
+from aegpo.models.pipeline.schedules import DdimSchedule
 
 
 class SdFamily:
@@ -19,15 +17,15 @@ class SdFamily:
 
     text_length: int | None = None  # CLIP's own
 
-    def __init__(self, spec: SdSpec, device: torch.device) -> None:
-        self._spec = spec
-        self._diffusion = VariancePreserving(spec.schedule(), device)
-        self.scale = spec.guidance
+    def __init__(self, schedule: DdimSchedule, scale: float, negative_prompt: str | None, device: torch.device) -> None:
+        self._diffusion = VariancePreserving(schedule, device)
+        self._negative = negative_prompt
+        self.scale = scale
 
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
         """CLIP's tokens; padding words take part in attention."""
         nothing = texts == [None]
-        unwanted = None if self._spec.negative_prompt is None else [self._spec.negative_prompt]
+        unwanted = None if self._negative is None else [self._negative]
         text, negative = pipeline.encode_prompt(
             [""] if nothing else texts, device, 1, nothing, unwanted if nothing else None
         )

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.core.records import FloatArray
+from aegpo.models.pipeline.family import Family
+from aegpo.models.pipeline.options import CLIP_TOKENS
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
-from aegpo.models.pipeline.spec import CLIP_TOKENS, PipelineSpec
+from aegpo.models.pipeline.spec import PipelineSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from aegpo.models.pipeline.model import Family
 
 PATCH, POSITIONS = 2, 384  # transformer/config.json of stable-diffusion-3.5-medium (3 and 3.5-large: 192 positions)
 SHIFT = 3.0  # scheduler_config.json of stable-diffusion-3-medium and stable-diffusion-3.5-medium, -large
@@ -75,7 +75,7 @@ class Sd3Spec(PipelineSpec):
         """What this kind of pipeline does its own way."""
         from aegpo.models.sd3.model import Sd3Family
 
-        return Sd3Family(self)
+        return Sd3Family(self.guidance, self.max_sequence_length, self.negative_prompt)
 
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """Tokens and width of the text, and width of the pooled embedding, for a network's config."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aegpo.core.records import Conditioning
-
-if TYPE_CHECKING:
-    from aegpo.models.sd3 import Sd3Spec
 
 TIMES = 1000  # the time embedding takes sigma * 1000
 
@@ -18,10 +15,10 @@ TIMES = 1000  # the time embedding takes sigma * 1000
 class Sd3Family:
     """MMDiT: predicts the velocity; image tokens before text tokens; padding words take part in attention."""
 
-    def __init__(self, spec: Sd3Spec) -> None:
-        self._spec = spec
-        self.text_length: int | None = spec.max_sequence_length
-        self.scale = spec.guidance
+    def __init__(self, scale: float, text_length: int, negative_prompt: str | None) -> None:
+        self._negative = negative_prompt
+        self.text_length: int | None = text_length
+        self.scale = scale
 
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
         """CLIP's 77 tokens and T5's; both CLIP models' pooled embeddings."""
@@ -32,8 +29,8 @@ class Sd3Family:
             prompt_3=None,
             device=device,
             do_classifier_free_guidance=nothing,
-            negative_prompt=self._spec.negative_prompt,
-            max_sequence_length=self._spec.max_sequence_length,
+            negative_prompt=self._negative,
+            max_sequence_length=self.text_length,
         )
         return Conditioning(negative, negative_pooled) if nothing else Conditioning(text, pooled)
 

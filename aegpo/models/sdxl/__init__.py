@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.core.sections import Positive
-from aegpo.models.pipeline.spec import CLIP_TOKENS
+from aegpo.models.pipeline.family import Family
+from aegpo.models.pipeline.options import CLIP_TOKENS
 from aegpo.models.pipeline.unet import UnetSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from aegpo.models.pipeline.model import Family
 
 # unet/config.json of stable-diffusion-xl-base-1.0, where it is not diffusers' default
 ARCHITECTURE = {
@@ -55,7 +54,7 @@ class SdxlSpec(UnetSpec):
         """What this kind of pipeline does its own way."""
         from aegpo.models.sdxl.model import SdxlFamily
 
-        return SdxlFamily(self, device)
+        return SdxlFamily(self.schedule(), self.pixels_per_latent(), self.guidance, self.negative_prompt, device)
 
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """Tokens and width of the text, and width of the pooled embedding, for a network's config."""

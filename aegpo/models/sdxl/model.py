@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aegpo.core.records import Conditioning
 from aegpo.models.pipeline.diffusion import VariancePreserving
-
-if TYPE_CHECKING:
-    from aegpo.models.sdxl import SdxlSpec
+from aegpo.models.pipeline.schedules import DdimSchedule
 
 
 class SdxlFamily:
@@ -19,11 +17,13 @@ class SdxlFamily:
 
     text_length: int | None = None  # CLIP's own
 
-    def __init__(self, spec: SdxlSpec, device: torch.device) -> None:
-        self._spec = spec
-        self._diffusion = VariancePreserving(spec.schedule(), device)
-        self._pixels = spec.pixels_per_latent()
-        self.scale = spec.guidance
+    def __init__(
+        self, schedule: DdimSchedule, pixels: int, scale: float, negative_prompt: str | None, device: torch.device
+    ) -> None:
+        """`pixels`: how many a latent is wide."""
+        self._diffusion = VariancePreserving(schedule, device)
+        self._pixels, self._negative = pixels, negative_prompt
+        self.scale = scale
 
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
         """Both CLIP models' tokens, and the second's pooled embedding; without a negative prompt, zeros."""
@@ -32,7 +32,7 @@ class SdxlFamily:
             prompt=[""] if nothing else texts,
             device=device,
             do_classifier_free_guidance=nothing,
-            negative_prompt=self._spec.negative_prompt,
+            negative_prompt=self._negative,
         )
         return Conditioning(negative, negative_pooled) if nothing else Conditioning(text, pooled)
 

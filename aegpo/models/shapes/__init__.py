@@ -49,4 +49,4 @@ class ShapesSpec(ModelSpec):
         """Loads the weights by `from_pretrained`."""
         from aegpo.models.shapes.model import ShapesModel
 
-        return ShapesModel(self, self.weights or WEIGHTS, device)
+        return ShapesModel(self.weights or WEIGHTS, self.sigmas, self.guidance, device)

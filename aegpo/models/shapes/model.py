@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -14,13 +13,10 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from aegpo.attention.tap import watch_attention
-from aegpo.core.records import AttentionCall, Conditioning
+from aegpo.core.records import AttentionCall, Conditioning, FloatArray
 from aegpo.errors import AegpoError
 from aegpo.models.base_policy import BasePolicy
 from aegpo.models.pipeline.saving import merged
-
-if TYPE_CHECKING:
-    from aegpo.models.shapes import ShapesSpec
 
 TIME_SCALE = 1000  # the transformer's time embedding takes sigma * 1000, as SD 3.5's does
 
@@ -30,11 +26,14 @@ class ShapesModel:
 
     latent_shape = (3, 24, 24)
 
-    def __init__(self, spec: ShapesSpec, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, schedule: Callable[[int], FloatArray], guidance: float, device: torch.device
+    ) -> None:
+        """`schedule(steps)`: the (steps+1,) noise levels of the spec."""
         needed = ("transformer/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json")
         if not all((folder / name).is_file() for name in needed):
             raise AegpoError(f"no weights of model 'shapes' in {folder}; tools/train_shapes.py writes such a folder")
-        self.spec = spec
+        self._schedule, self._guidance = schedule, guidance
         self.device = device
         transformers_logging.disable_progress_bar()  # two files of 5 MB need none
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -64,16 +63,16 @@ class ShapesModel:
 
     def sigmas(self, steps: int) -> Tensor:  # (steps+1,)
         """Equal steps from 1 to 0."""
-        return torch.from_numpy(self.spec.sigmas(steps)).float().to(self.device)
+        return torch.from_numpy(self._schedule(steps)).float().to(self.device)
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W); with guidance the unconditional branch keeps its gradient."""
         velocity = self._forward(latents, sigma, cond)
-        if self.spec.guidance == 1.0:
+        if self._guidance == 1.0:
             return velocity
         nothing = self._nothing.select(torch.zeros(len(latents), dtype=torch.long, device=self.device))
         unconditional = self._forward(latents, sigma, nothing)
-        return unconditional + self.spec.guidance * (velocity - unconditional)
+        return unconditional + self._guidance * (velocity - unconditional)
 
     def _forward(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         output = self._network(latents, cond.text, cond.pooled, sigma * TIME_SCALE, return_dict=False)

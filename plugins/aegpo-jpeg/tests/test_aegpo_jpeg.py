@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from aegpo_jpeg import JpegSize
 from PIL import Image
 from pydantic import ValidationError
 
-from aegpo.plugin.manager import distributions, load_registries, plugin_manager
-from aegpo.testing import check_reward
+from aegpo import ContractError
+from aegpo.testing import check_installed, check_reward
 
 
 @pytest.mark.parametrize("quality", [1, 50, 95, 100])
@@ -21,18 +20,13 @@ def test_it_conforms(quality):
 
 
 def test_it_is_found_through_its_entry_point():
-    manager = plugin_manager()
-    entries = {entry.name: entry for entry in load_registries(manager).rewards}
-    assert entries["jpeg-size"].spec is JpegSize
-    assert entries["jpeg-size"].source == "aegpo-jpeg"
-    assert ("aegpo-jpeg", version("aegpo-jpeg")) in distributions(manager)
+    check_installed(JpegSize, "aegpo-jpeg")
 
 
 def test_it_can_be_left_out(monkeypatch):
     monkeypatch.setenv("AEGPO_BLOCK_PLUGINS", "aegpo-jpeg")
-    manager = plugin_manager()
-    assert "jpeg-size" not in load_registries(manager).rewards.names
-    assert "aegpo-jpeg" not in dict(distributions(manager))
+    with pytest.raises(ContractError, match="spec 'JpegSize' is not registered; distribution 'aegpo-jpeg' needs an "):
+        check_installed(JpegSize, "aegpo-jpeg")
 
 
 def test_a_flat_image_scores_higher_than_noise():

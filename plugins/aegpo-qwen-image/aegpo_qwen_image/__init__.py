@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 import aegpo
-from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
-from aegpo.core.records import FloatArray
-from aegpo.models.pipeline.packing import PATCH
-from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
-from aegpo.models.pipeline.spec import PIXELS_PER_LATENT, PipelineSpec
+from aegpo.pipelines import (
+    ATTENTION_TARGETS,
+    JOINT_BLOCKS,
+    PATCH,
+    PIXELS_PER_LATENT,
+    Family,
+    FlowSchedule,
+    PipelineSpec,
+    flow_schedule,
+)
 
 if TYPE_CHECKING:
     import torch
-
-    from aegpo.models.pipeline.model import Family
 
 # scheduler_config.json of Qwen-Image
 SCHEDULE = FlowSchedule(use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02)
@@ -63,7 +66,7 @@ class QwenImageSpec(PipelineSpec):
         512, ge=1, le=1024, description="tokens of a prompt that count, template apart (the pipeline's default: 512)"
     )
 
-    def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:  # (steps+1,)
+    def noise_levels(self, steps: int, height: int, width: int) -> aegpo.FloatArray:  # (steps+1,)
         """The pipeline's schedule, shifted by the resolution and stretched to end at its last level."""
         config = self.config_at_hand("scheduler", "scheduler_config.json")
         return flow_schedule(self.kind, config, SCHEDULE).from_one_to_part(steps, self.tokens(height, width))
@@ -81,7 +84,7 @@ class QwenImageSpec(PipelineSpec):
         """What this kind of pipeline does its own way."""
         from aegpo_qwen_image.family import QwenImageFamily
 
-        return QwenImageFamily(self, network)
+        return QwenImageFamily(network, self.guidance, self.max_sequence_length, self.negative_prompt)
 
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """The most tokens a prompt may have, and their width; there is no pooled embedding."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aegpo.core.records import Conditioning
-from aegpo.errors import AegpoError
-from aegpo.models.pipeline.packing import PATCH, pack, unpack
-
-if TYPE_CHECKING:
-    from aegpo_qwen_image import QwenImageSpec
+from aegpo import AegpoError, Conditioning
+from aegpo.pipelines import PATCH, pack, unpack
 
 NOTHING = " "  # what the published examples and Flow-GRPO give where there is no negative prompt
 OTHERS = ("guidance_embeds", "use_additional_t_cond", "zero_cond_t", "use_layer3d_rope")  # of relatives of Qwen-Image
@@ -21,24 +17,23 @@ OTHERS = ("guidance_embeds", "use_additional_t_cond", "zero_cond_t", "use_layer3
 class QwenImageFamily:
     """Predicts the velocity of packed latents; text tokens before image tokens, padding masked."""
 
-    def __init__(self, spec: QwenImageSpec, network: Any) -> None:
+    def __init__(self, network: Any, scale: float, text_length: int, negative_prompt: str | None) -> None:
         for name in OTHERS:
             if network.config.get(name):
                 raise AegpoError(
-                    f"model {spec.kind!r}: its transformer/config.json turns {name!r} on, as networks do that this "
+                    f"model 'qwen-image': its transformer/config.json turns {name!r} on, as networks do that this "
                     "kind does not run; give the pipeline of a text-to-image Qwen-Image"
                 )
-        self._spec = spec
-        self.text_length: int | None = spec.max_sequence_length
-        self.scale = spec.guidance
+        self._negative = NOTHING if negative_prompt is None else negative_prompt
+        self.text_length: int | None = text_length
+        self.scale = scale
 
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
         """Qwen2.5-VL's last hidden states, without those of the template's beginning."""
-        nothing = self._spec.negative_prompt if self._spec.negative_prompt is not None else NOTHING
         text, mask = pipeline.encode_prompt(
-            prompt=[nothing] if texts == [None] else texts,
+            prompt=[self._negative] if texts == [None] else texts,
             device=device,
-            max_sequence_length=self._spec.max_sequence_length,
+            max_sequence_length=self.text_length,
         )
         return Conditioning(text, mask=None if mask is None else mask.bool())
 

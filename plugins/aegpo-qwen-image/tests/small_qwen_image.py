@@ -16,12 +16,9 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from aegpo.core.interfaces import Model
-from aegpo.core.records import Conditioning
-from aegpo.method.samplers import FlowSde
-from aegpo.models.pipeline.packing import pack
-from aegpo.train.execution import Execution
-from aegpo.train.rollouts import sample_deterministic
+from aegpo import Model
+from aegpo.pipelines import pack
+from aegpo.testing import paint
 
 SCALE = 2  # pixels a latent is wide
 WIDTH = 16  # of the text encoder
@@ -119,15 +116,9 @@ def start(model: Model, seed: int = 0) -> Tensor:
     return torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def paint(model: Model, steps: int = 5, texts: Sequence[str] = TEXTS) -> Tensor:
-    """Images (2, 3, h, w) of the deterministic sampler."""
-
-    def velocity(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return model.velocity(latents, sigma, cond)
-
-    how = Execution(model, velocity, FlowSde(), model.sigmas(steps), micro_batch=64, storage=torch.float32)
-    return sample_deterministic(how, start(model), model.encode(texts))
+def our_images(model: Model, texts: Sequence[str] = TEXTS) -> Tensor:
+    """Images (2, 3, h, w) of the deterministic sampler, from the noise of `start`."""
+    return paint(model, texts, start(model), steps=5)
 
 
 def their_images(folder: Path, noise: Tensor, lora: Path | None = None, **options: Any) -> Tensor:
@@ -139,12 +130,3 @@ def their_images(folder: Path, noise: Tensor, lora: Path | None = None, **option
     height, width = (SCALE * side for side in noise.shape[-2:])
     given = {"prompt": TEXTS, "num_inference_steps": 5, "height": height, "width": width}
     return pipeline(**given | options, latents=pack(noise), output_type="pt").images
-
-
-def disturb_adapters(model: Model) -> None:
-    """LoRA starts at nothing; after this it does something."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.policy.named_parameters():
-            if "lora_" in name:
-                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))

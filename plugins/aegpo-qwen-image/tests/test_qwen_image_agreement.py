@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 from aegpo_qwen_image import QwenImageSpec
-from small_qwen_image import TEMPLATE, TEXTS, disturb_adapters, paint, start, their_images, tokenizer, write_qwen_image
+from small_qwen_image import TEMPLATE, TEXTS, our_images, start, their_images, tokenizer, write_qwen_image
 
-from aegpo.core.sections import PolicySpec
-from aegpo.models.adapters import add_adapters
-from aegpo.models.pipeline.packing import pack
+from aegpo.pipelines import pack
+from aegpo.testing import adapt
 
 CPU = torch.device("cpu")
 SIZES = [(16, 16), (24, 32)]
@@ -28,7 +27,7 @@ def options_of(guidance: float, negative: str = " ") -> dict:
 
 def assert_agree(spec, folder, **options):
     model = spec.build(CPU)
-    images, expected = paint(model), their_images(folder, start(model), **options)
+    images, expected = our_images(model), their_images(folder, start(model), **options)
     assert images.shape == expected.shape == (len(TEXTS), 3, spec.height, spec.width)
     assert float(expected.std()) > 0.05
     assert float((images - expected).abs().max()) < CLOSE
@@ -46,7 +45,7 @@ def test_prompt_guidance_and_negative_prompt_matter(folder):
     guided = assert_agree(spec_of(folder, guidance=4.0), folder, **options_of(4.0))
     negative = spec_of(folder, guidance=4.0, negative_prompt="green cube")
     steered = assert_agree(negative, folder, **options_of(4.0, "green cube"))
-    other = paint(spec_of(folder, guidance=1.0).build(CPU), texts=TEXTS[::-1])
+    other = our_images(spec_of(folder, guidance=1.0).build(CPU), texts=TEXTS[::-1])
     for one in (guided, steered, other):
         assert float((one - plain).abs().max()) > 10 * CLOSE
     assert float((steered - guided).abs().max()) > 10 * CLOSE
@@ -95,10 +94,9 @@ def test_the_template_of_the_small_tokenizer_begins_with_the_tokens_that_are_dro
 
 def test_a_saved_lora_is_loaded_by_the_pipeline_and_paints_the_same(folder, tmp_path):
     model = spec_of(folder, guidance=3.0).build(CPU)
-    plain = paint(model)
-    add_adapters(model.policy, PolicySpec(train="lora", rank=2, alpha=6), model.spec.adapter_targets)
-    disturb_adapters(model)
-    images = paint(model)
+    plain = our_images(model)
+    adapt(model, model.spec.adapter_targets)
+    images = our_images(model)
     assert float((images - plain).abs().max()) > 10 * CLOSE
     model.save_adapters(tmp_path / "lora")
     again = their_images(folder, start(model), lora=tmp_path / "lora", **options_of(3.0))
@@ -107,9 +105,8 @@ def test_a_saved_lora_is_loaded_by_the_pipeline_and_paints_the_same(folder, tmp_
 
 def test_a_saved_pipeline_has_the_policy_in_it(folder, tmp_path):
     model = spec_of(folder).build(CPU)
-    add_adapters(model.policy, PolicySpec(train="lora", rank=2, alpha=6), model.spec.adapter_targets)
-    disturb_adapters(model)
-    images = paint(model)
+    adapt(model, model.spec.adapter_targets)
+    images = our_images(model)
     model.save_pipeline(tmp_path / "whole")
     assert torch.allclose(images, their_images(tmp_path / "whole", start(model), **options_of(4.0)), atol=CLOSE)
-    assert float((images - paint(spec_of(folder).build(CPU))).abs().max()) > 10 * CLOSE
+    assert float((images - our_images(spec_of(folder).build(CPU))).abs().max()) > 10 * CLOSE

@@ -6,7 +6,6 @@ import gc
 import json
 import shutil
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,11 @@ import torch
 from aegpo_qwen_image import QwenImageSpec
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from small_qwen_image import TEXTS, WIDTH, disturb_adapters, paint, start, write_qwen_image
+from small_qwen_image import TEXTS, WIDTH, our_images, start, write_qwen_image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from aegpo.attention.entropy import blocks_of, measure_call
-from aegpo.config.loading import load_experiment_file
-from aegpo.core.interfaces import Exportable, Preparable, Resizable
-from aegpo.core.sections import PolicySpec
-from aegpo.errors import AegpoError
-from aegpo.models.adapters import add_adapters
-from aegpo.plugin.manager import distributions, load_registries, plugin_manager
-from aegpo.testing import check_model
+from aegpo import AegpoError, Exportable, PolicySpec, Preparable, Resizable
+from aegpo.testing import adapt, attention_entropies, check_installed, check_model, load_arms
 
 CPU = torch.device("cpu")
 EXAMPLE = Path(__file__).parents[1] / "qwen_image_aegpo.yaml"
@@ -43,8 +36,7 @@ def evaluate(model, texts=TEXTS):
 
 def experiment_of(spec, **changes):
     """The example's arm `aegpo`, with another model."""
-    opened = load_experiment_file(EXAMPLE, load_registries(plugin_manager()))
-    return opened.arms["aegpo"].model_copy(update={"model": spec, **changes})
+    return load_arms(EXAMPLE)["aegpo"].model_copy(update={"model": spec, **changes})
 
 
 @pytest.fixture
@@ -55,10 +47,7 @@ def copied(folder, tmp_path) -> Path:
 
 
 def test_it_is_found_through_its_entry_point():
-    manager = plugin_manager()
-    entries = {entry.name: entry for entry in load_registries(manager).models}
-    assert entries["qwen-image"].spec is QwenImageSpec
-    assert ("aegpo-qwen-image", version("aegpo-qwen-image")) in distributions(manager)
+    check_installed(QwenImageSpec, "aegpo-qwen-image")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -119,13 +108,9 @@ def test_embeddings_come_from_the_cache_the_second_time_and_the_encoder_is_freed
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-def measured(model, texts, which=slice(None), rows="all"):
-    """Entropy (B,) of each block, mean over heads and layers, of the given texts and their start noises."""
-    calls = []
-    with torch.no_grad(), model.tap_attention(calls.append):
-        model.velocity(start(model)[which], SIGMA[which], model.encode(texts))
-    found = [measure_call(call, blocks_of(call), rows=rows) for call in calls]
-    return {block: torch.stack([one[block].entropy.mean(dim=1) for one in found]).mean(dim=0) for block in found[0]}
+def measured(model, texts, which=slice(None), rows=None):
+    """Entropy (B,) of each block of the given texts and their start noises."""
+    return attention_entropies(model, texts, start(model)[which], SIGMA[which], rows)
 
 
 def test_a_tap_sees_every_attention_once_for_each_evaluation(folder):
@@ -139,7 +124,7 @@ def test_a_tap_sees_every_attention_once_for_each_evaluation(folder):
         assert call.image.start == call.text.stop
 
 
-@pytest.mark.parametrize("rows", ["all", 9])
+@pytest.mark.parametrize("rows", [None, 9])
 def test_entropy_is_that_of_the_prompt_alone_whatever_it_is_padded_to(rows, folder):
     model = spec_of(folder, guidance=1.0).build(CPU)
     batch, alone = measured(model, TEXTS, rows=rows), measured(model, TEXTS[1:], slice(1, 2), rows)
@@ -156,8 +141,7 @@ def test_the_base_is_the_network_without_its_adapters(folder):
     model = spec_of(folder).build(CPU)
     with torch.no_grad():
         before = evaluate(model)
-        add_adapters(model.policy, LORA, model.spec.adapter_targets)
-        disturb_adapters(model)
+        adapt(model, model.spec.adapter_targets)
         assert float((evaluate(model) - before).abs().max()) > 1e-3
         with model.base():
             assert torch.equal(evaluate(model), before)
@@ -165,7 +149,7 @@ def test_the_base_is_the_network_without_its_adapters(folder):
 
 def test_adapters_sit_on_attention_and_feed_forward_of_image_and_words(folder):
     model = spec_of(folder).build(CPU)
-    add_adapters(model.policy, LORA, model.spec.adapter_targets)
+    adapt(model, model.spec.adapter_targets, disturbed=False)
     adapted = {name.split(".lora_")[0] for name, weight in model.policy.named_parameters() if weight.requires_grad}
     places = [f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
     places += [f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")]
@@ -179,8 +163,7 @@ def test_gradient_checkpointing_changes_no_gradient(guidance_gradient, folder):
     for checkpointing in (False, True):
         fields = {"gradient_checkpointing": checkpointing, "guidance_gradient": guidance_gradient}
         model = spec_of(folder, guidance=3.0, **fields).build(CPU)
-        add_adapters(model.policy, LORA, model.spec.adapter_targets)
-        disturb_adapters(model)
+        adapt(model, model.spec.adapter_targets)
         evaluate(model).square().mean().backward()
         gradients.append([weight.grad for weight in model.policy.parameters() if weight.requires_grad])
     trained = [pair for pair in zip(*gradients, strict=True) if pair[0] is not None]
@@ -192,7 +175,7 @@ def test_bfloat16_weights_give_float32_velocities_close_to_those_of_float32(fold
     with torch.no_grad():
         exact = evaluate(spec_of(folder, guidance=1.0).build(CPU))
         model = spec_of(folder, dtype="bfloat16", guidance=1.0).build(CPU)
-        add_adapters(model.policy, LORA, model.spec.adapter_targets)
+        adapt(model, model.spec.adapter_targets, disturbed=False)
         rough = evaluate(model)
     assert rough.dtype == torch.float32
     assert 0 < float((rough - exact).abs().max()) < 0.1 * float(exact.abs().max())
@@ -206,7 +189,7 @@ def test_the_same_network_paints_other_sizes(folder):
     assert other.policy is model.policy
     assert torch.equal(other.sigmas(4), wide.sigmas(4))
     assert not torch.equal(model.sigmas(4), other.sigmas(4))  # the shift depends on the size
-    assert torch.equal(paint(other), paint(wide))
+    assert torch.equal(our_images(other), our_images(wide))
 
 
 def test_images_are_decoded_in_slices_and_in_tiles(folder):
@@ -227,7 +210,7 @@ def test_the_published_network_is_counted_without_a_download():
 def test_a_folder_is_counted_as_it_is_trained(folder):
     spec = spec_of(folder)
     model = spec.build(CPU)
-    add_adapters(model.policy, LORA, spec.adapter_targets)
+    adapt(model, spec.adapter_targets, disturbed=False)
     counts = [(weight.numel(), weight.requires_grad) for weight in model.policy.parameters()]
     found = spec.footprint(experiment_of(spec, policy=LORA))
     assert found.parameters == sum(count for count, _ in counts)
@@ -264,7 +247,7 @@ def test_a_hub_id_is_read_from_the_cache_and_its_absence_is_an_error_offline(fol
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert torch.equal(paint(spec_of("org/tiny").build(CPU)), paint(spec_of(folder).build(CPU)))
+    assert torch.equal(our_images(spec_of("org/tiny").build(CPU)), our_images(spec_of(folder).build(CPU)))
     for fields in ({"path": "org/absent"}, {"path": "org/tiny", "revision": "v2"}):
         with pytest.raises(AegpoError, match="is not in the cache, and HF_HUB_OFFLINE is set"):
             spec_of(folder, **fields).build(CPU)

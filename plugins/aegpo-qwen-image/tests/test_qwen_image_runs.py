@@ -13,10 +13,10 @@ from small_qwen_image import their_images
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
-from aegpo.config.loading import load_experiment_file
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.opening import find_run
+from aegpo.testing import load_arms
 from aegpo.train.policy import Policy
 
 EXAMPLE = Path(__file__).parents[1] / "qwen_image_aegpo.yaml"
@@ -122,8 +122,7 @@ def test_a_pipeline_that_is_not_there_is_said_without_a_traceback(path, command,
 
 
 def test_the_example_has_every_arm_and_says_that_it_was_not_run():
-    opened = load_experiment_file(EXAMPLE, load_registries(plugin_manager()))
-    assert tuple(opened.arms) == ARMS
+    assert tuple(load_arms(EXAMPLE)) == ARMS
     text = EXAMPLE.read_text().partition("\nname:")[0]
     for words in ("Deviates:", "Hardware, by arithmetic", "--set prompts.train=", "Not run on published weights"):
         assert words in text

@@ -44,25 +44,29 @@ from aegpo.core.sections import (
 class EvaluationSpec(Spec):
     """Held-out prompts under the deterministic sampler, for the policy and the untouched base."""
 
-    every: Positive = Field(10, description="training steps between evaluations; the first and last step always count")
-    denoising_steps: Annotated[int, Field(ge=2)] | None = Field(None, description="null: as in training")
-    height: Positive | None = Field(None, description="of evaluation images, in pixels; null: as in training")
-    width: Positive | None = Field(None, description="of evaluation images, in pixels; null: as in training")
-    images: Positive = Field(16, description="prompts whose images are kept as a grid at every evaluation")
-    seed: int = Field(0, description="start noise, one fixed noise for each prompt")
-    rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field((), description="scored too, but never trained on")
+    every: Positive = Field(
+        default=10, description="training steps between evaluations; the first and last step always count"
+    )
+    denoising_steps: Annotated[int, Field(ge=2)] | None = Field(default=None, description="null: as in training")
+    height: Positive | None = Field(default=None, description="of evaluation images, in pixels; null: as in training")
+    width: Positive | None = Field(default=None, description="of evaluation images, in pixels; null: as in training")
+    images: Positive = Field(default=16, description="prompts whose images are kept as a grid at every evaluation")
+    seed: int = Field(default=0, description="start noise, one fixed noise for each prompt")
+    rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field(default=(), description="scored too, but never trained on")
 
 
 class Experiment(Spec):
     """One arm under one seed, resolved: everything a run needs to know."""
 
     name: str = Field(
-        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out"
+        default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out"
     )
-    training_steps: Positive = Field(40, description="rounds of rollouts and learning")
-    seed: int = Field(0, ge=0, lt=2**63, description="of every random decision; set by `seeds` of the file")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast of the network")
+    training_steps: Positive = Field(default=40, description="rounds of rollouts and learning")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of every random decision; set by `seeds` of the file")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="autocast of the network"
+    )
     model: SerializeAsAny[ModelSpec]
     prompts: PromptsSpec = PromptsSpec()
     rollouts: RolloutsSpec = RolloutsSpec()
@@ -78,7 +82,7 @@ class Experiment(Spec):
     probe: ProbeSpec = ProbeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
-    trackers: tuple[SerializeAsAny[TrackerSpec], ...] = Field(())
+    trackers: tuple[SerializeAsAny[TrackerSpec], ...] = Field(default=())
 
     @property
     def needs_entropy(self) -> bool:
@@ -190,14 +194,14 @@ def experiment_type(registries: Registries) -> type[Experiment]:
     rewards: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
     trackers: Any = GenericAlias(tuple, (registries.trackers.union(), ...))
     evaluation: Any = create_model(
-        "EvaluationSpec", __base__=EvaluationSpec, __doc__=EvaluationSpec.__doc__, rewards=(rewards, Field(()))
+        "EvaluationSpec", __base__=EvaluationSpec, __doc__=EvaluationSpec.__doc__, rewards=(rewards, Field(default=()))
     )
     narrowed: Any = {
         "model": (registries.models.union(), ...),
         "rewards": (rewards, Field(min_length=1)),
         **{axis: _chosen(registries, axis) for axis in DEFAULTS},
         "evaluation": (evaluation, evaluation()),
-        "trackers": (trackers, Field(())),
+        "trackers": (trackers, Field(default=())),
     }
     return create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **narrowed)
 

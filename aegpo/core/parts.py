@@ -89,8 +89,8 @@ class RewardSpec(Spec):
     kind: str
     particular: ClassVar[bool] = False  # it `refuses` some prompts: those of files are asked about at load
     group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
-    name: str | None = Field(None, description="label in metrics and reports; default: the kind")
-    weight: float = Field(1.0, description="factor of this reward in the weighted sum")
+    name: str | None = Field(default=None, description="label in metrics and reports; default: the kind")
+    weight: float = Field(default=1.0, description="factor of this reward in the weighted sum")
 
     @property
     def label(self) -> str:
@@ -212,7 +212,9 @@ class TrackerSpec(Spec):
     """An observer that records or shows a run."""
 
     kind: str
-    on_error: OnError = Field("stop", description="when it fails: stop the run, whose state is saved, or drop it")
+    on_error: OnError = Field(
+        default="stop", description="when it fails: stop the run, whose state is saved, or drop it"
+    )
 
     def build(self, folder: Path) -> object:
         """An object with any of the observer hooks; `folder` is the run's own."""

@@ -21,10 +21,12 @@ class DatasetPrompts(Spec):
     """Prompts of a dataset on the Hugging Face hub or in a folder, through `datasets`."""
 
     dataset: str = Field(description="hub id such as org/name, or a folder that `datasets` can load")
-    file: str | None = Field(None, description="one file of the dataset, such as train.json; null: all of the split")
-    split: str = Field("train", description="the split; with `file`, what `datasets` calls it: train")
-    column: str = Field("prompt", description="the column with the prompts; one that occurs again counts once")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id; null: the main branch")
+    file: str | None = Field(
+        default=None, description="one file of the dataset, such as train.json; null: all of the split"
+    )
+    split: str = Field(default="train", description="the split; with `file`, what `datasets` calls it: train")
+    column: str = Field(default="prompt", description="the column with the prompts; one that occurs again counts once")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id; null: the main branch")
 
     @field_validator("dataset", "file")
     @classmethod
@@ -46,21 +48,24 @@ class PromptsSpec(Spec):
     """Where prompts come from: the model's own captions, files, or datasets."""
 
     train: Path | DatasetPrompts | None = Field(
-        None,
+        default=None,
         description="file, from the working directory: .txt one a line, .jsonl or .json with the key `prompt`; or a "
         "dataset; default: the model's captions",
     )
     evaluation: Path | DatasetPrompts | None = Field(
-        None, description="file or dataset of held-out prompts; default: the model's captions"
+        default=None, description="file or dataset of held-out prompts; default: the model's captions"
     )
-    train_count: Positive = Field(512, description="training prompts drawn from the model's captions or read at most")
+    train_count: Positive = Field(
+        default=512, description="training prompts drawn from the model's captions or read at most"
+    )
     evaluation_count: Positive = Field(
-        64, description="held-out prompts drawn from the model's captions or read at most"
+        default=64, description="held-out prompts drawn from the model's captions or read at most"
     )
     shared: Literal["refuse", "drop"] = Field(
-        "refuse", description="held-out prompts that occur in training too: refuse to run, or drop them from training"
+        default="refuse",
+        description="held-out prompts that occur in training too: refuse to run, or drop them from training",
     )
-    seed: int = Field(0, description="which captions are drawn; the same for every arm and seed")
+    seed: int = Field(default=0, description="which captions are drawn; the same for every arm and seed")
 
 
 class TailSpec(Spec):
@@ -71,65 +76,78 @@ class TailSpec(Spec):
     interpolation (published: in time, shifted again), and a single step ends at the image (published: short of it).
     """
 
-    solver: Literal["euler", "dpm"] = Field("dpm", description="DPM-Solver++ multistep of order 2, or Euler")
-    ratio: float = Field(0.4, gt=0, le=1, description="share of the steps (MixGRPO-Flash: 0.4, Flash*: 0.2); 1: all")
+    solver: Literal["euler", "dpm"] = Field(default="dpm", description="DPM-Solver++ multistep of order 2, or Euler")
+    ratio: float = Field(
+        default=0.4, gt=0, le=1, description="share of the steps (MixGRPO-Flash: 0.4, Flash*: 0.2); 1: all"
+    )
 
 
 class RolloutsSpec(Spec):
     """How many trajectories a training step samples, and of which length."""
 
-    prompts_per_step: Positive = Field(8, description="P: prompts in a training step")
-    rollouts_per_step: int = Field(96, ge=2, le=65536, description="N: rollouts of a step over all its prompts")
-    denoising_steps: int = Field(10, ge=2, le=1000, description="T: denoising steps of a trajectory, in training")
-    micro_batch: Positive = Field(64, description="latents a velocity call takes at most while sampling")
+    prompts_per_step: Positive = Field(default=8, description="P: prompts in a training step")
+    rollouts_per_step: int = Field(default=96, ge=2, le=65536, description="N: rollouts of a step over all its prompts")
+    denoising_steps: int = Field(
+        default=10, ge=2, le=1000, description="T: denoising steps of a trajectory, in training"
+    )
+    micro_batch: Positive = Field(default=64, description="latents a velocity call takes at most while sampling")
     storage: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="dtype trajectories are kept in; log-probabilities are computed on the stored value"
+        default="float32",
+        description="dtype trajectories are kept in; log-probabilities are computed on the stored value",
     )
     decode: Literal["final", "predicted-clean"] = Field(
-        "final",
+        default="final",
         description="what becomes an image: the last state, with the last step's noise if it had any, or what the last "
         "step's velocity predicts without noise, x - sigma v (DanceGRPO and BranchGRPO)",
     )
-    tail: TailSpec | None = Field(None, description="solver and number of the steps after the last noisy one")
+    tail: TailSpec | None = Field(default=None, description="solver and number of the steps after the last noisy one")
 
 
 class PolicySpec(Spec):
     """What is trained: every weight, or low-rank adapters (then the base policy is the network without them)."""
 
-    train: Literal["full", "lora"] = Field("full", description="full fine-tuning, or LoRA through peft")
-    rank: Positive = Field(32, description="LoRA rank")
-    alpha: Positive = Field(64, description="LoRA alpha; the adapter's scale is alpha / rank")
+    train: Literal["full", "lora"] = Field(default="full", description="full fine-tuning, or LoRA through peft")
+    rank: Positive = Field(default=32, description="LoRA rank")
+    alpha: Positive = Field(default=64, description="LoRA alpha; the adapter's scale is alpha / rank")
     targets: tuple[str, ...] | None = Field(
-        None, description="module name suffixes that get an adapter; null: the model's own list, as published"
+        default=None, description="module name suffixes that get an adapter; null: the model's own list, as published"
     )
-    ema: float | None = Field(None, gt=0, lt=1, description="decay per optimizer step of averaged weights; null: none")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay per optimizer step of averaged weights; null: none"
+    )
 
 
 class OptimizerSpec(Spec):
     """AdamW and how a step's transitions are dealt out to it."""
 
-    learning_rate: float = Field(3e-4, gt=0, description="constant over the run (Flow-GRPO, LoRA: 3e-4)")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of the gradient's two moments")
-    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(1e-4, ge=0, description="decoupled, per step and learning rate (Flow-GRPO: 1e-4)")
+    learning_rate: float = Field(default=3e-4, gt=0, description="constant over the run (Flow-GRPO, LoRA: 3e-4)")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="decay of the gradient's two moments")
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(
+        default=1e-4, ge=0, description="decoupled, per step and learning rate (Flow-GRPO: 1e-4)"
+    )
     moments: Literal["float32", "8bit"] = Field(
-        "float32",
+        default="float32",
         description="how the gradient's two moments are kept: 8 bytes a weight, or 2 with bitsandbytes' blockwise "
         "quantisation (arXiv 2110.02861; tensors of fewer than 4096 weights stay float32)",
     )
-    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
-    rollouts_per_update: Positive | None = Field(
-        None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="gradients are scaled down to this norm; null: never"
     )
-    inner_epochs: Positive = Field(1, description="passes over a training step's transitions")
-    micro_batch: Positive = Field(64, description="transitions a forward-backward takes at most; never changes results")
+    rollouts_per_update: Positive | None = Field(
+        default=None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
+    )
+    inner_epochs: Positive = Field(default=1, description="passes over a training step's transitions")
+    micro_batch: Positive = Field(
+        default=64, description="transitions a forward-backward takes at most; never changes results"
+    )
     reduction: Literal["prompt", "rollout", "edge"] = Field(
-        "prompt",
+        default="prompt",
         description="every prompt, every rollout or every trained edge has the same weight in the loss (our choice: "
         "prompt; BranchGRPO: edge, so that shared steps near a tree's root weigh less than late ones)",
     )
     drop_zero_credit: bool = Field(
-        False,
+        default=False,
         description="edges without any credit are left out of the update and of its average (Flow-GRPO's SD3 code); "
         "they have no policy gradient, so this saves time and raises the weight of the others",
     )
@@ -139,34 +157,37 @@ class ProbeSpec(Spec):
     """How attention entropy is measured, if a chosen part reads it. The paper leaves all of this open: our choices."""
 
     block: Literal["joint", "image-image", "image-text", "text-image", "text-text", "self", "cross"] = Field(
-        "joint",
+        default="joint",
         description="whose entropy: joint = every row over all keys; image-text and its like = the first's rows, the "
         "softmax renormalised over the second's keys; self, cross = a UNet's two kinds of layer (our choice: joint); "
         "with guidance, the mean of both evaluations. Padding words count where the network attends to them, as SD3 "
         "does",
     )
     steps: Literal["all"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
-        "all",
+        default="all",
         description="denoising steps that are measured, counted from 0; the trajectory ends after the last of them, "
         "and the others can neither be chosen by their entropy nor move delta (nothing is interpolated)",
     )
     rows: Literal["all"] | Positive = Field(
-        "all", description="query rows measured in each call: all, or so many of them, image and text alike in share"
+        default="all",
+        description="query rows measured in each call: all, or so many of them, image and text alike in share",
     )
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        ("*",), description="layers whose mean is taken, by name; * and ? are wildcards"
+        default=("*",), description="layers whose mean is taken, by name; * and ? are wildcards"
     )
-    samples: Positive = Field(1, description="start noises of each prompt whose curves are averaged")
+    samples: Positive = Field(default=1, description="start noises of each prompt whose curves are averaged")
     refresh: Positive = Field(
-        1,
+        default=1,
         description="training steps for which a prompt's curve holds; then it is measured when it comes again",
     )
     source: Literal["probe", "rollout"] = Field(
-        "probe",
+        default="probe",
         description="probe: trajectories of its own. rollout: a prompt with one tree starts it from the probe's first "
         "start noise, and the tree takes over the probe's evaluations up to its first noisy step",
     )
-    seed: int = Field(0, description="start noise of the probe trajectories, fixed for each prompt, and which rows")
+    seed: int = Field(
+        default=0, description="start noise of the probe trajectories, fixed for each prompt, and which rows"
+    )
 
     def measured(self, denoising_steps: int) -> tuple[int, ...]:
         """The denoising steps that are measured, in order."""
@@ -185,5 +206,5 @@ class ProbeSpec(Spec):
 class CheckpointSpec(Spec):
     """When the state of a run is written."""
 
-    every: Positive = Field(10, description="training steps between checkpoints; the last step always counts")
-    keep: Positive = Field(2, description="newest checkpoints kept")
+    every: Positive = Field(default=10, description="training steps between checkpoints; the last step always counts")
+    keep: Positive = Field(default=2, description="newest checkpoints kept")

@@ -37,39 +37,46 @@ class PipelineOptions(ModelSpec):
     unneeded: ClassVar[tuple[str, ...]] = ()  # components of the pipeline that nothing here reads
 
     path: str = Field(description="folder that `save_pretrained` wrote, or a hub id such as org/name")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id; null: the main branch")
-    variant: str | None = Field(None, description="weights with this suffix, e.g. fp16; null: those without one")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id; null: the main branch")
+    variant: str | None = Field(
+        default=None, description="weights with this suffix, e.g. fp16; null: those without one"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "bfloat16",
+        default="bfloat16",
         description="of frozen weights and of the network's arithmetic; trained weights, latents, noise levels and "
         "log-probabilities are float32 all the same",
     )
-    height: Positive = Field(512, description="of images in training, in pixels")
-    width: Positive = Field(512, description="of images in training, in pixels")
+    height: Positive = Field(default=512, description="of images in training, in pixels")
+    width: Positive = Field(default=512, description="of images in training, in pixels")
     negative_prompt: str | None = Field(
-        None, description="what guidance steers away from; null: what the pipeline does without one"
+        default=None, description="what guidance steers away from; null: what the pipeline does without one"
     )
     guidance_gradient: Literal["both", "conditional"] = Field(
-        "both",
+        default="both",
         description="which evaluation of guidance learns: both, in one batch (Flow-GRPO since Nov 2025), or the "
         "conditional one alone, the other detached (Flow-GRPO, Jul 2025)",
     )
-    vae_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the image decoder")
-    vae_slice: Positive = Field(4, description="images decoded at a time")
-    vae_tiling: bool = Field(False, description="decode large images in overlapping tiles: less memory, faint seams")
+    vae_dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the image decoder")
+    vae_slice: Positive = Field(default=4, description="images decoded at a time")
+    vae_tiling: bool = Field(
+        default=False, description="decode large images in overlapping tiles: less memory, faint seams"
+    )
     gradient_checkpointing: bool = Field(
-        True, description="compute activations again in the backward pass: a fraction of the memory, a third more time"
+        default=True,
+        description="compute activations again in the backward pass: a fraction of the memory, a third more time",
     )
     compile: bool = Field(
-        False,
+        default=False,
         description="torch.compile of the network's repeated blocks, at their first call; the probe and a fully "
         "fine-tuned network's base run eager; needs a C++ compiler; not run on a GPU yet",
     )
     offload_base: bool = Field(
-        False, description="full fine-tuning: the frozen copy waits in CPU memory and moves over when it is needed"
+        default=False,
+        description="full fine-tuning: the frozen copy waits in CPU memory and moves over when it is needed",
     )
     cache: Path | None = Field(
-        None, description="folder of prompt embeddings; null: $AEGPO_CACHE, else $XDG_CACHE_HOME/aegpo, ~/.cache/aegpo"
+        default=None,
+        description="folder of prompt embeddings; null: $AEGPO_CACHE, else $XDG_CACHE_HOME/aegpo, ~/.cache/aegpo",
     )
 
     def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:

@@ -52,18 +52,21 @@ class QwenImageSpec(PipelineSpec):
         "txt_mlp.net.0.proj",
         "txt_mlp.net.2",
     )
-    path: str = Field("Qwen/Qwen-Image", description="folder that `save_pretrained` wrote, or a hub id")
+    path: str = Field(default="Qwen/Qwen-Image", description="folder that `save_pretrained` wrote, or a hub id")
     guidance: float = Field(
-        4.0,
+        default=4.0,
         ge=1,
         description="the pipeline's `true_cfg_scale`: classifier-free guidance, brought back to the conditional "
         "prediction's norm; 1: none (the pipeline's default and Flow-GRPO's: 4)",
     )
     negative_prompt: str | None = Field(
-        None, description="what guidance steers away from; null: a single space, as published"
+        default=None, description="what guidance steers away from; null: a single space, as published"
     )
     max_sequence_length: int = Field(
-        512, ge=1, le=1024, description="tokens of a prompt that count, template apart (the pipeline's default: 512)"
+        default=512,
+        ge=1,
+        le=1024,
+        description="tokens of a prompt that count, template apart (the pipeline's default: 512)",
     )
 
     def noise_levels(self, steps: int, height: int, width: int) -> aegpo.FloatArray:  # (steps+1,)

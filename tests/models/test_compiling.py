@@ -13,7 +13,6 @@ from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.compiling import compile_blocks, eagerly
 from aegpo.models.pipeline.saving import merged
 from aegpo.models.pipeline.source import missing_compiler
-from aegpo.plugin.manager import plugin_manager
 from aegpo.train.engine import Engine
 
 needs_compiler = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
@@ -58,9 +57,7 @@ def test_a_compiled_run_steps_as_an_eager_one(pipeline_folders, prompts, tmp_pat
     for compiled in (False, True):
         model = guided_spec("sd3", pipeline_folders["sd3"], compile=compiled, guidance=1.0)
         changes = {"policy": PolicySpec(train="lora", rank=2, alpha=4, ema=0.5), "tree": IndependentTree()}
-        engine = Engine.build(
-            experiment_of("sd3", pipeline_folders["sd3"], prompts, model=model, **changes), plugin_manager()
-        )
+        engine = Engine.build(experiment_of("sd3", pipeline_folders["sd3"], prompts, model=model, **changes))
         reports.append(engine.step(1))
         engines.append(engine)
     eager, compiled = reports

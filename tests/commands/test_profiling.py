@@ -246,7 +246,7 @@ MISTAKES = {
     "an arm that is not there": (["{spec}", "--arm", "aegpoo"], "{spec} has no arm 'aegpoo'; did you mean 'aegpo'?"),
     "a pattern without a layer": (
         ["{spec}", "--layers", "block*"],
-        "probe: no layer matches 'block*'; layers are transformer_blocks.0.attn, transformer_blocks.1.attn",
+        "no layer matches 'block*'; layers are transformer_blocks.0.attn, transformer_blocks.1.attn",
     ),
     "prompts that are not there": (
         ["{spec}", "--prompts", "nope.txt"],
@@ -280,4 +280,4 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(workplace, run, tmp_path, m
 def test_a_network_without_softmax_attention_is_told_so():
     with pytest.raises(AegpoError) as error:
         measure_profile(execution(GaussianSpec().build(torch.device("cpu")), 4), ["0.5"], seed=0)
-    assert str(error.value).startswith("probe: the network made no softmax attention call that can be watched")
+    assert str(error.value).startswith("the network made no softmax attention call that can be watched")

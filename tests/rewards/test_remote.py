@@ -252,10 +252,25 @@ def test_nobody_at_the_address_is_an_error_before_the_run_begins():
         RemoteReward(url="http://127.0.0.1:9", retries=1, **QUICK).build(CPU)
 
 
-def test_an_answer_that_comes_too_late_is_an_error(spec):
-    late = spec.model_copy(update={"timeout": 1e-3, "retries": 0, "health": False})
+def test_an_answer_that_comes_too_late_is_an_error():
+    given_up = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            given_up.wait(PATIENCE)
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    late = {"timeout": 0.2, "retries": 0, "health": False}
+    reward = RemoteReward(url=f"http://127.0.0.1:{server.server_port}", **late).build(CPU)
     with pytest.raises(AegpoError, match=r"could not be asked in 1 attempts: ReadTimeout"):
-        late.build(CPU).score(IMAGES[:2], PROMPTS[:2])
+        reward.score(IMAGES, PROMPTS)
+    given_up.set()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(

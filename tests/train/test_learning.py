@@ -183,7 +183,7 @@ def test_metrics_are_averaged_as_the_loss_is_whatever_the_number_of_updates(buil
 def test_inner_epochs_pass_over_everything_again_with_the_new_policy(build):
     how = execution(build("gaussian"), 4)
     batch = sampled(how)
-    trained = learner(how, learning_rate=0.05, inner_epochs=3, rollouts_per_update=4)
+    trained = learner(how, ClippedObjective(clip=1e-4), learning_rate=0.05, inner_epochs=3, rollouts_per_update=4)
     metrics = trained.update(*batch, np.random.default_rng(0))
     assert trained.updates == 3 * 2
     assert metrics["ratio_error"] == 0.0  # of the first optimizer step

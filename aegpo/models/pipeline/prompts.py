@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -58,15 +58,15 @@ class PromptEncoder:
     def __call__(self, texts: Sequence[str | None]) -> Conditioning:
         """The conditioning of texts, on the device, in their order; padded to the longest of them."""
         self.prepare(texts)
-        rows = [row for text in texts if (row := self._read(text)) is not None]
-        assert len(rows) == len(texts)
-        cond = joined([Conditioning(row["text"], row.get("pooled"), row.get("mask")) for row in rows])
+        rows = {text: load_file(self._file(text)) for text in dict.fromkeys(texts)}
+        parts = [Conditioning(row["text"], row.get("pooled"), row.get("mask")) for row in map(rows.__getitem__, texts)]
+        cond = joined(parts)
         pooled, mask = (None if value is None else value.to(self._device) for value in (cond.pooled, cond.mask))
         return Conditioning(cond.text.to(self._device), pooled, mask)
 
     def prepare(self, texts: Sequence[str | None]) -> None:
         """Computes the embeddings that are not on disk yet."""
-        missing = [text for text in dict.fromkeys(texts) if self._read(text) is None]
+        missing = [text for text in dict.fromkeys(texts) if not self._kept(text)]
         if not missing:
             return
         given: dict[str, nn.Module | None] = dict.fromkeys(("vae", *self._spec.unneeded))
@@ -90,13 +90,13 @@ class PromptEncoder:
             tensors = {name: value.cpu().contiguous() for name, value in columns.items() if value is not None}
             _write(self._file(text), tensors)
 
-    def _read(self, text: str | None) -> dict[str, Tensor] | None:
-        """What is on disk; None if it is missing or damaged, and so to be computed."""
+    def _kept(self, text: str | None) -> bool:
+        """Whether the embedding is on disk and whole; of its file only the head and the length are looked at."""
         try:
-            tensors: dict[str, Tensor] = load_file(self._file(text))
-            return tensors
+            with safe_open(self._file(text), framework="pt"):
+                return True
         except (FileNotFoundError, SafetensorError):
-            return None
+            return False
 
     def _file(self, text: str | None) -> Path:
         negative = self._spec.negative_prompt if text is None else None

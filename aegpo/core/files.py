@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from aegpo.core.as_json import dumps
+from aegpo.errors import AegpoError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk that takes no more
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that the file is whole or absent at any moment."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_atomically(path, (dumps(value, indent=1) + "\n").encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file in one step, safe against a crash at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -33,7 +43,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Adds a row to a file of JSON lines; it is on disk when this returns."""
     new = not path.exists()
     with path.open("ab") as file:
-        file.write(json.dumps(row).encode() + b"\n")
+        file.write(dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     if new:
@@ -47,3 +57,169 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Waits until a folder is on disk, with all that is below it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_folder(out: Path, option: str = "--out", replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write into that becomes `out` at the end, and is removed if anything fails before.
+
+    Whether `out` can be made is found out on entry, before the work that is done inside.
+
+    Args:
+        out: the folder that is wanted. It may be there if it is empty.
+        option: the option that names it, for messages.
+        replaces: patterns of the names that an earlier call left in it; if it has nothing else it is replaced.
+
+    Raises:
+        AegpoError: if it cannot be made, on entry; if the disk is full; or if it cannot be put in place at the end:
+            then what was made is kept, and the message says where.
+    """
+    made = _try_folder(out, option, replaces)
+    temporary = _beside(out)
+    try:
+        temporary.mkdir()
+        yield temporary
+        sync_all(temporary)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise AegpoError(
+                f"{option} {out}: cannot be written to: {error.strerror}; nothing was kept: make room, or choose "
+                "another folder"
+            ) from error
+        raise
+    _put_in_place(temporary, out, replaces)
+
+
+def open_folder(folder: Path, option: str = "--out", files: Sequence[str] = ()) -> Path:
+    """A folder that files are put into one by one, beside what it holds; made if need be.
+
+    Args:
+        folder: the folder.
+        option: the option that names it, for messages.
+        files: names of files that will be written or replaced there.
+
+    Raises:
+        AegpoError: if it cannot be made, nothing can be put into it, or a folder has the name of a file.
+    """
+    try:
+        for name in files:
+            if (folder / name).is_dir():
+                raise AegpoError(f"{option} {folder / name}: is a folder where a file goes; move it, or choose another")
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = _beside(folder / "trial")
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        raise _cannot(folder, option, error) from error
+    return folder
+
+
+def _try_folder(out: Path, option: str, replaces: Sequence[str]) -> list[Path]:
+    """Makes `out` and takes it away again; the folders above it that had to be made stay, and are returned."""
+    made: list[Path] = []
+    try:
+        there = _there(out, option, replaces)
+        made = [each for each in out.parents if not each.exists()]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        trial = _beside(out)
+        trial.mkdir()
+        try:
+            if not there or not any(out.iterdir()):
+                trial.replace(out)  # what will be done in the end
+            if not there:
+                out.rmdir()
+        finally:
+            with suppress(FileNotFoundError):
+                trial.rmdir()
+    except OSError as error:
+        _remove_empty(made)
+        raise _cannot(out, option, error) from error
+    return made
+
+
+def _there(out: Path, option: str, replaces: Sequence[str]) -> bool:
+    """Whether there is an `out` that may be replaced.
+
+    Raises:
+        AegpoError: if what is there may not.
+    """
+    if out.is_symlink():
+        raise AegpoError(f"{option} {out}: is a link, to {out.readlink()}; give the folder itself, or another one")
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise AegpoError(f"{option} {out}: is a file, and nothing is overwritten; choose another folder, or remove it")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise AegpoError(f"{option} {out}: is where you are, and cannot be replaced; give a folder of its own")
+    if os.path.ismount(out):
+        raise AegpoError(f"{option} {out}: is a mount point, and cannot be replaced; give a folder below it")
+    strangers = _strangers(out, replaces)
+    if strangers:
+        whose = f" and has what this command did not write, such as {strangers[0].name!r}" if replaces else ""
+        raise AegpoError(
+            f"{option} {out}: is there already{whose}, and nothing is overwritten; choose another folder, or remove it"
+        )
+    return True
+
+
+def _strangers(out: Path, replaces: Sequence[str]) -> list[Path]:
+    """What is in a folder beside the names that may be replaced."""
+    return [path for path in sorted(out.iterdir()) if not any(path.match(pattern) for pattern in replaces)]
+
+
+def _put_in_place(temporary: Path, out: Path, replaces: Sequence[str]) -> None:
+    """The last step: `temporary` becomes `out`.
+
+    Raises:
+        AegpoError: if it cannot; `temporary` stays.
+    """
+    try:
+        if out.is_dir() and any(out.iterdir()) and not _strangers(out, replaces):
+            # A folder cannot be replaced in one step; if the second of two fails, the first is undone.
+            before = out.rename(_beside(out))
+            try:
+                temporary.rename(out)
+            except OSError:
+                before.rename(out)
+                raise
+            shutil.rmtree(before, ignore_errors=True)
+        else:
+            temporary.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise AegpoError(
+            f"{out} was made but cannot be put in place: {error.strerror}; it is kept in {temporary}: move it yourself"
+        ) from error
+
+
+def _cannot(out: Path, option: str, error: OSError) -> AegpoError:
+    why = f"{error.filename} is a file" if isinstance(error, FileExistsError) else error.strerror
+    return AegpoError(f"{option} {out}: cannot be written to: {why}; choose another folder")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Takes back folders that were made on the way, the lowest first."""
+    for each in folders:
+        with suppress(OSError):
+            each.rmdir()
+
+
+def _beside(path: Path) -> Path:
+    """A name of its own in the same folder; it is short, so that it fits wherever `path` does."""
+    return path.with_name(f".aegpo-{secrets.token_hex(6)}.tmp")

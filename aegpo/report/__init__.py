@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aegpo.core.files import write_atomically, write_json
+from aegpo.core.files import open_folder, write_atomically, write_json
 from aegpo.report.page import page
 from aegpo.report.plots import draw_plots
 from aegpo.report.recorded import read_study
@@ -38,12 +38,12 @@ def write_report(folder: Path, console: Console) -> Path:
         `folder`/report/summary.json.
 
     Raises:
-        AegpoError: if there is no run, or a run cannot be read or compared.
+        AegpoError: if there is no run, a run cannot be read or compared, or the folder cannot be written to.
     """
     study = read_study(folder)
+    open_folder(folder, files=("report.html",))
+    extras = open_folder(folder / "report", files=("summary.json",))
     summary = summarize(study)
-    extras = folder / "report"
-    extras.mkdir(exist_ok=True)
     plots = draw_plots(study, summary, extras)
     write_json(extras / "summary.json", {**dataclasses.asdict(summary), "verdict": verdict(summary)})
     path = folder / "report.html"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aegpo.core.as_json import loads
 from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
 from aegpo.runs.evaluations import evaluated_steps, unevaluated
@@ -18,6 +19,7 @@ from aegpo.runs.manifest import read_manifest
 from aegpo.runs.observers import read_dropped
 
 WEIGHTED_SUM = "weighted sum"  # label of what is optimised where several rewards are trained on
+_SHOWN = 5  # steps that a note names
 IDLE_STAGES = ("evaluation", "checkpoint")  # wall-clock that is not the method's
 
 
@@ -55,6 +57,7 @@ class RecordedRun:
     evaluations: tuple[RecordedEvaluation, ...]
     seconds: Mapping[int, Mapping[str, float]]  # step -> stage -> wall-clock
     marked_finished: bool
+    not_finite: Mapping[str, tuple[int, ...]]  # what was recorded but is left out, for it is no number -> steps
 
     @property
     def experiment(self) -> Mapping[str, Any]:
@@ -151,7 +154,8 @@ def read_study(folder: Path) -> Study:
     if not runs:
         raise AegpoError(f"no run in {folder} is of the arms and seeds that its order.json names")
     _check_prompts(runs)
-    notes = (*_missing(arms, seeds, runs), *_unevaluated(runs), *_dropped(runs), *_strangers(begun, runs))
+    odd = (*_unevaluated(runs), *_dropped(runs), *_not_finite(runs))
+    notes = (*_missing(arms, seeds, runs), *odd, *_strangers(begun, runs))
     return Study(folder, arms, seeds, runs, notes)
 
 
@@ -170,7 +174,7 @@ def _order(folder: Path, begun: Mapping[tuple[str, int], Path]) -> tuple[tuple[s
 
 def _parse(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError as error:
         raise AegpoError(f"cannot read {path}: {error}; delete the run's folder and run it again") from error
 
@@ -187,9 +191,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _read_run(arm: str, seed: int, folder: Path) -> RecordedRun:
     manifest = read_manifest(folder)
     # a step that was repeated after a stop is there twice: the later row is the one that counts
-    steps = {row["step"]: _step(row) for row in _rows(folder / "metrics.jsonl") if row["step"] > 0}
+    not_finite: dict[str, list[int]] = {}
+    steps = {row["step"]: _step(row, not_finite) for row in _rows(folder / "metrics.jsonl") if row["step"] > 0}
     weights = _weights(manifest["experiment"])
-    evaluations = {row["step"]: _evaluation(row, weights) for row in _rows(folder / "evaluations.jsonl")}
+    rows = {row["step"]: _evaluation(row, weights) for row in _rows(folder / "evaluations.jsonl")}
+    evaluations = {step: row for step, row in rows.items() if _all_finite(row, not_finite)}
     return RecordedRun(
         arm,
         seed,
@@ -199,6 +205,7 @@ def _read_run(arm: str, seed: int, folder: Path) -> RecordedRun:
         tuple(evaluations[step] for step in sorted(evaluations)),
         _seconds(folder / "timing.jsonl"),
         (folder / "finished.json").exists(),
+        {what: tuple(dict.fromkeys(places)) for what, places in not_finite.items()},
     )
 
 
@@ -210,16 +217,29 @@ def _seconds(path: Path) -> dict[int, Mapping[str, float]]:
     return dict(found)
 
 
-def _step(row: Mapping[str, Any]) -> RecordedStep:
-    entropy, delta = row.get("entropy"), row.get("delta")
+def _step(row: Mapping[str, Any], not_finite: dict[str, list[int]]) -> RecordedStep:
+    """One step, less what is not finite, which is noted; NaN in a table of entropies is what was not measured."""
+    metrics = {name: value for name, value in row["metrics"].items() if math.isfinite(value)}
+    tables: dict[str, FloatArray] = {}
+    for name in ("entropy", "delta"):
+        if row.get(name) is not None:
+            tables[name] = np.asarray(row[name], dtype=np.float64)
+            if np.isinf(tables[name]).any() or (name == "delta" and np.isnan(tables[name]).any()):
+                del tables[name]
+                not_finite.setdefault(name, []).append(row["step"])
+    for name in row["metrics"].keys() - metrics.keys():
+        not_finite.setdefault(f"the metric {name!r}", []).append(row["step"])
+    selected = tuple(tuple(steps) for steps in row["selected"])
     return RecordedStep(
-        row["step"],
-        row["metrics"],
-        tuple(row["counts"]),
-        tuple(tuple(steps) for steps in row["selected"]),
-        None if entropy is None else np.asarray(entropy, dtype=np.float64),
-        None if delta is None else np.asarray(delta, dtype=np.float64),
+        row["step"], metrics, tuple(row["counts"]), selected, tables.get("entropy"), tables.get("delta")
     )
+
+
+def _all_finite(row: RecordedEvaluation, not_finite: dict[str, list[int]]) -> bool:
+    odd = [label for label in row.scores if not np.isfinite([row.scores[label], row.base_scores[label]]).all()]
+    for label in odd:
+        not_finite.setdefault(f"a score of {label!r}", []).append(row.step)
+    return not odd
 
 
 def _evaluation(row: Mapping[str, Any], weights: Mapping[str, float]) -> RecordedEvaluation:
@@ -284,6 +304,15 @@ def _dropped(runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:
         for each in read_dropped(run.folder):
             where = f"seed {seed} of arm {arm}, step {each.step}"
             yield f"{where}: {each.observer} failed with {each.error}, and the run went on without it"
+
+
+def _not_finite(runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:
+    for (arm, seed), run in runs.items():
+        for what, steps in sorted(run.not_finite.items()):
+            shown = [str(step) for step in steps[:_SHOWN]]
+            shown += [f"{len(steps) - _SHOWN} more"] if len(steps) > _SHOWN else []
+            where = f"step{'s' * (len(steps) > 1)} {', '.join(shown)}"
+            yield f"seed {seed} of arm {arm}: {what} is not a finite number at {where}, and left out there"
 
 
 def _strangers(begun: Mapping[tuple[str, int], Path], runs: Mapping[tuple[str, int], RecordedRun]) -> Iterator[str]:

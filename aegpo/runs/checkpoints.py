@@ -12,8 +12,6 @@ checkpoint from a stranger cannot run code.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import shutil
 import warnings
@@ -22,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aegpo.core.files import sync_folder
+from aegpo.core.as_json import dumps, loads
+from aegpo.core.files import sync_all, sync_folder
 from aegpo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -153,13 +152,10 @@ def _write_files(target: Path, checkpoint: Checkpoint) -> None:
     for prefix, tensors in _by_prefix(checkpoint.tensors).items():
         save_file(tensors, target / f"{prefix}.safetensors")
     state = {"format": FORMAT, "step": checkpoint.step, "state": checkpoint.state}
-    (target / _STATE).write_text(json.dumps(state, indent=1))
+    (target / _STATE).write_text(dumps(state, indent=1))
     sums = {path.name: _checksum(path) for path in sorted(target.iterdir())}
-    (target / _CHECKSUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
-    for path in target.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(target)
+    (target / _CHECKSUMS).write_text(dumps({"format": FORMAT, "sha256": sums}, indent=1))
+    sync_all(target)
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -205,7 +201,7 @@ def _load(path: Path, device: torch.device | str, prefixes: Sequence[str] | None
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path.name} is missing") from None
     except (OSError, ValueError) as error:

@@ -11,7 +11,6 @@ OUT/NAME/ARM/seed-S/
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aegpo.core.as_json import loads
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import write_json
 from aegpo.core.records import RunInfo
@@ -78,7 +78,7 @@ def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "order.json"
     order = {"arms": list(arms), "seeds": list(seeds)}
-    if not path.exists() or json.loads(path.read_bytes()) != order:
+    if not path.exists() or loads(path.read_bytes()) != order:
         write_json(path, order)
 
 

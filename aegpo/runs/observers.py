@@ -8,8 +8,6 @@ tells it once, leaves the observer out from there on and notes it in the run's f
 
 from __future__ import annotations
 
-import errno
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,14 @@ from typing import Any, Literal
 
 import pluggy
 
-from aegpo.core.files import append_row
+from aegpo.core.as_json import loads
+from aegpo.core.files import NO_ROOM, append_row
 from aegpo.core.hookspecs import Outcome
 from aegpo.core.parts import OnError
 from aegpo.core.records import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, ObserverError, PluginError
 
 DROPPED = "dropped.jsonl"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 Event = Literal[
     "aegpo_on_run_start", "aegpo_on_step_end", "aegpo_on_evaluation", "aegpo_on_checkpoint", "aegpo_on_run_end"
 ]
@@ -164,5 +162,5 @@ def read_dropped(folder: Path) -> tuple[Dropped, ...]:
     path = folder / DROPPED
     if not path.exists():
         return ()
-    rows = (json.loads(line) for line in path.read_bytes().split(b"\n") if line)
+    rows = (loads(line) for line in path.read_bytes().split(b"\n") if line)
     return tuple(Dropped(row["step"], row["event"], row["observer"], row["error"]) for row in rows)

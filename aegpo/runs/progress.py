@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,8 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from aegpo.core.as_json import loads
 
 REWARD = "reward"  # metric of a step: weighted reward, mean over rollouts
 FORWARDS = ("forwards", "probe_forwards")  # metrics of a step: velocity evaluations for rollouts and for entropies
@@ -98,7 +99,7 @@ class _Tail:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                row = json.loads(line)
+                row = loads(line)
                 if until is not None and row["step"] > until:
                     break
                 self._offset += len(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from aegpo.core.as_json import loads
 from aegpo.core.files import append_row, write_atomically
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.parts import TrackerSpec
@@ -175,7 +175,7 @@ def _step_of(line: bytes) -> int | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        step = json.loads(line)["step"]
+        step = loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None

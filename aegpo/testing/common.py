@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from aegpo.core.as_json import dumps, loads
 from aegpo.core.interfaces import Stateful
 from aegpo.core.records import BoolArray, IntArray
 from aegpo.core.registry import KEBAB_CASE, Spec, kind_of
@@ -44,7 +45,7 @@ def check_spec(spec: Spec) -> None:
         if name != "kind" and not field.description:
             raise ContractError(f"{who} has a field {name!r} without a description; use Field(description=...)")
     data = spec.model_dump(mode="json")
-    if cls.model_validate(json.loads(json.dumps(data))) != spec:
+    if cls.model_validate(loads(dumps(data))) != spec:
         raise ContractError(f"{who} does not read back equal from its JSON {data}")
     try:
         cls.model_validate({**data, "no_such_key": 1})

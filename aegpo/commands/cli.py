@@ -37,7 +37,10 @@ Plugins = Annotated[
 
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="folder of a run, OUT/NAME/ARM/seed-S", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN", help="folder of a run, OUT/NAME/ARM/seed-S, or with one run below it", show_default=False
+    ),
 ]
 Checkpoint = Annotated[
     int | None, typer.Option(metavar="STEP", min=1, help="training step; default: the newest", show_default=False)
@@ -77,7 +80,10 @@ def options(
 
 @app.command()
 def run(
-    file: FileArgument,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="experiment file (YAML), or a folder whose runs go on", show_default=False),
+    ],
     arm: Annotated[list[str], typer.Option(metavar="ARM", help="run only this arm; may be repeated")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(metavar="SEED", help="run only this seed; may be repeated")] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
@@ -182,9 +188,14 @@ def evaluate(
 
 
 @app.command()
-def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -> None:  # noqa: B006
+def check(
+    file: FileArgument,
+    overrides: Overrides = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="folder of all runs, where some of these may be")] = Path("runs"),
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
     """Validate a file, show what differs between its arms and what each costs. Loads no model."""
-    from aegpo.commands import describe
+    from aegpo.commands import begun_runs, describe
     from aegpo.commands.footprints import footprints, gpu_memory
     from aegpo.config.loading import load_experiment_file
     from aegpo.method.costs import cost, unread_prompts
@@ -195,6 +206,8 @@ def check(file: FileArgument, overrides: Overrides = [], plugin: Plugins = []) -
         print(f"warning: {warning}", file=sys.stderr)
     for label in dict.fromkeys(label for arm in loaded.arms.values() for label in unread_prompts(arm)):
         print(f"note: the prompts of {label} are read when a run starts, not here", file=sys.stderr)
+    for note in begun_runs.notes(loaded, out):
+        print(f"note: {note}", file=sys.stderr)
     console = _console()
     if len(loaded.arms) > 1:
         console.print(describe.differences(loaded))

@@ -12,21 +12,19 @@ score any of the folders too:
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aegpo.commands.sample import BASE, POLICY, refuse_existing
+from aegpo.commands.sample import BASE, POLICY
 from aegpo.config.loading import load_experiment_file, parse_rewards
+from aegpo.core.as_json import dumps
 from aegpo.core.experiment import Experiment
-from aegpo.core.files import write_atomically, write_json
+from aegpo.core.files import whole_folder, write_atomically, write_json
 from aegpo.core.parts import Registries, RewardSpec
 from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
@@ -35,7 +33,7 @@ from aegpo.prompts.lists import read_prompts
 from aegpo.prompts.sources import read_file
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
-from aegpo.runs.manifest import commit, versions
+from aegpo.runs.manifest import source_state, versions
 from aegpo.runs.opening import FoundRun, common_experiment, find_arm
 
 if TYPE_CHECKING:
@@ -107,7 +105,6 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     specs = reward_specs(request, subject, registries)
     prompts = styled_prompts(request.prompts, subject.experiment)
     out = request.out or Path("evaluations") / subject.label.replace(", ", "-").replace(" ", "-")
-    refuse_existing(out)
 
     from aegpo.train.policy import Policy
     from aegpo.train.scoring import build_scorers
@@ -185,20 +182,6 @@ def styled_prompts(source: str | None, experiment: Experiment) -> dict[str, tupl
     if source == HPSV2:
         return benchmark_prompts()
     return {Path(source).stem: tuple(prompt.text for prompt in read_file(Path(source)))}
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `out` at the end, and is removed if anything fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(out)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
 
 
 # --- painting and scoring --------------------------------------------------------------------------------------------
@@ -323,7 +306,7 @@ def _summary(
         "denoising_steps": steps,
         "scores": [asdict(line) for line in found.lines],
         "versions": versions(),
-        "commit": commit(),
+        **source_state(),
     }
 
 
@@ -334,7 +317,7 @@ def _score_rows(styles: Sequence[StyleScores]) -> Iterator[str]:
             row: dict[str, Any] = {"style": style.style, "prompt": text, "base": _of(style.base, index)}
             if style.policy is not None:
                 row["policy"] = _of(style.policy, index)
-            yield json.dumps(row) + "\n"
+            yield dumps(row) + "\n"
 
 
 def _of(scores: Mapping[str, FloatArray], prompt: int) -> dict[str, Any]:  # (S, N) of each reward

@@ -168,13 +168,18 @@ def versions_table(study: Study) -> Table:
     manifests = [run.manifest for run in study.runs.values()]
     fields: dict[str, dict[str, None]] = {}
     for manifest in manifests:
-        made_with = {"commit": manifest["commit"], **manifest["versions"]}
+        made_with = {"commit": _commit(manifest), **manifest["versions"]}
         made_with |= {f"plugin {name}": version for name, version in manifest["plugins"]}
         for name, version in made_with.items():
             fields.setdefault(name, {})[version or NONE] = None
     rows = tuple((name, ", ".join(found)) for name, found in fields.items())
     note = "" if all(len(found) == 1 for found in fields.values()) else "Not every run was made with the same versions."
     return Table("Versions", ("what", "version"), rows, note)
+
+
+def _commit(manifest: Mapping[str, Any]) -> str | None:
+    commit: str | None = manifest["commit"]
+    return f"{commit}, changed since" if commit is not None and manifest.get("dirty") else commit
 
 
 def setting(study: Study, summary: Summary) -> Iterator[tuple[str, str]]:

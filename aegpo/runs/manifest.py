@@ -6,13 +6,20 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aegpo.config.validation import validate
+from aegpo.core.as_json import loads
+from aegpo.core.experiment import Experiment
 from aegpo.core.files import write_json
+from aegpo.core.problems import Location
+from aegpo.core.registry import Spec
 from aegpo.errors import CheckpointError
 from aegpo.runs.folders import Run
+from aegpo.runs.rules import RULES, changed_rules
 
 FORMAT = 1
 _ABSENT = object()
@@ -31,6 +38,34 @@ _LIBRARIES = (
     "torch",
     "transformers",
 )
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field of a run's experiment that is not what it was when the run was begun."""
+
+    key: str
+    old: str  # as JSON
+    new: str
+    by_default: bool = False  # the file does not set it: what changed is its default
+
+    def __str__(self) -> str:
+        """``key: old -> new``; for a default also how to keep the old one."""
+        line = f"{self.key}: {self.old} -> {self.new}"
+        if not self.by_default:
+            return line
+        return f"{line} (the file does not set it, and its default is this now; to keep the old one, {self.way_back})"
+
+    @property
+    def way_back(self) -> str:
+        """What to write into the file to keep the old value."""
+        return f"write {self.key}: {self.old}"
+
+    @property
+    def is_micro_batch(self) -> bool:
+        """True for what moves results by rounding only."""
+        return self.key.endswith(".micro_batch")
 
 
 def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) -> dict[str, Any]:
@@ -63,7 +98,8 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
             "experiment": run.experiment.model_dump(mode="json"),
             "versions": versions(),
             "plugins": [list(plugin) for plugin in plugins],
-            "commit": commit(),
+            **source_state(),
+            "rules": dict(RULES),
             "threads": threads,
         }
         write_json(path, manifest)
@@ -72,7 +108,9 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
 
 def _goes_on(run: Run) -> bool:
     """True if the folder has a manifest that this start keeps."""
-    return (run.folder / "manifest.json").exists() and (_learned(run) or not _changes(run, read_manifest(run.folder)))
+    if not (run.folder / "manifest.json").exists():
+        return False
+    return _learned(run) or not _outdated(run, read_manifest(run.folder))
 
 
 def begun_threads(run: Run) -> int | None:
@@ -96,7 +134,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; start the run over with --fresh") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -110,34 +148,93 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_manifest(run: Run) -> None:
     """Refuses a folder in which another experiment has learned something, with the differences.
 
-    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only.
+    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only. A run with
+    steps still to do must have been begun under the rules of this version.
 
     Raises:
-        CheckpointError: if the folder has a manifest of another experiment and at least one step of it.
+        CheckpointError: if the folder has a manifest of another experiment, or of other rules, and at least one step.
     """
     if not (run.folder / "manifest.json").exists():
         return
-    changes = [line for line in _changes(run, read_manifest(run.folder)) if not _is_micro_batch(line)]
-    if changes and _learned(run):
+    manifest = read_manifest(run.folder)
+    if not _learned(run):
+        return
+    changes = [change for change in experiment_changes(run.experiment, manifest) if not change.is_micro_batch]
+    if changes:
         lines = "\n".join(f"  {change}" for change in changes)
         raise CheckpointError(
             f"{run.label} was begun with another experiment in {run.folder}:\n{lines}\n"
             "undo the change to go on, start the run over with --fresh, or keep both with another --out"
         )
+    rules = [] if run.finished else changed_rules(manifest.get("rules", {}))
+    if rules:
+        begun = manifest["versions"].get("aegpo")
+        lines = "\n".join(f"  it {rule}" for rule in rules)
+        raise CheckpointError(
+            f"{run.label} in {run.folder} cannot go on:\n{lines}\n"
+            f"go on with aegpo {begun}, start the run over with --fresh, or keep both with another --out"
+        )
+
+
+def changed_defaults(run: Run) -> list[Change]:
+    """Fields the file leaves out whose default is not what it was when the run was begun and learned something.
+
+    Raises:
+        CheckpointError: if its manifest cannot be read.
+    """
+    if not (run.folder / "manifest.json").exists() or not _learned(run):
+        return []
+    changes = experiment_changes(run.experiment, read_manifest(run.folder))
+    return [change for change in changes if change.by_default and not change.is_micro_batch]
 
 
 def changed_batches(run: Run, manifest: Mapping[str, Any]) -> list[str]:
     """Each `micro_batch` that is not the one the run was begun with: bits may differ from a run without the change."""
-    return [line for line in _changes(run, manifest) if _is_micro_batch(line)]
+    changes = experiment_changes(run.experiment, manifest)
+    return [f"{each.key}: {each.old} -> {each.new}" for each in changes if each.is_micro_batch]
 
 
-def _changes(run: Run, manifest: Mapping[str, Any]) -> list[str]:
-    wanted = json.loads(json.dumps(run.experiment.model_dump(mode="json")))
-    return differences(manifest["experiment"], wanted)
+def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> list[Change]:
+    """What of an experiment is not as in a manifest.
+
+    A manifest of an earlier version lacks the fields that came since: they have the default of today, which is to mean
+    what was done before there was a field.
+    """
+    begun, _ = validate(type(experiment), manifest["experiment"])
+    old = manifest["experiment"] if begun is None else _plain(begun)
+    return [
+        _change(place, before, after, _ABSENT not in (before, after) and not _is_set(experiment, place))
+        for place, before, after in _pairs(old, _plain(experiment), ())
+    ]
 
 
-def _is_micro_batch(change: str) -> bool:
-    return change.partition(": ")[0].endswith(".micro_batch")
+def _change(place: Location, old: Any, new: Any, by_default: bool = False) -> Change:
+    key = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in place)
+    return Change(key.removeprefix("."), _shown(old), _shown(new), by_default)
+
+
+def _outdated(run: Run, manifest: Mapping[str, Any]) -> bool:
+    """True if a run that learned nothing would be begun in another way now."""
+    return bool(experiment_changes(run.experiment, manifest) or changed_rules(manifest.get("rules", {})))
+
+
+def _plain(experiment: Experiment) -> Any:
+    return json.loads(json.dumps(experiment.model_dump(mode="json")))
+
+
+def _is_set(spec: Spec, place: Location) -> bool:
+    """True if the file, or `--set`, gave the field at a place; False if it has its default."""
+    value: Any = spec
+    for name in place:
+        if isinstance(value, Spec):
+            if name not in value.model_fields_set:
+                return False
+            value = dict(value)[str(name)]
+        elif isinstance(value, tuple) and isinstance(name, int) and name < len(value):
+            value = value[name]
+        else:
+            break
+    return True
 
 
 def _learned(run: Run) -> bool:
@@ -147,21 +244,22 @@ def _learned(run: Run) -> bool:
     return recorded or (run.checkpoints.is_dir() and any(run.checkpoints.iterdir()))
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
+def differences(old: Any, new: Any) -> list[str]:
     """What differs between two JSON values, as lines ``key: old -> new`` in the order of the keys."""
-    if old is not _ABSENT and new is not _ABSENT:
-        if isinstance(old, dict) and isinstance(new, dict):
-            prefix = f"{key}." if key else ""
-            names = [*old, *(name for name in new if name not in old)]
-            pairs = [(f"{prefix}{name}", old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in names]
-            return [line for place, before, after in pairs for line in differences(before, after, place)]
-        if isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in (*old, *new)):
-            size = max(len(old), len(new))
-            before, after = [*old, *[_ABSENT] * (size - len(old))], [*new, *[_ABSENT] * (size - len(new))]
-            return [line for i in range(size) for line in differences(before[i], after[i], f"{key}[{i}]")]
-        if old == new and type(old) is type(new):
-            return []
-    return [f"{key}: {_shown(old)} -> {_shown(new)}"]
+    return [str(_change(*pair)) for pair in _pairs(old, new, ())]
+
+
+def _pairs(old: Any, new: Any, place: Location) -> Iterator[tuple[Location, Any, Any]]:
+    """Where two JSON values differ, and what is there in each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in (*old, *(name for name in new if name not in old)):
+            yield from _pairs(old.get(name, _ABSENT), new.get(name, _ABSENT), (*place, name))
+    elif isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in (*old, *new)):
+        for index in range(max(len(old), len(new))):
+            before, after = (each[index] if index < len(each) else _ABSENT for each in (old, new))
+            yield from _pairs(before, after, (*place, index))
+    elif old != new or type(old) is not type(new):
+        yield place, old, new
 
 
 def _shown(value: Any) -> str:
@@ -186,10 +284,22 @@ def _version(name: str) -> str | None:
         return None
 
 
-def commit() -> str | None:
-    """The git commit of the working directory, or None outside of a repository."""
+def source_state(folder: Path = _PACKAGE) -> dict[str, Any]:
+    """Which source code runs: git's `commit` of it, and whether it is `dirty`, changed since.
+
+    Both are None where the code is in no repository, as in an installed wheel; also if the folder it was installed
+    into happens to lie in one.
+    """
+    tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+    commit = None if tracked is None else _git(folder, "rev-parse", "HEAD")
+    changed = None if commit is None else _git(folder, "status", "--porcelain", "--", ".")
+    return {"commit": commit, "dirty": None if changed is None else changed != ""}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints, or None if it fails or is not there."""
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
     except OSError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

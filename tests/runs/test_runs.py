@@ -73,17 +73,6 @@ def test_the_first_start_writes_the_manifest_and_later_ones_keep_it(run):
     assert begin(run, threads=8) == first
 
 
-def test_the_commit_is_that_of_the_working_directory_and_null_outside_of_a_repository(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert manifests.commit() is None
-    author = ["-c", "user.name=n", "-c", "user.email=e"]
-    subprocess.run(["git", "init", "-q"], check=True)
-    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert manifests.commit() == head
-
-
 def test_a_changed_experiment_is_refused_with_every_difference_and_the_ways_out(tmp_path, registries, run):
     begin(run)
     (run.folder / "metrics.jsonl").write_text('{"step": 1}\n')

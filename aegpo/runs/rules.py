@@ -1,0 +1,33 @@
+"""The rules by which a run draws and computes, numbered: a run that was begun under one goes on under no other.
+
+A rule is what changes a run's numbers and is in no experiment file. Whoever changes one gives it a new number here:
+then folders of earlier versions are still opened, painted and reported, but no step is added to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+RULES: Mapping[str, int] = {"noise": 1, "decisions": 1, "evaluation": 1}
+_FIRST = 1  # the number of every rule in version 0.1.0, whose manifests name none
+_DOES = {
+    "noise": "draws noise",
+    "decisions": "draws prompts, counts and steps",
+    "evaluation": "paints held-out prompts",
+}
+
+
+def changed_rules(begun: Mapping[str, int]) -> list[str]:
+    """Why a run that was begun under these rules cannot go on, a line a rule; empty if it can.
+
+    Args:
+        begun: the rules in its manifest; those it does not name are of version 0.1.0.
+    """
+    lines = []
+    for name in dict.fromkeys((*RULES, *begun)):
+        old, new = begun.get(name, _FIRST), RULES.get(name)
+        if new is None:
+            lines.append(f"was begun under {name} rule {old}, which this version does not know")
+        elif old != new:
+            lines.append(f"was begun under {name} rule {old}; this version {_DOES[name]} by rule {new}")
+    return lines

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aegpo.commands.sample import refuse_existing
-from aegpo.core.files import write_json
+from aegpo.core.files import whole_folder, write_json
 from aegpo.core.interfaces import Exportable
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -38,41 +35,39 @@ def export(request: ExportRequest) -> str:
         How what was written is loaded.
 
     Raises:
-        AegpoError: if there is no such run, the folder has something in it, or the model cannot be written.
+        AegpoError: if there is no such run, the folder cannot be made, or the model cannot be written.
     """
-    refuse_existing(request.to)
     run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
 
     from aegpo.train.policy import Policy
 
-    policy = Policy(run.experiment)
-    policy.weights.take(run.weights(), run.where)
-    whole = request.full or run.experiment.policy.train == "full"
-    temporary = request.to.with_name(f".{request.to.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        _write(policy, run, whole, temporary)
-        if request.to.exists():
-            request.to.rmdir()  # empty: that was looked at above
-        temporary.rename(request.to)
-    except OSError as error:
-        raise AegpoError(f"cannot write {request.to}: {error.strerror or error}; nothing was kept") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(request.to, "--to") as folder:
+        policy = Policy(run.experiment)
+        policy.weights.take(run.weights(), run.where)
+        whole = request.full or run.experiment.policy.train == "full"
+        _write(policy, run, whole, folder)
     return _how_to_load(policy, request.to, whole)
 
 
 def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
+    from safetensors import SafetensorError
+
     model, kind = policy.model, run.experiment.model.kind
     if not isinstance(model, Exportable):
         raise AegpoError(
             f"model {kind!r} cannot be exported: it has no save_adapters(folder) and save_pipeline(folder); the "
             f"trained weights by name are in {run.folder / 'checkpoints'}, as safetensors"
         )
-    if whole:
-        model.save_pipeline(folder)
-    else:
-        model.save_adapters(folder)
+    try:
+        if whole:
+            model.save_pipeline(folder)
+        else:
+            model.save_adapters(folder)
+    except SafetensorError as error:  # how safetensors tells a full disk
+        raise AegpoError(
+            f"the weights cannot be written to {folder.parent}: {error}; nothing was kept: make room, or choose "
+            "another folder with --to"
+        ) from error
     write_json(
         folder / "aegpo.json",
         {

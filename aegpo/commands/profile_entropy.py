@@ -14,8 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from aegpo.core.files import write_atomically
-from aegpo.errors import AegpoError
+from aegpo.core.files import whole_folder, write_atomically
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.plots import save_drawings
 from aegpo.report.profile.analysis import Analysis, analyse
@@ -35,6 +34,12 @@ from aegpo.train.engine import Engine
 __all__ = ["ProfileRequest", "profile"]
 
 STEPS_CSV = ("prompt", "step", "reward_std", "entropy_nats")
+WRITTEN = (  # by an earlier profile, which is replaced
+    "profile.html",
+    *("entropy.csv", "prompts.csv", "steps.csv", "correlations.csv"),
+    *("entropy.png", "layers.png", "delta.png", "blocks.png", "maps.png"),
+    *("steps-evidence.png", "prompts-evidence.png"),
+)
 CORRELATIONS_CSV = ("question", "predictor", "outcome", "rho", "low", "high", "p_holm")
 
 
@@ -47,30 +52,25 @@ def profile(request: ProfileRequest, console: Console, progress: Console) -> Pat
         progress: where it is said what is being done.
 
     Returns:
-        The folder: `profile.html`, plots as PNG, `entropy.csv` and `prompts.csv`; with evidence also `steps.csv` and
-        `correlations.csv`.
+        The folder, which is whole or absent: `profile.html`, plots as PNG, `entropy.csv` and `prompts.csv`; with
+        evidence also `steps.csv` and `correlations.csv`.
 
     Raises:
         AegpoError: for a target that does not exist, or a network whose attention cannot be measured.
     """
     target = find_target(request, load_registries(plugin_manager(request.plugins)))
-    folder = _writable(request.out or target.default_out)
-    subject = _Subject(request, target)
-    analysis = subject.analysis()
-    for line in _lines(analysis):
-        _say(console, line)
-    for table in tables(analysis, every=False):
-        print_table(table, console, note=True)
-    evidence = None
-    if request.validate:
-        evidence = gather(analysis, subject.engine, subject.measure, lambda line: _say(progress, line))
-        for table in evidence_tables(evidence):
+    out = request.out or target.default_out
+    with whole_folder(out, replaces=WRITTEN) as folder:
+        subject = _Subject(request, target)
+        analysis = subject.analysis()
+        for line in _lines(analysis):
+            _say(console, line)
+        for table in tables(analysis, every=False):
             print_table(table, console, note=True)
-        for sentence in findings(evidence):
-            _say(console, sentence)
-    _write(analysis, evidence, folder, request)
-    _say(console, f"profile: {folder / 'profile.html'}")
-    return folder
+        evidence = _evidence(subject, analysis, console, progress) if request.validate else None
+        _write(analysis, evidence, folder, request)
+    _say(console, f"profile: {out / 'profile.html'}")
+    return out
 
 
 @dataclass
@@ -100,12 +100,14 @@ class _Subject:
         return analyse(self.target, base, policy)
 
 
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AegpoError(f"--out {folder}: cannot be written to: {error.strerror}; choose another folder") from error
-    return folder
+def _evidence(subject: _Subject, analysis: Analysis, console: Console, progress: Console) -> Evidence:
+    """Gathers what says whether the signal means anything, and prints it."""
+    evidence = gather(analysis, subject.engine, subject.measure, lambda line: _say(progress, line))
+    for table in evidence_tables(evidence):
+        print_table(table, console, note=True)
+    for sentence in findings(evidence):
+        _say(console, sentence)
+    return evidence
 
 
 def _lines(analysis: Analysis) -> Iterable[str]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from aegpo.config.loading import ExperimentFile, load_experiment_file
-from aegpo.core.parts import TrackerSpec
+from aegpo.core.files import NO_ROOM
+from aegpo.core.parts import Registries, TrackerSpec
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
@@ -39,7 +40,8 @@ from aegpo.runs.manifest import (
     note_threads,
     open_manifest,
 )
-from aegpo.runs.observers import NO_ROOM, Observers
+from aegpo.runs.observers import Observers
+from aegpo.runs.opening import Options, begun_runs
 from aegpo.runs.progress import Record, display
 from aegpo.runs.threads import allowed, fewer_threads
 from aegpo.runs.trackers import JsonlTracker
@@ -47,20 +49,27 @@ from aegpo.runs.trackers import JsonlTracker
 if TYPE_CHECKING:
     import pluggy
 
+OUT = Path("runs")
+
 
 @dataclass(frozen=True)
 class LaunchRequest:
     """What the command line asked for."""
 
-    path: Path
+    path: Path  # of an experiment file, or of a folder of runs to go on with
     overrides: tuple[str, ...] = ()  # key=value
     plugins: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()  # empty: every arm of the file
     seeds: tuple[int, ...] = ()  # empty: every seed of the file
-    out: Path = Path("runs")
+    out: Path = OUT
     jobs: int | None = None  # runs at a time; None: one for each GPU, or for each core
     fresh: bool = False
     report: bool = True
+
+    @property
+    def of_folder(self) -> bool:
+        """True if what was begun goes on by its manifests, without the file."""
+        return self.path.is_dir()
 
     def command(self) -> list[str]:
         """The command line that goes on with this request (never `--fresh`: that would throw away what is done)."""
@@ -69,7 +78,7 @@ class LaunchRequest:
         words += [word for seed in self.seeds for word in ("--seed", str(seed))]
         words += [word for override in self.overrides for word in ("--set", override)]
         words += [word for plugin in self.plugins for word in ("--plugin", plugin)]
-        words += ["--out", str(self.out)]
+        words += [] if self.of_folder else ["--out", str(self.out)]
         words += [] if self.jobs is None else ["--jobs", str(self.jobs)]
         return words if self.report else [*words, "--no-report"]
 
@@ -99,17 +108,8 @@ def launch(request: LaunchRequest) -> int:
 
 def _launch(request: LaunchRequest, console: Console, errors: Console) -> int:
     manager = plugin_manager(request.plugins)
-    file = load_experiment_file(request.path, load_registries(manager), request.overrides)
-    runs = select_runs(file, request)
-    if PARENT not in os.environ:  # whose log has them already
-        for warning in file.warnings:
-            _say(errors, f"warning: {warning}")
-    try:
-        write_order(request.out / file.name, tuple(file.arms), file.seeds)
-    except OSError as error:
-        raise AegpoError(
-            f"--out {request.out}: cannot be written to: {error.strerror}; choose another folder"
-        ) from error
+    registries = load_registries(manager)
+    folder, runs = (_of_folder if request.of_folder else _of_file)(request, registries, errors)
     for run in runs:
         if request.fresh:
             with locked(run.folder):
@@ -123,11 +123,45 @@ def _launch(request: LaunchRequest, console: Console, errors: Console) -> int:
         code = 0
     else:
         code = run_here(runs[0], manager, console)
-    if code != INTERRUPTED and request.report:
+    if code != INTERRUPTED and request.report and folder is not None:
         from aegpo.report import write_report
 
-        write_report(request.out / file.name, console)
+        write_report(folder, console)
     return code
+
+
+def _of_file(request: LaunchRequest, registries: Registries, errors: Console) -> tuple[Path | None, list[Run]]:
+    """The experiment's folder, OUT/NAME, and the chosen runs of a file."""
+    file = load_experiment_file(request.path, registries, request.overrides)
+    runs = select_runs(file, request)
+    if PARENT not in os.environ:  # whose log has them already
+        for warning in file.warnings:
+            _say(errors, f"warning: {warning}")
+    folder = request.out / file.name
+    try:
+        write_order(folder, tuple(file.arms), file.seeds)
+    except OSError as error:
+        raise AegpoError(
+            f"--out {request.out}: cannot be written to: {error.strerror}; choose another folder"
+        ) from error
+    return folder, runs
+
+
+def _of_folder(request: LaunchRequest, registries: Registries, errors: Console) -> tuple[Path | None, list[Run]]:
+    """The experiment's folder, OUT/NAME, or None if runs were moved out of it; and the chosen runs that were begun."""
+    for option, given in (("--set", request.overrides), ("--fresh", request.fresh), ("--out", request.out != OUT)):
+        if given:
+            raise AegpoError(
+                f"{option}: the runs in {request.path} go on as their manifests say and where they are; leave the "
+                "option out, or give the experiment file"
+            )
+    runs = begun_runs(request.path, registries, Options(request.arms, request.seeds))
+    folder = runs[0].folder.resolve().parents[1]
+    if all(run.folder.resolve() == folder / run.arm / f"seed-{run.seed}" for run in runs):
+        return folder, runs
+    if request.report:
+        _say(errors, f"{request.path}: no report is written, for its runs are not at OUT/NAME/ARM/seed-S")
+    return None, runs
 
 
 def select_runs(file: ExperimentFile, request: LaunchRequest) -> list[Run]:

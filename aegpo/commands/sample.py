@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aegpo.core.files import write_json
+from aegpo.core.files import whole_folder, write_json
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.prompts.sources import read_file
@@ -38,10 +38,10 @@ def sample(request: SampleRequest) -> Path:
     """Paints every prompt with the policy and with the base.
 
     Returns:
-        The folder: `grid.png`, `base/00000.png`, `policy/00000.png`, ... and `samples.json`.
+        The folder, which is whole or absent: `grid.png`, `base/00000.png`, `policy/00000.png`, ... and `samples.json`.
 
     Raises:
-        AegpoError: if there is no such run or prompt, or the folder has something in it.
+        AegpoError: if there is no such run or prompt, or the folder cannot be made.
     """
     registries = load_registries(plugin_manager(request.plugins))
     run = find_run(request.run, registries, request.checkpoint)
@@ -50,20 +50,20 @@ def sample(request: SampleRequest) -> Path:
         raise AegpoError("there is nothing to paint; give --prompt TEXT (as often as you like) or --prompts FILE")
     name = f"{run.experiment.name}-{run.arm}-seed-{run.seed}-step-{run.step:06d}"
     out = request.out or Path("samples") / name
-    refuse_existing(out)
 
     from aegpo.report.picture_sheet import Row, save_pictures, sheet
     from aegpo.train.policy import Policy
 
-    policy = Policy(run.experiment)
-    policy.weights.take(run.weights(), run.where)
-    base, trained = paint_both(policy, texts, request.seed, request.steps)
-    for folder, images in ((BASE, base), (POLICY, trained)):
-        save_pictures(images, out / folder)
-    rows = [Row(*each) for each in zip(texts, zip(base, trained, strict=True), strict=True)]
-    sheet(rows, (BASE, f"{POLICY}, step {run.step}")).save(out / "grid.png")
-    how = {"run": str(run.folder), "step": run.step, "seed": request.seed, "prompts": texts}
-    write_json(out / "samples.json", how | {"denoising_steps": len(policy.painting(request.steps).sigmas) - 1})
+    with whole_folder(out) as made:
+        policy = Policy(run.experiment)
+        policy.weights.take(run.weights(), run.where)
+        base, trained = paint_both(policy, texts, request.seed, request.steps)
+        for folder, images in ((BASE, base), (POLICY, trained)):
+            save_pictures(images, made / folder)
+        rows = [Row(*each) for each in zip(texts, zip(base, trained, strict=True), strict=True)]
+        sheet(rows, (BASE, f"{POLICY}, step {run.step}")).save(made / "grid.png")
+        how = {"run": str(run.folder), "step": run.step, "seed": request.seed, "prompts": texts}
+        write_json(made / "samples.json", how | {"denoising_steps": len(policy.painting(request.steps).sigmas) - 1})
     return out
 
 
@@ -82,13 +82,3 @@ def paint_both(policy: Policy, texts: list[str], seed: int, steps: int | None) -
             base += pictures(policy.images(part, noise, how))
         trained += pictures(policy.images(part, noise, how))
     return base, trained
-
-
-def refuse_existing(path: Path) -> None:
-    """A folder that is about to be written is not there, or empty.
-
-    Raises:
-        AegpoError: if it has something in it, or is a file.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise AegpoError(f"{path} is there already, and nothing is overwritten; choose another folder, or remove it")

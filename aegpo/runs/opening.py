@@ -1,5 +1,8 @@
 """Opens what was run: the experiment of a run folder, and its policy at a checkpoint beside the base.
 
+Every command takes the same folders: OUT/NAME/ARM/seed-S, which is a run; OUT/NAME/ARM, an arm with its seeds; and
+OUT/NAME. Where one run is meant and the folder has several, the error lists them.
+
 Commands that look at a policy (`sample`, `export`, `evaluate`) need neither its optimizer nor its rewards, so nothing
 of them is loaded.
 """
@@ -9,19 +12,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aegpo.config.loading import parse_experiment
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import Registries
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.runs import checkpoints
+from aegpo.runs.folders import Run
 from aegpo.runs.manifest import read_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `--arm` and `--seed` of a command name among the runs of a folder."""
+
+    arms: tuple[str, ...] = ()  # empty: every one
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class FoundRun:
     seed: int
     experiment: Experiment
     step: int
+    steps: tuple[int, ...]  # of all its checkpoints
 
     @property
     def label(self) -> str:
@@ -44,38 +57,48 @@ class FoundRun:
         """How messages call its checkpoint."""
         return f"the checkpoint of step {self.step} in {self.folder}"
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder `aegpo.runs.checkpoints` reads."""
+        return self.folder / "checkpoints"
+
     def weights(self) -> dict[str, Tensor]:
         """The trained weights by name, on the CPU: the averaged ones where the run keeps them, as evaluation does.
 
         Raises:
             CheckpointError: if the checkpoint is damaged.
         """
-        loaded = checkpoints.load_step(self.folder / "checkpoints", self.step, prefixes=("policy", "ema"))
+        loaded = checkpoints.load_step(self.checkpoints, self.step, prefixes=("policy", "ema"))
         averaged = any(name.startswith("ema/") for name in loaded.tensors)
         prefix = "ema/" if averaged else "policy/"
         return {name.removeprefix(prefix): value for name, value in loaded.tensors.items() if name.startswith(prefix)}
 
 
-def find_run(path: Path, registries: Registries, checkpoint: int | None = None) -> FoundRun:
-    """The run of a folder OUT/NAME/ARM/seed-S, or the only run below one.
+def find_run(
+    path: Path, registries: Registries, checkpoint: int | None = None, options: Options | None = None
+) -> FoundRun:
+    """The one run that a folder and the options name.
 
     Args:
-        path: the folder.
+        path: the folder of a run, or one with a single run below it.
         registries: the parts its experiment may have.
         checkpoint: the training step; None: the newest.
+        options: of a command that has `--arm` and `--seed`; None: it has none.
 
     Raises:
         AegpoError: if the folder is no run's or has no such checkpoint; the message says what there is.
     """
-    runs = run_folders(path)
-    if len(runs) > 1:
-        names = "\n".join(f"  {run}" for run in runs)
-        raise AegpoError(f"{path} holds {len(runs)} runs; name one of them:\n{names}")
-    return read_run(runs[0], registries, checkpoint)
+    folders = _named(run_folders(path), path, options)
+    if len(folders) > 1:
+        choosing = "--arm and --seed" if len({folder.parent for folder in folders}) > 1 else "--seed"
+        how = "" if options is None else f", or choose it with {choosing}"
+        names = "\n".join(f"  {folder}" for folder in folders)
+        raise AegpoError(f"{path} holds {len(folders)} runs; name one of them{how}:\n{names}")
+    return read_run(folders[0], registries, checkpoint)
 
 
 def find_arm(path: Path, registries: Registries, checkpoint: int | None = None) -> list[FoundRun]:
-    """Every seed of the arm in a folder OUT/NAME/ARM, or the one run of a folder OUT/NAME/ARM/seed-S.
+    """Every seed of the one arm in a folder, or the one run of a folder OUT/NAME/ARM/seed-S.
 
     Raises:
         AegpoError: as `find_run`, or if the runs below the folder are of several arms.
@@ -88,6 +111,19 @@ def find_arm(path: Path, registries: Registries, checkpoint: int | None = None) 
     return [read_run(folder, registries, checkpoint) for folder in folders]
 
 
+def begun_runs(path: Path, registries: Registries, options: Options) -> list[Run]:
+    """The runs of a folder, to go on with as they were begun; seed by seed, so that all arms get on alike.
+
+    Raises:
+        AegpoError: as `find_run`, but for several runs, which are all meant.
+    """
+    runs = []
+    for folder in _named(run_folders(path), path, options):
+        manifest, experiment = _read(folder, registries)
+        runs.append(Run(manifest["arm"], manifest["seed"], experiment, folder))
+    return sorted(runs, key=lambda run: run.seed)
+
+
 def run_folders(path: Path) -> list[Path]:
     """The folder itself if it is a run's, else those of the runs below it.
 
@@ -97,10 +133,28 @@ def run_folders(path: Path) -> list[Path]:
     if (path / MANIFEST).is_file():
         return [path]
     found = [folder.parent for pattern in ("seed-*", "*/seed-*") for folder in path.glob(f"{pattern}/{MANIFEST}")]
+    found = [folder for folder in found if folder.name.removeprefix("seed-").isdecimal()]
     if not found:
         what = f"there is no folder {path}" if not path.exists() else f"{path} is not the folder of a run"
         raise AegpoError(f"{what}: a run has a {MANIFEST}; give OUT/NAME/ARM/seed-S")
     return sorted(found, key=lambda folder: (folder.parent, int(folder.name.removeprefix("seed-"))))
+
+
+def _named(folders: list[Path], path: Path, options: Options | None) -> list[Path]:
+    """Those of the folders that the options name.
+
+    Raises:
+        AegpoError: if an option names none.
+    """
+    for name, wanted in () if options is None else (("arm", options.arms), ("seed", options.seeds)):
+        if wanted:
+            known = {folder: read_manifest(folder)[name] for folder in folders}
+            for each in wanted:
+                if each not in known.values():
+                    there = ", ".join(str(value) for value in dict.fromkeys(known.values()))
+                    raise AegpoError(f"--{name} {each}: {path} has no run of that {name}; those there are: {there}")
+            folders = [folder for folder in folders if known[folder] in wanted]
+    return folders
 
 
 def read_run(folder: Path, registries: Registries, checkpoint: int | None) -> FoundRun:
@@ -109,15 +163,7 @@ def read_run(folder: Path, registries: Registries, checkpoint: int | None) -> Fo
     Raises:
         AegpoError: if its manifest cannot be read, or it has no such checkpoint.
     """
-    manifest = read_manifest(folder)
-    try:
-        experiment = parse_experiment(manifest["experiment"], registries)
-    except SpecError as error:
-        begun = manifest["versions"].get("aegpo")
-        raise AegpoError(
-            f"{folder} was begun by aegpo {begun}, and its experiment is not one this version and its plugins can "
-            f"read:\n{error}\nuse that version, or give the missing plugin with --plugin"
-        ) from error
+    manifest, experiment = _read(folder, registries)
     steps = checkpoints.steps_in(folder / "checkpoints")
     if not steps:
         raise CheckpointError(f"{folder} has no checkpoint yet; go on with the run until it has written one")
@@ -125,7 +171,20 @@ def read_run(folder: Path, registries: Registries, checkpoint: int | None) -> Fo
         there = ", ".join(map(str, steps))
         raise CheckpointError(f"{folder} has no checkpoint of step {checkpoint}; those there are: {there}")
     step = steps[-1] if checkpoint is None else checkpoint
-    return FoundRun(folder, manifest["arm"], manifest["seed"], experiment, step)
+    return FoundRun(folder, manifest["arm"], manifest["seed"], experiment, step, steps)
+
+
+def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experiment]:
+    """The manifest of a run, and its experiment; what an older one does not say has the default of today."""
+    manifest = read_manifest(folder)
+    try:
+        return manifest, parse_experiment(manifest["experiment"], registries)
+    except SpecError as error:
+        begun = manifest["versions"].get("aegpo")
+        raise AegpoError(
+            f"{folder} was begun by aegpo {begun}, and its experiment is not one this version and its plugins can "
+            f"read:\n{error}\nuse that version, or give the missing plugin with --plugin"
+        ) from error
 
 
 def common_experiment(runs: Sequence[FoundRun]) -> Experiment:

@@ -225,11 +225,17 @@ def test_a_curve_becomes_bars_from_low_to_high():
 # --- wrong input -----------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "a folder that is no run's": (["{root}"], "{root} holds 1 runs"),
-    "an empty folder": (["{empty}"], "{empty} is not the folder of a run: it has no manifest.json; give OUT/NAME/ARM/"),
+    "an arm that was not run": (
+        ["{root}", "--arm", "grpo"],
+        "--arm grpo: {root} has no run of that arm; those there are: aegpo",
+    ),
+    "an empty folder": (
+        ["{empty}"],
+        "{empty} is not the folder of a run: a run has a manifest.json; give OUT/NAME/ARM/seed-S",
+    ),
     "a checkpoint that is not there": (
         ["{run}", "--checkpoint", "7"],
-        "--checkpoint 7: {run} has none of that step; those there are: 1, 2, 3",
+        "{run} has no checkpoint of step 7; those there are: 1, 2, 3",
     ),
     "a checkpoint of a spec": (
         ["{spec}", "--checkpoint", "1"],
@@ -241,7 +247,7 @@ MISTAKES = {
     ),
     "another arm than the run's": (
         ["{run}", "--arm", "grpo"],
-        "--arm grpo: {run} is a run of arm aegpo; leave the option out",
+        "--arm grpo: {run} has no run of that arm; those there are: aegpo",
     ),
     "an arm that is not there": (["{spec}", "--arm", "aegpoo"], "{spec} has no arm 'aegpoo'; did you mean 'aegpo'?"),
     "a pattern without a layer": (
@@ -263,8 +269,6 @@ MISTAKES = {
 def test_a_mistake_is_one_clear_line_and_exit_code_2(workplace, run, tmp_path, monkeypatch, capsys, words, message):
     (tmp_path / "empty").mkdir()
     places = {"root": run.parent.parent, "empty": tmp_path / "empty", "run": run, "spec": workplace / "small.yaml"}
-    if "holds" in message:
-        words = [*words, "--arm", "grpo"]
     words = [word.format(**places) for word in words]
     monkeypatch.setattr(sys, "argv", ["aegpo", "profile-entropy", *words, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as caught:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from aegpo.config.loading import load_experiment_file, parse_experiment
+from aegpo.config.loading import load_experiment_file
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import Registries
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
 from aegpo.prompts.lists import read_prompts
-from aegpo.runs.checkpoints import steps_in
-from aegpo.runs.manifest import read_manifest
+from aegpo.runs.opening import Options, find_run
 
 
 @dataclass(frozen=True)
@@ -103,33 +102,6 @@ def _readers(experiment: Experiment) -> int:
 def _of_run(request: ProfileRequest, registries: Registries) -> Target:
     if request.overrides:
         raise AegpoError("--set changes an experiment file; the experiment of a run is in its manifest, as it was run")
-    folder = _run_below(request)
-    manifest = read_manifest(folder)
-    for name, wanted in (("arm", request.arm), ("seed", request.seed)):
-        if wanted is not None and wanted != manifest[name]:
-            raise AegpoError(f"--{name} {wanted}: {folder} is a run of {name} {manifest[name]}; leave the option out")
-    steps = steps_in(folder / "checkpoints")
-    if request.checkpoint is not None and request.checkpoint not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise AegpoError(f"--checkpoint {request.checkpoint}: {folder} has none of that step; those there are: {there}")
-    if not steps:
-        raise AegpoError(f"{folder} has no checkpoint yet; profile its experiment file to see the base alone")
-    step = steps[-1] if request.checkpoint is None else request.checkpoint
-    experiment = parse_experiment(manifest["experiment"], registries)
-    return Target(experiment, manifest["arm"], manifest["seed"], (), folder, step, steps)
-
-
-def _run_below(request: ProfileRequest) -> Path:
-    """The folder itself if it is a run's; else the run below it that arm and seed name."""
-    folder = request.path
-    if (folder / "manifest.json").exists():
-        return folder
-    runs = sorted(path.parent for path in folder.glob("*/seed-*/manifest.json"))
-    if not runs:
-        raise AegpoError(f"{folder} is not the folder of a run: it has no manifest.json; give OUT/NAME/ARM/seed-S")
-    known = {(run.parent.name, int(run.name.removeprefix("seed-"))): run for run in runs}
-    chosen = [run for (arm, seed), run in known.items() if request.arm in (None, arm) and request.seed in (None, seed)]
-    if len(chosen) != 1:
-        names = ", ".join(f"--arm {arm} --seed {seed}" for arm, seed in known)
-        raise AegpoError(f"{folder} holds {len(runs)} runs; choose one of them: {names}")
-    return chosen[0]
+    options = Options(() if request.arm is None else (request.arm,), () if request.seed is None else (request.seed,))
+    run = find_run(request.path, registries, request.checkpoint, options)
+    return Target(run.experiment, run.arm, run.seed, (), run.folder, run.step, run.steps)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aegpo import __version__
-from aegpo.errors import AegpoError, ContractError
+from aegpo.errors import AegpoError, ContractError, ObserverError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +55,9 @@ def main() -> None:
     try:
         app()
     except AegpoError as error:
-        if isinstance(error, ContractError) and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)  # a part's own failure: its author needs the place
+        cause = error.__cause__
+        if isinstance(error, (ContractError, ObserverError)) and cause and not isinstance(cause, AegpoError):
+            traceback.print_exception(cause)  # a part's own failure: its author needs the place
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -142,9 +142,8 @@ class Observers:
         if isinstance(error, OSError) and error.errno in NO_ROOM and name == self._record:
             return error
         who = name if name in self._on_error else f"plugin {name!r}"
-        said = str(error) if isinstance(error, AegpoError) else f"failed with {type(error).__name__}: {error}"
-        message = f"{who}: {said}" if isinstance(error, AegpoError) else f"{who} {said}"
-        blamed = ObserverError(f"{message} (in {event})")
+        failed = f"{who} failed with {type(error).__name__}: {error} (in {event})"
+        blamed = ObserverError(f"{who}: {error}" if isinstance(error, AegpoError) else failed)
         blamed.recorded = name != self._record
         return blamed
 

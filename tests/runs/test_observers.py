@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
@@ -210,3 +212,41 @@ def test_a_step_that_an_older_version_left_half_reported_is_refused_with_ways_ou
     checkpoint.state["unreported"] = {"step": 4}
     with pytest.raises(CheckpointError, match=r"step 3 holds a step more.*go on with aegpo 0\.1.*--fresh"):
         owes_evaluation(checkpoint)
+
+
+FAR = '''
+from typing import Literal
+import aegpo
+
+class Far(aegpo.TrackerSpec):
+    """Talks to a network that is not there."""
+    kind: Literal["far"] = "far"
+
+    def build(self, folder):
+        return Observer()
+
+class Observer:
+    @aegpo.hookimpl
+    def aegpo_on_step_end(self, run, report):
+        raise ConnectionError("no route to host")
+
+@aegpo.hookimpl
+def aegpo_register_trackers(registry):
+    registry.add(Far)
+'''
+
+
+def test_on_the_command_line_its_author_gets_the_place_and_the_user_a_line(tmp_path, tiny_weights):
+    (tmp_path / "far.py").write_text(FAR)
+    text = f"model: {{kind: shapes, weights: {tiny_weights}}}\nrewards: [palette]\ntraining_steps: 1\n"
+    text += "prompts: {train_count: 8, evaluation_count: 4}\ntrackers: [far]\n"
+    text += "rollouts: {prompts_per_step: 2, rollouts_per_step: 8, denoising_steps: 4}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    words = [sys.executable, "-m", "aegpo", "run", "x.yaml", "--plugin", "far.py"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'raise ConnectionError("no route to host")' in done.stderr
+    assert done.stderr.splitlines()[-2:] == [
+        "error: tracker 'far' failed with ConnectionError: no route to host (in aegpo_on_step_end)",
+        "step 1 and all before it are saved; the same command goes on from there",
+    ]

@@ -205,15 +205,17 @@ def execution(model: Any, steps: int, sampler: Any = None, micro_batch: int = 64
     return Execution(model, velocity, sampler or FlowSde(), model.sigmas(steps), micro_batch, storage)
 
 
-def learner(how: Execution, objective: Any = None, policy: PolicySpec | None = None, **optimizer: Any) -> Learner:
-    """A learner of the model in `how`, whose base policy is what the model is now."""
+def learner(
+    how: Execution, objective: Any = None, policy: PolicySpec | None = None, updates: int = 1000, **optimizer: Any
+) -> Learner:
+    """A learner of the model in `how`, whose base policy is what the model is now, in a run of so many updates."""
     policy = policy or PolicySpec()
     with how.model.base():
         pass
     add_adapters(how.model.policy, policy)
     objective, spec = objective or ClippedObjective(), OptimizerSpec(**optimizer)
     weights = Weights(how.model.policy)
-    return Learner(how, weights, objective, "tried", spec, policy.ema, Accelerator(cpu=True))
+    return Learner(how, weights, objective, "tried", spec, policy.ema, Accelerator(cpu=True), updates)
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -99,15 +99,17 @@ def dotted(location: tuple[Key, ...]) -> str:
     return ".".join(str(part) for part in location)
 
 
-def merge(base: Marked, patch: Marked, *, indexed: bool = False) -> Marked:
+def merge(base: Marked, patch: Marked, *, indexed: bool = False, section: bool = False) -> Marked:
     """`base` with `patch` laid over it: mappings merge, everything else is replaced.
 
     A mapping that changes the `kind` replaces the part, and a part given by its bare name counts as `{kind: name}`.
+    The optimizer is no part: most of its keys say how a step is dealt out to it, whatever its `kind`.
 
     Args:
         base: what is patched.
         patch: what changes.
         indexed: a mapping of positions laid over a list changes those items, as options do (`rewards.0.weight`).
+        section: a change of the `kind` leaves the other keys as they are.
     """
     if not isinstance(patch.value, Mapping):
         return patch
@@ -117,11 +119,12 @@ def merge(base: Marked, patch: Marked, *, indexed: bool = False) -> Marked:
             items[int(key)] = merge(items[int(key)], child, indexed=True)
         return replace(base, value=tuple(items))
     base = replace(base, value={"kind": base}) if isinstance(base.value, str) else base
-    if not isinstance(base.value, Mapping) or _changes_kind(base.value, patch.value):
+    if not isinstance(base.value, Mapping) or (not section and _changes_kind(base.value, patch.value)):
         return patch
     merged = dict(base.value)
     for key, child in patch.value.items():
-        merged[key] = merge(merged[key], child, indexed=indexed) if key in merged else child
+        known = key in merged
+        merged[key] = merge(merged[key], child, indexed=indexed, section=key == "optimizer") if known else child
     return replace(base, value=merged, key=patch.key, mark=patch.mark)
 
 

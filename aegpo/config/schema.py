@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from aegpo.config.loading import ARM_NAME, OF_THE_FILE
 from aegpo.core.experiment import experiment_type
 from aegpo.core.parts import Registries
+from aegpo.core.sections import ScheduleSpec
 
 
 def file_schema(registries: Registries) -> dict[str, Any]:
@@ -27,6 +28,8 @@ def file_schema(registries: Registries) -> dict[str, Any]:
     evaluation = schema["$defs"]["EvaluationSpec"]["properties"]
     for lists, key in ((fields, "rewards"), (evaluation, "rewards"), (fields, "trackers")):
         lists[key]["items"] = _or_name(lists[key]["items"], names[key])
+    optimizer = schema["$defs"]["OptimizerSpec"]["properties"]
+    optimizer["schedule"] = _or_name(optimizer["schedule"], get_args(ScheduleSpec.model_fields["kind"].annotation))
     patch = {key: True for key in fields if key not in OF_THE_FILE}
     schema["properties"] = {
         "extends": {"type": "string", "description": "a file whose keys this one patches; relative to this one"},

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, SerializeAsAny, create_model
 
-from aegpo.core.moments import missing_package
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
@@ -110,11 +109,15 @@ class Experiment(Spec):
         """The coefficients of the sampler's steps in training."""
         return self.sampler.table(self.sigmas)
 
+    @property
+    def updates(self) -> int:
+        """Optimizer updates of the whole run, at most."""
+        return self.training_steps * self.optimizer.updates(self.rollouts.rollouts_per_step)
+
     def problems(self) -> Iterator[Problem]:
         """What several fields together get wrong; `aegpo.config.loading` reports it with the line of the field."""
         yield from self._wrong_counts()
-        if (missing := missing_package(self.optimizer.moments)) is not None:
-            yield Problem(("optimizer", "moments"), missing)
+        yield from self.optimizer.problems(self.updates)
         if (self.evaluation.height is None) != (self.evaluation.width is None):
             yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
         for split, path in (("train", self.prompts.train), ("evaluation", self.prompts.evaluation)):

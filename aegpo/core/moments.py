@@ -1,21 +1,20 @@
-"""The two moments of AdamW: what they take in memory, and what they need installed."""
+"""The moments that optimizers keep: what they take in memory, and what they need installed."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 
-MOMENTS = 2  # of AdamW: the running means of the gradient and of its square
 FLOAT32 = 4
-# of bitsandbytes' AdamW8bit: smaller tensors stay float32, and a block shares a scale for each of its moments
+# of bitsandbytes' 8-bit optimizers: smaller tensors stay float32, and a block shares a scale for each of its moments
 LEAST_8BIT, BLOCK = 4096, 256
 
 
-def moment_bytes(numbers: int, moments: str) -> int:
-    """Bytes of both moments of a weight of so many numbers."""
+def moment_bytes(numbers: int, moments: str, count: int = 2) -> int:
+    """Bytes of the `count` moments of a weight of so many numbers; Adam has two, of the gradient and of its square."""
     if moments == "8bit" and numbers >= LEAST_8BIT:
-        return MOMENTS * (numbers + FLOAT32 * math.ceil(numbers / BLOCK))
-    return MOMENTS * FLOAT32 * numbers
+        return count * (numbers + FLOAT32 * math.ceil(numbers / BLOCK))
+    return count * FLOAT32 * numbers
 
 
 def missing_package(moments: str) -> str | None:

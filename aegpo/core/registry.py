@@ -126,7 +126,7 @@ class Registry(Generic[S]):
         chosen: Any = members[0]
         if len(members) > 1:
             chosen = Annotated[reduce(or_, members), Field(discriminator="kind")]
-        return Annotated[SerializeAsAny[chosen], BeforeValidator(_expand_shorthand)]  # type: ignore[misc]
+        return Annotated[SerializeAsAny[chosen], BeforeValidator(expand_shorthand)]  # type: ignore[misc]
 
 
 def _full_name(spec: Spec) -> tuple[str, str]:
@@ -153,5 +153,6 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options) or 'none'}"
 
 
-def _expand_shorthand(value: object) -> object:
+def expand_shorthand(value: object) -> object:
+    """``name`` as ``{kind: name}``; anything else as it is."""
     return {"kind": value} if isinstance(value, str) else value

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from aegpo.core.addresses import has_user
-from aegpo.core.registry import Spec
+from aegpo.core.moments import missing_package
+from aegpo.core.problems import Problem
+from aegpo.core.registry import Spec, expand_shorthand
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -117,19 +120,99 @@ class PolicySpec(Spec):
     )
 
 
-class OptimizerSpec(Spec):
-    """AdamW and how a step's transitions are dealt out to it."""
+class ScheduleSpec(Spec):
+    """The learning rate over the optimizer updates of a run, as a share of its peak; `optimizer.learning_rate` is that.
 
-    learning_rate: float = Field(default=3e-4, gt=0, description="constant over the run (Flow-GRPO, LoRA: 3e-4)")
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="decay of the gradient's two moments")
-    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    Updates are counted, not training steps. How many a run makes at most is known before it starts, so the rate is a
+    function of the update's number alone, and a resumed run needs no more than its counter.
+    """
+
+    kind: Literal["constant", "cosine", "linear"] = Field(
+        default="constant",
+        description="after the warm-up: the peak (Flow-GRPO), or down to `final` along half a cosine (SGDR, arXiv "
+        "1608.03983, Eq. 5, without restarts) or a straight line",
+    )
+    warmup: NotNegative = Field(
+        default=0,
+        description="optimizer updates below the peak: number n of them has n / (warmup + 1) of it (Goyal et al., "
+        "arXiv 1706.02677, Sec. 2.2: a gradual warm-up; our choice: none, and no update at rate 0)",
+    )
+    final: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="cosine, linear: share of the peak that the run's last update has (SGDR: 0)",
+    )
+
+    @property
+    def varies(self) -> bool:
+        """False if every update has the peak."""
+        return self.kind != "constant" or self.warmup > 0
+
+    def share(self, update: int, updates: int) -> float:
+        """The share of the peak in an update, counted from 1, of a run of at most `updates`; later ones keep the last.
+
+        With w = `warmup`, f = `final` and p = (update - w - 1) / (updates - w - 1), the part of the way from the first
+        update at the peak to the last one: f + (1 - f) (1 + cos(pi p)) / 2, or f + (1 - f) (1 - p).
+        """
+        peak = self.warmup + 1
+        if update < peak:
+            return update / peak
+        if self.kind == "constant":
+            return 1.0
+        way = min(1.0, (update - peak) / (updates - peak))
+        left = (1 + math.cos(math.pi * way)) / 2 if self.kind == "cosine" else 1 - way
+        return self.final + (1 - self.final) * left
+
+    def problems(self, updates: int) -> Iterator[Problem]:
+        """What does not go together, in a run of at most `updates`."""
+        place, made = ("optimizer", "schedule"), f"the run makes {updates} optimizer updates at most"
+        if self.kind == "constant":
+            if self.warmup >= updates:
+                message = f"the learning rate never reaches its peak: {made}; lower it to {updates - 1} or less"
+                yield Problem((*place, "warmup"), message, warning=True)
+            if self.final != type(self).model_fields["final"].default:
+                message = "has no effect under 'constant', which stays at the peak; remove it, or use cosine or linear"
+                yield Problem((*place, "final"), message, warning=True)
+        elif self.warmup + 2 > updates:
+            message = (
+                f"no way down for {self.kind!r} after a warm-up of {self.warmup}: {made}, and it takes "
+                f"{self.warmup + 2} or more; lower 'warmup', raise 'training_steps', or use constant"
+            )
+            yield Problem(place, message)
+
+
+class OptimizerSpec(Spec):
+    """The optimizer, its learning rate, and how a step's transitions are dealt out to it."""
+
+    kind: Literal["adamw", "adam", "sgd"] = Field(
+        default="adamw",
+        description="adamw: decoupled weight decay (arXiv 1711.05101; Flow-GRPO). adam: the decay is added to the "
+        "gradient (arXiv 1412.6980, as torch has it). sgd: that too, with `momentum`",
+    )
+    learning_rate: float = Field(default=3e-4, gt=0, description="the schedule's peak (Flow-GRPO, LoRA: 3e-4)")
+    schedule: Annotated[ScheduleSpec, BeforeValidator(expand_shorthand)] = Field(
+        default=ScheduleSpec(),
+        description="the learning rate over the run's updates; a bare name is short for {kind: name}",
+    )
+    betas: tuple[Decay, Decay] = Field(
+        default=(0.9, 0.999), description="adamw, adam: decay of the gradient's two moments"
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="adamw, adam: added to the root of the second moment")
+    momentum: Decay = Field(
+        default=0.9,
+        description="sgd: decay of the gradients' sum that is stepped along (He et al., arXiv 1512.03385: 0.9)",
+    )
     weight_decay: float = Field(
-        default=1e-4, ge=0, description="decoupled, per step and learning rate (Flow-GRPO: 1e-4)"
+        default=1e-4,
+        ge=0,
+        description="adamw: share of a weight taken off, per step and learning rate (Flow-GRPO: 1e-4); adam, sgd: so "
+        "many times the weight are added to its gradient",
     )
     moments: Literal["float32", "8bit"] = Field(
         default="float32",
-        description="how the gradient's two moments are kept: 8 bytes a weight, or 2 with bitsandbytes' blockwise "
-        "quantisation (arXiv 2110.02861; tensors of fewer than 4096 weights stay float32)",
+        description="how adamw and adam keep the gradient's two moments: 8 bytes a weight, or 2 with bitsandbytes' "
+        "blockwise quantisation (arXiv 2110.02861; tensors of fewer than 4096 weights stay float32)",
     )
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="gradients are scaled down to this norm; null: never"
@@ -151,6 +234,29 @@ class OptimizerSpec(Spec):
         description="edges without any credit are left out of the update and of its average (Flow-GRPO's SD3 code); "
         "they have no policy gradient, so this saves time and raises the weight of the others",
     )
+
+    @property
+    def num_moments(self) -> int:
+        """Running means that are kept of each weight's gradient."""
+        return int(self.momentum > 0) if self.kind == "sgd" else 2
+
+    def updates(self, rollouts: int) -> int:
+        """Optimizer updates in a training step of so many rollouts, at most: one without any edge is left out."""
+        return self.inner_epochs * math.ceil(rollouts / (self.rollouts_per_update or rollouts))
+
+    def problems(self, updates: int) -> Iterator[Problem]:
+        """What does not go together or has no effect, in a run of at most `updates`."""
+        if self.kind == "sgd" and self.moments == "8bit":
+            message = "'8bit' is for the two moments of adamw and adam; use float32, or one of these as 'kind'"
+            yield Problem(("optimizer", "moments"), message)
+        elif (missing := missing_package(self.moments)) is not None:
+            yield Problem(("optimizer", "moments"), missing)
+        yield from self.schedule.problems(updates)
+        unread, readers = (("betas", "epsilon"), "adamw or adam") if self.kind == "sgd" else (("momentum",), "sgd")
+        for name, value in self:
+            if name in unread and value != type(self).model_fields[name].default:
+                message = f"has no effect under {self.kind!r}; remove it, or use {readers}"
+                yield Problem(("optimizer", name), message, warning=True)
 
 
 class ProbeSpec(Spec):

@@ -58,6 +58,7 @@ class Learner:
         spec: OptimizerSpec,
         ema_decay: float | None,
         accelerator: Accelerator,
+        updates: int,
     ) -> None:
         self._how, self.weights, self._spec, self._accelerator = how, weights, spec, accelerator
         self.objective, self._kind, self._ema_decay = objective, objective_kind, ema_decay
@@ -65,13 +66,15 @@ class Learner:
         self._optimizer = accelerator.prepare_optimizer(optimizer)
         weights.keep(averaged=ema_decay is not None, lagging=objective.keeps_old)
         self.updates = 0
+        self._most_updates = updates  # of the whole run
 
     @classmethod
     def build(cls, policy: Policy, experiment: Experiment) -> Learner:
         """The learner of an experiment's policy."""
         objective, ema = experiment.objective, experiment.policy.ema
         built = objective.build()
-        return cls(policy.how, policy.weights, built, objective.kind, experiment.optimizer, ema, policy.accelerator)
+        optimizer, updates = experiment.optimizer, experiment.updates
+        return cls(policy.how, policy.weights, built, objective.kind, optimizer, ema, policy.accelerator, updates)
 
     def update(
         self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator
@@ -97,7 +100,8 @@ class Learner:
                 norms.append(self._advance())
         passes = self._spec.inner_epochs * len(parts)
         averages = {name: total / (1 if name == "ratio_error" else passes) for name, total in sums.items()}
-        return averages | {"grad_norm": float(np.mean(norms)), "updated_edges": float(kept.sum())}
+        rate = {"learning_rate": self._learning_rate()} if self._spec.schedule.varies else {}  # of the last update
+        return averages | rate | {"grad_norm": float(np.mean(norms)), "updated_edges": float(kept.sum())}
 
     def _edges(self, rollouts: Rollouts, cond: Conditioning, rng: np.random.Generator) -> Edges:
         """What is learned from: the trained transitions, or their rollouts noised again."""
@@ -149,11 +153,18 @@ class Learner:
         if self._accelerator.scaler is None and not math.isfinite(float(norm)):
             raise AegpoError(DIVERGED)
         self.updates += 1  # counted before, so that whoever sees it fail half-way knows that weights may have changed
+        if self._spec.schedule.varies:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._learning_rate()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self.weights.average is not None and self._ema_decay is not None:
             self.weights.average.approach(min(self._ema_decay, (1 + self.updates) / (10 + self.updates)))
         return float(norm)
+
+    def _learning_rate(self) -> float:
+        """That of update `updates`: from its number alone, so that a resumed run goes on with it."""
+        return self._spec.learning_rate * self._spec.schedule.share(self.updates, self._most_updates)
 
     def end_step(self, step: int) -> None:
         """After the updates of training step `step`: a sampling policy that lags behind comes nearer."""

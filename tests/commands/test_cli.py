@@ -221,6 +221,8 @@ def test_the_schema_has_every_key_of_a_file_and_both_forms_of_a_part():
     assert "scene" in schema["properties"]["rewards"]["items"]["anyOf"][0]["enum"]
     evaluation = schema["$defs"]["EvaluationSpec"]["properties"]["rewards"]
     assert evaluation["items"] == schema["properties"]["rewards"]["items"]
+    names, _ = schema["$defs"]["OptimizerSpec"]["properties"]["schedule"]["anyOf"]
+    assert names["enum"] == ["constant", "cosine", "linear"]
     patch = schema["properties"]["arms"]["additionalProperties"]
     assert set(patch["properties"]) == fields - {"name"}
 

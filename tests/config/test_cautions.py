@@ -1,4 +1,4 @@
-"""What loading a file finds out about the last step's noise, and about prompts that no reward could score."""
+"""What loading a file finds out about the last step's noise, prompts that no reward could score, and the optimizer."""
 
 from __future__ import annotations
 
@@ -145,3 +145,80 @@ def test_check_names_the_line_of_both_files(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["check", "x.yaml"])
     assert isinstance(done.exception, SpecError)
     assert "x.yaml:13:10: prompts.train: p.txt, line 1: reward 'palette' cannot score" in str(done.exception)
+
+
+# --- the optimizer ---------------------------------------------------------------------------------------------------
+
+
+def optimizer_of(loaded):
+    (experiment,) = loaded.arms.values()
+    return experiment.optimizer
+
+
+def test_a_bare_schedule_is_short_for_its_kind_and_can_be_patched(load):
+    schedule = optimizer_of(load("optimizer.schedule=cosine")).schedule
+    assert (schedule.kind, schedule.warmup, schedule.final) == ("cosine", 0, 0.0)
+    assert optimizer_of(load("optimizer.schedule={kind: cosine}")).schedule == schedule
+    warmed = optimizer_of(load("training_steps=9", "optimizer.schedule=cosine", "optimizer.schedule.warmup=2")).schedule
+    assert (warmed.kind, warmed.warmup) == ("cosine", 2)
+    assert load("optimizer.schedule=linear").warnings == load().warnings == ()
+
+
+def test_another_kind_of_optimizer_keeps_how_a_step_is_dealt_out_to_it(load, tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        FILE + "optimizer: {kind: adamw, rollouts_per_update: 4, learning_rate: 0.001}\n"
+        "arms:\n  plain: {}\n  descent:\n    optimizer: {kind: sgd, learning_rate: 0.1}\n"
+    )
+    arms = load().arms
+    assert arms["plain"].optimizer.kind == "adamw"
+    found = arms["descent"].optimizer
+    assert (found.kind, found.rollouts_per_update, found.learning_rate) == ("sgd", 4, 0.1)
+    everywhere = load("optimizer.kind=adam").arms
+    assert {(arm.optimizer.kind, arm.optimizer.rollouts_per_update) for arm in everywhere.values()} == {("adam", 4)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("optimizer.kind=adamax",), "optimizer.kind: unknown kind 'adamax'; did you mean 'adam'?"),
+        (("optimizer.schedule=cosin",), "optimizer.schedule: unknown kind 'cosin'; did you mean 'cosine'?"),
+        (("optimizer.schedule={warmup: -1}",), "optimizer.schedule.warmup: must be at least 0, not -1"),
+        (("optimizer.schedule={warmup: 1.5}",), "optimizer.schedule.warmup: must be a whole number, not 1.5"),
+        (("optimizer.schedule={final: 2}",), "optimizer.schedule.final: must be at most 1, not 2"),
+        (
+            ("optimizer={kind: sgd, moments: 8bit}",),
+            "optimizer.moments: '8bit' is for the two moments of adamw and adam; use float32, or one of these as",
+        ),
+        (
+            ("optimizer.schedule={kind: linear, warmup: 1}",),
+            "optimizer.schedule: no way down for 'linear' after a warm-up of 1: the run makes 2 optimizer "
+            "updates at most, and it takes 3 or more; lower 'warmup', raise 'training_steps', or use constant",
+        ),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused_with_its_place_and_what_would_be_right(load, overrides, told):
+    assert told in refused(load, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer={kind: sgd, betas: [0.9, 0.99]}", "optimizer.betas: has no effect under 'sgd'; remove it, or use"),
+        (
+            "optimizer={kind: sgd, epsilon: 0.1}",
+            "optimizer.epsilon: has no effect under 'sgd'; remove it, or use adamw",
+        ),
+        ("optimizer={momentum: 0.5}", "optimizer.momentum: has no effect under 'adamw'; remove it, or use sgd"),
+        ("optimizer={kind: adam, momentum: 0.5}", "optimizer.momentum: has no effect under 'adam'; remove it, or use"),
+        ("optimizer.schedule={final: 0.5}", "optimizer.schedule.final: has no effect under 'constant', which stays at"),
+        (
+            "optimizer.schedule={warmup: 2}",
+            "optimizer.schedule.warmup: the learning rate never reaches its peak: the run makes 2 optimizer updates at "
+            "most; lower it to 1 or less",
+        ),
+    ],
+)
+def test_what_has_no_effect_under_the_chosen_optimizer_is_told_with_its_place(load, override, told):
+    (warning,) = load(override).warnings
+    assert told in warning
+    assert load("optimizer={kind: sgd, momentum: 0.5}").warnings == ()

@@ -14,7 +14,15 @@ from worlds import BrightnessReward, GaussianSpec, small_experiment
 import aegpo
 from aegpo.core.experiment import EvaluationSpec, Experiment, experiment_type
 from aegpo.core.parts import PART_AXES, AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
-from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, ProbeSpec, PromptsSpec, RolloutsSpec
+from aegpo.core.sections import (
+    CheckpointSpec,
+    OptimizerSpec,
+    PolicySpec,
+    ProbeSpec,
+    PromptsSpec,
+    RolloutsSpec,
+    ScheduleSpec,
+)
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.selectors import EntropyPeakSelector, RandomSelector
@@ -24,7 +32,8 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
 
-SECTIONS = (PromptsSpec, RolloutsSpec, PolicySpec, OptimizerSpec, ProbeSpec, EvaluationSpec, CheckpointSpec, Experiment)
+SECTIONS = (PromptsSpec, RolloutsSpec, PolicySpec, OptimizerSpec, ScheduleSpec, ProbeSpec, EvaluationSpec)
+SECTIONS += (CheckpointSpec, Experiment)
 MINIMAL = {
     "model": "shapes",
     "rewards": ["palette"],

@@ -69,6 +69,10 @@ def test_needs_grow_with_what_is_asked_for(pipeline_folders):
     assert needs(small, full).weights - needs(offloaded, full).weights == 4 * needs(small, full).trainable
     average = needs(small, PolicySpec(ema=0.9)).optimizer
     assert average * 3 == needs(small, full).optimizer * 4
+    for momentum, moments in ((0.9, 1), (0.0, 0)):
+        descent = OptimizerSpec(micro_batch=1, kind="sgd", momentum=momentum)
+        plain = small.footprint(small_experiment(small, policy=full, optimizer=descent)).optimizer
+        assert plain == (1 + moments) * 4 * needs(small, full).trainable  # the gradient, and what is kept of it
     eight = small_experiment(small, policy=full, optimizer=OptimizerSpec(micro_batch=1, moments="8bit"))
     saved = needs(small, full).optimizer - small.footprint(eight).optimizer
     large = [w.numel() for w in small.build(CPU).policy.parameters() if w.numel() >= 4096]

@@ -91,8 +91,8 @@ def test_a_field_that_is_new_and_is_set_to_something_else_is_a_difference_to_its
 
 
 def test_a_manifest_with_a_field_that_is_gone_is_compared_as_it_is(path):
-    run = begun(path, lambda manifest: manifest["experiment"]["optimizer"].update(momentum=0.5))
-    with pytest.raises(CheckpointError, match=r"optimizer\.momentum: 0\.5 -> \(absent\)"):
+    run = begun(path, lambda manifest: manifest["experiment"]["optimizer"].update(nesterov=0.5))
+    with pytest.raises(CheckpointError, match=r"optimizer\.nesterov: 0\.5 -> \(absent\)"):
         manifests.check_manifest(run)
 
 

@@ -129,6 +129,20 @@ def test_the_same_experiment_and_a_folder_without_a_manifest_are_accepted(run):
     manifests.check_manifest(run)
 
 
+def test_a_manifest_from_before_there_were_kinds_and_schedules_of_optimizers_goes_on_as_their_defaults(
+    tmp_path, registries, run
+):
+    manifest = begin(run)
+    for key in ("kind", "schedule", "momentum"):
+        del manifest["experiment"]["optimizer"][key]
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    (run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert begin(run) == manifest
+    assert parse_experiment(manifest["experiment"], registries) == run.experiment
+    with pytest.raises(CheckpointError, match=r'optimizer\.schedule\.kind: "constant" -> "linear"'):
+        begin(a_run(tmp_path, registries, "optimizer.schedule=linear"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "lines"),
     [

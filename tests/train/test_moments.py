@@ -1,4 +1,4 @@
-"""AdamW's moments in 8 bits: the real package on a CPU, its state in checkpoints, and what is said without it."""
+"""Moments in 8 bits: the real package on a CPU, its state in checkpoints, and what is said without it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from test_engine import build, run
+from test_engine import assert_same_weights, build, run
 from torch import nn
 from worlds import GaussianSpec, small_experiment
 
@@ -48,10 +48,11 @@ def optimizer_of(params, moments="8bit", **changes):
 
 
 @pytest.mark.usefixtures("_package")
-def test_small_tensors_step_as_torch_does_and_large_ones_nearly_so():
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_small_tensors_step_as_torch_does_and_large_ones_nearly_so(kind):
     ours, theirs, start = weights(), weights(), weights()
-    descend(optimizer_of(ours, weight_decay=0.1), ours, 20)
-    descend(optimizer_of(theirs, "float32", weight_decay=0.1), theirs, 20)
+    descend(optimizer_of(ours, kind=kind, weight_decay=0.5), ours, 20)
+    descend(optimizer_of(theirs, "float32", kind=kind, weight_decay=0.5), theirs, 20)
     torch.testing.assert_close(ours["small"], theirs["small"], rtol=1e-5, atol=1e-6)
     for name in ("large", "odd"):
         moved, off = (theirs[name] - start[name]).norm(), (ours[name] - theirs[name]).norm()
@@ -95,16 +96,16 @@ def test_state_that_went_through_a_checkpoint_goes_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.usefixtures("_package")
-def test_a_resumed_run_has_the_same_weights_bit_for_bit(tiny_spec, tmp_path):
-    experiment = small_experiment(tiny_spec, optimizer=OptimizerSpec(moments="8bit"))
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_a_resumed_run_has_the_same_weights_bit_for_bit(tiny_spec, tmp_path, kind):
+    experiment = small_experiment(tiny_spec, optimizer=OptimizerSpec(kind=kind, moments="8bit"))
     straight, _, _ = run(experiment, tmp_path / "straight")
     run(experiment, tmp_path / "broken", stop_after=2)
     saved = checkpoints.load_latest(tmp_path / "broken" / "checkpoints")
     assert saved.step == 2
     assert any(value.dtype == torch.uint8 for name, value in saved.tensors.items() if name.startswith("optimizer/"))
     second, _, _ = run(experiment, tmp_path / "broken")
-    for name, weight in straight.learner.weights.items():
-        assert torch.equal(weight, second.learner.weights[name])
+    assert_same_weights(straight, second)
 
 
 @pytest.mark.usefixtures("_no_package")

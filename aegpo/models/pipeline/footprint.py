@@ -37,7 +37,8 @@ def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
     if experiment.policy.train == "full" and not spec.offload_base:
         weights += trainable * DTYPES[spec.dtype].itemsize
     copies = 1 + (experiment.policy.ema is not None)  # the gradient, the average
-    moments = sum(moment_bytes(count, experiment.optimizer.moments) for count, _, trained in sizes if trained)
+    kept, each = experiment.optimizer.moments, experiment.optimizer.num_moments
+    moments = sum(moment_bytes(count, kept, each) for count, _, trained in sizes if trained)
     return Footprint(
         parameters=sum(count for count, _, _ in sizes),
         trainable=trainable,

@@ -78,3 +78,23 @@ def test_the_guide_shows_no_other_way_in():
 @pytest.mark.parametrize("line", ["import aegpo.core.parts", "from aegpo.core import parts", "from aegpo import core"])
 def test_another_way_in_would_be_found(line):
     assert inside(line)
+
+
+def posix_only(source: str) -> set[str]:
+    """What a module imports at its top, whatever runs it, that Windows does not have."""
+    found: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""}
+    return found & {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "aegpo").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_can_be_imported_without_posix(path):
+    assert not posix_only(path.read_text(encoding="utf-8"))
+
+
+def test_a_module_that_needs_posix_would_be_found():
+    assert posix_only("import os\nimport fcntl\nfrom pwd import getpwuid\n") == {"fcntl", "pwd"}

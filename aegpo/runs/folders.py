@@ -10,7 +10,6 @@ OUT/NAME/ARM/seed-S/
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -86,24 +85,31 @@ def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None
 def locked(folder: Path) -> Iterator[None]:
     """Keeps every other process out of a run folder, which is made if need be.
 
-    The operating system lets go of the lock when the process ends, however it ends.
+    The operating system lets go of the lock when the process ends, however it ends; a lock that is a file of its own
+    would outlive a process that is killed, and nobody could go on.
 
     Raises:
-        AegpoError: if another process holds the folder.
+        AegpoError: if another process holds the folder, or the disk has no such locks.
     """
+    from filelock import lock_descriptor
+
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a+") as file:
+    with (folder / _LOCK).open("ab+", buffering=0) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            free = lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:
             raise AegpoError(
-                f"process {file.read().strip() or '(unknown)'} is running {folder}; wait for it or end it, or choose "
+                f"{folder} cannot be kept from other processes: its disk has no locks ({error.strerror}); choose an "
+                "--out on a disk that has, such as one of this machine"
+            ) from error
+        file.seek(1)  # Windows lets others read what is behind the byte that is locked
+        if not free:
+            raise AegpoError(
+                f"process {file.read().decode() or '(unknown)'} is running {folder}; wait for it or end it, or choose "
                 "another --out"
-            ) from None
+            )
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        file.write(f" {os.getpid()}".encode())
         yield
 
 

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -209,6 +211,18 @@ def test_a_second_process_is_kept_out_until_the_first_one_dies(run):
         pass
     with folders.locked(run.folder):
         pass
+
+
+def test_a_disk_without_locks_is_an_error_and_nobody_is_let_in(run, monkeypatch):
+    def refuse(*words):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(AegpoError, match=r"seed-0 cannot be kept from .*: its disk has no locks \(No locks.*\); choose"),
+        folders.locked(run.folder),
+    ):
+        pytest.fail("it was let in")
 
 
 def test_starting_over_leaves_nothing_but_the_lock(run):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,12 +18,14 @@ from aegpo.errors import AegpoError
 
 if TYPE_CHECKING:
     from requests import Response
+    from urllib3.util.retry import Retry
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass; others are the request's own fault
 _LONGEST_WAIT = 30.0  # seconds
+_LONGEST_HISTORY = 64  # attempts that pauses grow by: 2 to the power of some thousands is no float
 _SHOWN = 300  # characters of an answer in an error
 
 
@@ -35,7 +36,10 @@ class ServerRewardSpec(RewardSpec):
     timeout: float = Field(60.0, gt=0, description="seconds an answer may take")
     retries: int = Field(5, ge=0, description="further attempts when the server is away, late or overloaded")
     backoff: float = Field(
-        1.0, ge=0, description="seconds before the first further attempt; doubled each time, 30 at most"
+        1.0,
+        ge=0,
+        description="seconds before the first further attempt, unless the server names a time; doubled each time, 30 "
+        "at most",
     )
     concurrency: Positive = Field(4, description="requests at a time")
     token_env: str | None = Field(
@@ -73,6 +77,7 @@ class Server:
 
         self.who = f"reward {spec.label!r}"
         self._spec = spec
+        self._retry = _retries(spec)
         self._session = requests.Session()
         self._turns = threading.BoundedSemaphore(spec.concurrency)  # of requests, whoever sends them
         for scheme in ("http://", "https://"):
@@ -105,12 +110,11 @@ class Server:
 
     def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
         import requests
+        from urllib3.exceptions import MaxRetryError
 
-        url, wait = self._spec.url + path, self._spec.backoff
-        for attempt in range(self._spec.retries + 1):
-            if attempt:
-                time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+        url, retry = self._spec.url + path, self._retry
+        while True:
+            answer = None
             try:
                 with self._turns:
                     answer = self._session.request(
@@ -118,15 +122,37 @@ class Server:
                     )
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 fault = f"{type(error).__name__}: {str(error)[:_SHOWN]}"
-                continue
-            if answer.status_code in _AGAIN:
+            else:
+                if not retry.is_retry(method, answer.status_code):
+                    return self._read(url, answer)
                 fault = _described(answer)
-                continue
-            return self._read(url, answer)
-        raise AegpoError(
-            f"{self.who}: {url} could not be asked in {self._spec.retries + 1} attempts: {fault}; see to the server, "
-            "or raise 'retries' or 'timeout'"
-        )
+            try:
+                retry = retry.increment(method, url)
+            except MaxRetryError:
+                raise AegpoError(
+                    f"{self.who}: {url} could not be asked in {self._spec.retries + 1} attempts: {fault}; see to the "
+                    "server, or raise 'retries' or 'timeout'"
+                ) from None
+            retry = retry.new(history=retry.history[-_LONGEST_HISTORY:])
+            self._pause(url, retry, answer, fault)
+
+    def _pause(self, url: str, retry: Retry, answer: Response | None, fault: str) -> None:
+        """Waits as long as the server asks in its answer, or else as long as it is the turn for."""
+        from urllib3.exceptions import InvalidHeader
+
+        try:
+            seconds = None if answer is None else retry.get_retry_after(answer.raw)
+        except (InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
+            seconds = None
+        if answer is None or seconds is None:
+            retry.sleep()
+        elif seconds <= self._spec.timeout:
+            retry.sleep(answer.raw)
+        else:
+            raise AegpoError(
+                f"{self.who}: {url} wants to be asked again only after {seconds:.0f} s, but 'timeout' is "
+                f"{self._spec.timeout:g} s: {fault}; see to the server, or raise 'timeout'"
+            )
 
     def _read(self, url: str, answer: Response) -> Any:
         if answer.status_code != 200:
@@ -135,6 +161,21 @@ class Server:
             return answer.json()
         except ValueError as error:
             raise AegpoError(f"{self.who}: {url} did not answer with JSON: {answer.text[:_SHOWN]!r}") from error
+
+
+def _retries(spec: ServerRewardSpec) -> Retry:
+    from urllib3.util.retry import RequestHistory, Retry
+
+    # Its first pause would be none and its second twice the factor: so it counts one attempt before the first.
+    before = RequestHistory(None, None, None, None, None)
+    return Retry(
+        total=spec.retries,
+        allowed_methods=None,  # a score may be asked for again, whatever the method
+        status_forcelist=_AGAIN,
+        backoff_factor=spec.backoff / 2,
+        backoff_max=_LONGEST_WAIT,
+        history=(before,),
+    )
 
 
 def _described(answer: Response) -> str:

@@ -191,15 +191,17 @@ def test_an_address_that_is_taken_is_an_error(palette):
 
 @contextmanager
 def answering(answers):
-    """A server that gives these (status, body) in turn, the last one for ever; yields its address and what it got."""
+    """A server that gives these (status, body, headers) in turn, the last for ever; yields its address, what it got."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             length = int(self.headers["Content-Length"])
             asked.append((time.monotonic(), self.rfile.read(length)))
-            status, body = answers[min(len(asked), len(answers)) - 1]
+            status, body, *headers = answers[min(len(asked), len(answers)) - 1]
             self.send_response(status)
+            for header in headers:
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(body.encode())
 

@@ -39,7 +39,7 @@ class Redness(aegpo.RewardSpec):
     kind: Literal["redness"] = "redness"
     threshold: float = Field(default=0.0, ge=0, le=1, description="excess of red that counts as none")
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[aegpo.Prompt]) -> Tensor:
         red, green, blue = images.mean(dim=(2, 3)).unbind(dim=1)
         return red - (green + blue) / 2 - self.threshold
 

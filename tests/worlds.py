@@ -6,7 +6,7 @@ marginal of the flow, is known exactly. `write_tiny_shapes` writes an untrained 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from aegpo.core.experiment import EvaluationSpec, Experiment
 from aegpo.core.parts import ModelSpec, RewardSpec
-from aegpo.core.records import AttentionCall, Conditioning, RolloutPlan
+from aegpo.core.records import AttentionCall, Conditioning, Prompt, RolloutPlan
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator
@@ -120,8 +120,15 @@ class BrightnessReward(RewardSpec):
 
     kind: Literal["brightness"] = "brightness"
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return images.mean(dim=(1, 2, 3))
+
+
+def asked(texts: Iterable[str], **metadata: object) -> list[Prompt]:
+    """A prompt for each text, the same one for equal texts."""
+    texts = list(texts)
+    known = {text: Prompt(index, text, metadata) for index, text in enumerate(dict.fromkeys(texts))}
+    return [known[text] for text in texts]
 
 
 def write_tiny_shapes(folder: Path) -> Path:

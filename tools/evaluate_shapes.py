@@ -26,6 +26,7 @@ from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 from aegpo.core.interfaces import Reward
 from aegpo.models.shapes.captions import KINDS, captions, parse, scenes
 from aegpo.models.shapes.rendering import SIZE
+from aegpo.prompts.lists import numbered
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.scene import SceneReward
 
@@ -155,7 +156,7 @@ def main() -> None:
     options = parse_arguments()
     texts = draw(options)
     images = generate(texts, options)
-    scores = {name: reward.score(images, texts) for name, reward in REWARDS.items()}
+    scores = {name: reward.score(images, numbered(texts)) for name, reward in REWARDS.items()}
     summary = summarise(texts, scores)
     show(summary, options)
     if options.grid:

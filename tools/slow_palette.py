@@ -22,7 +22,7 @@ class SlowPaletteReward(aegpo.RewardSpec):
     kind: Literal["slow-palette"] = "slow-palette"
     seconds: float = Field(0.01, ge=0, description="pause for each image")
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[aegpo.Prompt]) -> Tensor:
         """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better."""
         time.sleep(self.seconds * len(prompts))
         return PaletteReward().score(images, prompts)

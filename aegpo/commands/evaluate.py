@@ -26,11 +26,11 @@ from aegpo.core.as_json import dumps
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import whole_folder, write_atomically, write_json
 from aegpo.core.parts import Registries, RewardSpec
-from aegpo.core.records import FloatArray
+from aegpo.core.records import FloatArray, Prompt
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
-from aegpo.prompts.lists import read_prompts
-from aegpo.prompts.sources import read_file
+from aegpo.prompts.lists import lacking, numbered, quoted, read_prompts
+from aegpo.prompts.sources import read_places
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
 from aegpo.runs.manifest import source_state, versions
@@ -103,7 +103,7 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     registries = load_registries(plugin_manager(request.plugins))
     subject = find_subject(request, registries)
     specs = reward_specs(request, subject, registries)
-    prompts = styled_prompts(request.prompts, subject.experiment)
+    prompts = styled_prompts(request.prompts, subject.experiment, specs)
     out = request.out or Path("evaluations") / subject.label.replace(", ", "-").replace(" ", "-")
 
     from aegpo.train.policy import Policy
@@ -113,7 +113,7 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
         policy = Policy(subject.experiment)
         scorers = build_scorers(specs, policy.device)
         painting = _Painting(policy, subject, scorers, request, folder, len(prompts))
-        styles = [painting.style(name, texts) for name, texts in prompts.items()]
+        styles = [painting.style(name, each) for name, each in prompts.items()]
         found = compare(
             subject.label, styles, [spec.label for spec in specs], _settings(request, subject, specs, painting.steps)
         )
@@ -171,17 +171,22 @@ def reward_specs(request: EvaluateRequest, subject: Subject, registries: Registr
     return specs
 
 
-def styled_prompts(source: str | None, experiment: Experiment) -> dict[str, tuple[str, ...]]:
+def styled_prompts(source: str | None, experiment: Experiment, specs: Sequence[RewardSpec]) -> dict[str, list[Prompt]]:
     """Prompts by style: the benchmark's four, or one that is named after a file.
 
     Raises:
-        AegpoError: if they cannot be read.
+        AegpoError: if they cannot be read, or lack what a reward needs.
     """
     if source is None:
-        return {HELD_OUT: read_prompts(experiment, "evaluation")}
-    if source == HPSV2:
-        return benchmark_prompts()
-    return {Path(source).stem: tuple(prompt.text for prompt in read_file(Path(source)))}
+        placed = {HELD_OUT: quoted(read_prompts(experiment, "evaluation"))}
+    elif source == HPSV2:
+        placed = {style: quoted(numbered(texts)) for style, texts in benchmark_prompts().items()}
+    else:
+        placed = {Path(source).stem: list(read_places(Path(source)).items())}
+    for prompts in placed.values():
+        for message in lacking(specs, prompts):
+            raise AegpoError(message)
+    return {style: [prompt for _, prompt in prompts] for style, prompts in placed.items()}
 
 
 # --- painting and scoring --------------------------------------------------------------------------------------------
@@ -213,18 +218,19 @@ class _Painting:
         """Denoising steps that are taken."""
         return len(self._how.sigmas) - 1
 
-    def style(self, name: str, texts: tuple[str, ...]) -> StyleScores:
+    def style(self, name: str, prompts: Sequence[Prompt]) -> StyleScores:
         """Paints and scores the prompts of a style."""
         from rich.console import Console
         from rich.progress import track
 
+        texts = tuple(prompt.text for prompt in prompts)
         self._policy.prepare(texts)
         size, labels = self._how.micro_batch, [scorer.label for scorer in self._scorers]
         shape = (max(1, len(self._runs)), self._images, len(texts))
         base, policy = ({label: np.zeros(shape) for label in labels} for _ in range(2))
         batches = [(image, first) for image in range(self._images) for first in range(0, len(texts), size)]
         for image, first in track(batches, description=name, console=Console(file=sys.stderr), transient=True):
-            part = texts[first : first + size]
+            part = prompts[first : first + size]
             noise = self._policy.numbered_noise(self._done + first + (image << 32), len(part), self._seed)
             for seed, (scores, base_scores) in enumerate(self._batch(name, image, first, part, noise)):
                 for table, found in ((policy, scores), (base, base_scores)):
@@ -234,15 +240,16 @@ class _Painting:
         return StyleScores(name, texts, base, policy if self._runs else None)
 
     def _batch(
-        self, style: str, image: int, first: int, texts: Sequence[str], noise: Tensor
+        self, style: str, image: int, first: int, prompts: Sequence[Prompt], noise: Tensor
     ) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
         """Scores of the policy and the base for each run; where there is none, nothing and those of the model."""
         from aegpo.report.picture_sheet import pictures
         from aegpo.train.held_out import HeldOut
 
+        texts = [prompt.text for prompt in prompts]
         with self._policy.base():
             images = self._policy.images(texts, noise, self._how)
-        base = HeldOut(self._scorers, texts, lambda _: images)
+        base = HeldOut(self._scorers, prompts, lambda _: images)
         shown = [self._save(pictures(images), self._columns[0], style, image, first)]
         if not self._runs:
             yield {}, dict(base.base_scores)

@@ -18,6 +18,7 @@ from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.registry import Registry
 from aegpo.errors import AegpoError
+from aegpo.prompts.lists import lacking, quoted
 from aegpo.rewards import wire
 
 if TYPE_CHECKING:
@@ -96,10 +97,14 @@ class Scoring:
         """A status and the JSON that goes with it: 200 with scores, 4xx for a wrong request, 500 for a failure."""
         import torch
 
+        from aegpo.train.scoring import for_strings
+
         try:
             images, prompts = wire.unpack(body, content_type)
         except AegpoError as error:
             return 400, {"detail": str(error)}
+        for message in lacking([self.spec], quoted(prompts)):
+            return 422, {"detail": message}
         try:
             with self._turn, torch.no_grad():
                 scores: Tensor = self._reward.score(images, prompts)
@@ -108,7 +113,8 @@ class Scoring:
             return 422, {"detail": str(error)}
         except Exception as error:
             traceback.print_exc()
-            return 500, {"detail": f"reward {self.spec.label!r} failed with {type(error).__name__}: {error}"}
+            failed = f"reward {self.spec.label!r} failed with {type(error).__name__}: {error}"
+            return 500, {"detail": failed + for_strings(error)}
         return 200, {"scores": scores.tolist()}
 
 
@@ -126,7 +132,9 @@ def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:
         return JSONResponse({"detail": "the header 'Authorization: Bearer TOKEN' is missing or wrong"}, 401)
 
     async def health(request: Request) -> JSONResponse:
-        return refused(request) or JSONResponse({"status": "ok", "reward": scoring.spec.model_dump(mode="json")})
+        return refused(request) or JSONResponse(
+            {"status": "ok", "protocol": wire.PROTOCOL, "reward": scoring.spec.model_dump(mode="json")}
+        )
 
     async def score(request: Request) -> JSONResponse:
         answer = refused(request)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, RolloutPlan, Signals
+from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Prompt, RolloutPlan, Signals
 from aegpo.errors import AegpoError, ContractError, MemoryShortageError
 
 if TYPE_CHECKING:
@@ -185,13 +185,13 @@ def check_log_prob(name: str, log_prob: Tensor, latents: Tensor) -> None:
     _check_finite(who, "returned", log_prob)
 
 
-def check_scores(name: str, scores: Tensor, prompts: Sequence[str]) -> None:
+def check_scores(name: str, scores: Tensor, prompts: Sequence[Prompt]) -> None:
     """A reward's (N,) scores: float32 and finite; the message names the prompt."""
     who = f"reward {name!r}"
     _check_tensor(who, "scores", scores, (len(prompts),), ("float32",))
     broken = (~scores.isfinite()).nonzero()
     if len(broken):
-        raise ContractError(f"{who} returned a non-finite score for prompt {prompts[int(broken[0])]!r}")
+        raise ContractError(f"{who} returned a non-finite score for prompt {prompts[int(broken[0])].text!r}")
 
 
 def check_credit(name: str, credit: Tensor, edges: int) -> None:

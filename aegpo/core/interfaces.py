@@ -15,6 +15,7 @@ from aegpo.core.records import (
     Conditioning,
     Gaussian,
     IntArray,
+    Prompt,
     Renoised,
     RolloutPlan,
     Rollouts,
@@ -88,8 +89,11 @@ class Exportable(Protocol):
 class Reward(Protocol):
     """Scores images against prompts."""
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32, higher is better."""
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32, higher is better.
+
+        Images of one prompt have equal prompts; a prompt's `metadata` is what its file says beside the text.
+        """
 
 
 @runtime_checkable

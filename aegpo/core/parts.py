@@ -23,7 +23,7 @@ from aegpo.core.interfaces import (
     TimestepSelector,
     Tree,
 )
-from aegpo.core.records import FloatArray, Footprint, StepTable
+from aegpo.core.records import FloatArray, Footprint, Prompt, StepTable
 from aegpo.core.registry import Registry, Spec
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class RewardSpec(Spec):
 
     kind: str
     particular: ClassVar[bool] = False  # it `refuses` some prompts: those of files are asked about at load
+    needs_metadata: ClassVar[tuple[str, ...]] = ()  # keys it reads; a prompt without one is refused before a run
     group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
     name: str | None = Field(default=None, description="label in metrics and reports; default: the kind")
     weight: float = Field(default=1.0, description="factor of this reward in the weighted sum")
@@ -97,7 +98,7 @@ class RewardSpec(Spec):
         """The name metrics and reports use."""
         return self.name or self.kind
 
-    def refuses(self, prompt: str) -> str | None:
+    def refuses(self, prompt: Prompt) -> str | None:
         """Why this reward cannot score images of a prompt; None: it can. Asked only if the kind is `particular`."""
         return None
 

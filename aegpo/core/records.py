@@ -34,11 +34,15 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt and its place in the training list, which is its identity in caches and groups."""
+    """One prompt and its place in its list, which for training prompts is their identity in caches and groups.
+
+    Metadata is JSON, as other keys of its line or other columns of its dataset have it; captions of a model have none.
+    Only rewards read it. It does not enter the hash, so that prompts may be keys.
+    """
 
     index: int
     text: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)  # what its file says beside the text; rewards see none
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from aegpo.core.experiment import Experiment
-from aegpo.core.records import RolloutPlan
+from aegpo.core.records import Prompt, RolloutPlan
 from aegpo.core.sections import DatasetPrompts
 from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.method.trees import trunk_levels
-from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared
+from aegpo.prompts.lists import PromptStream, numbered, read_prompts, refuse_shared
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
 
@@ -62,13 +62,13 @@ def cost(experiment: Experiment) -> Cost:
         ContractError: if the allocator, selector or tree returns what its interface forbids.
         AegpoError: if a file of prompts cannot be read.
     """
-    texts = _prompts(experiment)
+    prompts = _prompts(experiment)
     plans = [plan_step(experiment, signals) for signals in made_up_signals(experiment)]
     spent = [(plan, forwards) for plan in plans for forwards in _forwards(experiment, plan)]
     forwards = _range(made for _, made in spent)
     leaves = _range(plan.num_rollouts for plan in plans)
     update = update_work(experiment)
-    seen = min(len(texts), experiment.rollouts.prompts_per_step * experiment.training_steps)
+    seen = min(len(prompts), experiment.rollouts.prompts_per_step * experiment.training_steps)
     trajectory = _trajectory(experiment)
     return Cost(
         leaves=leaves,
@@ -76,7 +76,7 @@ def cost(experiment: Experiment) -> Cost:
         trained_edges=_range(plan.trained_edges for plan in plans),
         work=_range(made + update * plan.trained_edges for plan, made in spent),
         per_rollout=(forwards.low + forwards.high) / (leaves.low + leaves.high),
-        probe=trajectory * _measurements(experiment, texts) / experiment.training_steps if trajectory else 0,
+        probe=trajectory * _measurements(experiment, prompts) / experiment.training_steps if trajectory else 0,
         probe_base=trajectory * seen,
     )
 
@@ -97,12 +97,12 @@ def _trajectory(experiment: Experiment) -> int:
     return experiment.probe.samples * (last + 1)
 
 
-def _measurements(experiment: Experiment, texts: Sequence[str]) -> int:
+def _measurements(experiment: Experiment, prompts: Sequence[Prompt]) -> int:
     """How many prompts the probe measures in a run, of the policy: all of every step, or those whose curve is old."""
     per_step, refresh = experiment.rollouts.prompts_per_step, experiment.probe.refresh
     if refresh == 1:
         return per_step * experiment.training_steps
-    stream, measured, total = PromptStream(texts, per_step, experiment.seed), dict[int, int](), 0
+    stream, measured, total = PromptStream(prompts, per_step, experiment.seed), dict[int, int](), 0
     for step in range(1, experiment.training_steps + 1):
         for prompt in stream.at(step):
             if measured.get(prompt.index, -refresh) <= step - refresh:
@@ -128,14 +128,14 @@ def unread_prompts(experiment: Experiment) -> tuple[str, ...]:
     return tuple(dict.fromkeys(source.label for source in sources if isinstance(source, DatasetPrompts)))
 
 
-def _prompts(experiment: Experiment) -> tuple[str, ...]:
+def _prompts(experiment: Experiment) -> tuple[Prompt, ...]:
     """Training prompts; both lists are read, so that a file that is missing or too short is found here."""
     if unread_prompts(experiment):
-        return tuple(str(number) for number in range(experiment.prompts.train_count))  # at most as many
-    texts = read_prompts(experiment, "train")
-    PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
-    refuse_shared(texts, read_prompts(experiment, "evaluation"))
-    return texts
+        return numbered(map(str, range(experiment.prompts.train_count)))  # at most as many
+    prompts = read_prompts(experiment, "train")
+    PromptStream(prompts, experiment.rollouts.prompts_per_step, experiment.seed)
+    refuse_shared(prompts, read_prompts(experiment, "evaluation"))
+    return prompts
 
 
 def _range(values: Iterator[int]) -> Range:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Problem
@@ -21,8 +22,8 @@ Split = Literal["train", "evaluation"]
 _SHUFFLE = 7919  # keeps the stream of shuffles apart from the stream of decisions
 
 
-def read_prompts(experiment: Experiment, split: Split) -> tuple[str, ...]:
-    """The prompts of a split: of its file or dataset, or the model's own captions.
+def read_prompts(experiment: Experiment, split: Split) -> tuple[Prompt, ...]:
+    """The prompts of a split, by their index: of its file or dataset with their metadata, or the model's own captions.
 
     Raises:
         AegpoError: if they cannot be read or there are none.
@@ -30,60 +31,114 @@ def read_prompts(experiment: Experiment, split: Split) -> tuple[str, ...]:
     spec = experiment.prompts
     source, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
     if source is None:
-        return experiment.model.captions(split, count, spec.seed)
+        return numbered(experiment.model.captions(split, count, spec.seed))
+    dropped = set[str]()
     if split == "train" and spec.shared == "drop":
-        held_out = set(read_prompts(experiment, "evaluation"))
-        return tuple(text for text in _texts(source) if text not in held_out)[:count]
-    return _texts(source)[:count]
-
-
-def _texts(source: Path | DatasetPrompts) -> tuple[str, ...]:
+        dropped = {prompt.text for prompt in read_prompts(experiment, "evaluation")}
     if isinstance(source, DatasetPrompts):
-        return read_dataset(source)
-    return tuple(prompt.text for prompt in read_file(source))
+        return read_dataset(source, dropped, count)
+    return numbered([prompt for prompt in read_file(source) if prompt.text not in dropped][:count])
+
+
+def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
+    """Texts or prompts as a list of their own: the index of each is its place."""
+    return tuple(
+        Prompt(index, each) if isinstance(each, str) else replace(each, index=index)
+        for index, each in enumerate(prompts)
+    )
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """Files whose prompts the chosen rewards cannot score: found before a run, the first prompt of each file.
+    """Prompts that the chosen rewards cannot score: found before a run, the first prompt of each file.
 
-    Files are read only where a reward is particular about prompts; datasets are not read at load.
+    Files are read only where a reward is particular about prompts or needs metadata; datasets are not read at load.
     """
     every = (*experiment.rewards, *experiment.evaluation.rewards)
     spec = experiment.prompts
     asked: list[tuple[Split, Path | DatasetPrompts | None, Sequence[RewardSpec]]]
     asked = [("train", spec.train, experiment.rewards), ("evaluation", spec.evaluation, every)]
-    for split, path, rewards in asked:
-        particular = [reward for reward in rewards if reward.particular]
-        if not isinstance(path, Path) or not particular:
+    for split, source, rewards in asked:
+        choosy = [reward for reward in rewards if reward.particular or reward.needs_metadata]
+        if isinstance(source, DatasetPrompts) or not choosy:
+            continue
+        if source is None:
+            yield from _bare_captions(experiment, split, choosy)
             continue
         try:
-            used = _used(experiment, split, read_places(path))
+            message = next(_refused(choosy, _used(experiment, split, read_places(source))), None)
         except AegpoError as error:
-            yield Problem(("prompts", split), error.message)
-            continue
-        refused = ((each, where, why) for where, text in used for each in particular if (why := each.refuses(text)))
-        for each, where, why in islice(refused, 1):
-            yield Problem(("prompts", split), f"{where}: reward {each.label!r} cannot score this prompt: {why}")
+            message = error.message
+        if message is not None:
+            yield Problem(("prompts", split), message)
 
 
-def _used(experiment: Experiment, split: Split, places: Mapping[str, Prompt]) -> list[tuple[str, str]]:
-    """Places and texts of the prompts of a file that a run takes, as `read_prompts` does."""
+def _bare_captions(experiment: Experiment, split: Split, rewards: Sequence[RewardSpec]) -> Iterator[Problem]:
+    """Captions have no metadata, whatever they say."""
+    reward = next((reward for reward in rewards if reward.needs_metadata), None)
+    if reward is not None:
+        needed = ", ".join(map(repr, reward.needs_metadata))
+        yield Problem(
+            ("prompts",),
+            f"reward {reward.label!r} needs {needed}, but captions of model {experiment.model.kind!r} have no "
+            f"metadata; name a file that has it as {split!r}",
+        )
+
+
+def _refused(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]]) -> Iterator[str]:
+    """The prompts that rewards lack something of or cannot score, with their places."""
+    for where, prompt in places:
+        yield from lacking(rewards, [(where, prompt)])
+        for reward in rewards:
+            with contracts.blaming("reward", reward.label):
+                why = reward.refuses(prompt) if reward.particular else None
+            if why is not None:
+                yield f"{where}: reward {reward.label!r} cannot score this prompt: {why}"
+
+
+def lacking(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]]) -> Iterator[str]:
+    """The prompts without metadata that a reward needs, with their places; a null counts as absent."""
+    for where, prompt in places:
+        for reward in rewards:
+            missing = [repr(key) for key in reward.needs_metadata if prompt.metadata.get(key) is None]
+            if missing:
+                there = ", ".join(repr(key) for key, value in prompt.metadata.items() if value is not None)
+                has = f"only {there}" if there else "no metadata"
+                yield f"{where}: reward {reward.label!r} needs {', '.join(missing)}, but this prompt has {has}"
+
+
+def quoted(prompts: Sequence[Prompt]) -> list[tuple[str, Prompt]]:
+    """Prompts with their texts for places, where they have no better one."""
+    return [(f"prompt {prompt.text!r}", prompt) for prompt in prompts]
+
+
+def refuse_lacking(rewards: Sequence[RewardSpec], prompts: Sequence[Prompt], split: Split) -> None:
+    """Every prompt of a list has the metadata that the rewards need; of files that is known at load.
+
+    Raises:
+        AegpoError: if one has not; the message names the first.
+    """
+    for message in lacking(rewards, quoted(prompts)):
+        raise SettingError(message, "prompts", split)
+
+
+def _used(experiment: Experiment, split: Split, places: Mapping[str, Prompt]) -> list[tuple[str, Prompt]]:
+    """Places of the prompts of a file that a run takes, as `read_prompts` does."""
     spec = experiment.prompts
-    texts = [(where, prompt.text) for where, prompt in places.items()]
+    placed = list(places.items())
     if split == "train" and spec.shared == "drop" and not isinstance(spec.evaluation, DatasetPrompts):
-        held_out = set(read_prompts(experiment, "evaluation"))
-        texts = [(where, text) for where, text in texts if text not in held_out]
-    return texts[: spec.train_count if split == "train" else spec.evaluation_count]
+        held_out = {prompt.text for prompt in read_prompts(experiment, "evaluation")}
+        placed = [(where, prompt) for where, prompt in placed if prompt.text not in held_out]
+    return placed[: spec.train_count if split == "train" else spec.evaluation_count]
 
 
-def refuse_shared(train: Sequence[str], held_out: Sequence[str]) -> None:
+def refuse_shared(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
     """Held-out prompts must not occur in training.
 
     Raises:
         AegpoError: if any does; the message names one.
     """
-    known = set(train)
-    shared = [text for text in held_out if text in known]
+    known = {prompt.text for prompt in train}
+    shared = [prompt.text for prompt in held_out if prompt.text in known]
     if shared:
         raise SettingError(
             f"{len(shared)} of {len(held_out)} evaluation prompts are trained on too, such as {shared[0]!r}; "
@@ -96,11 +151,12 @@ def refuse_shared(train: Sequence[str], held_out: Sequence[str]) -> None:
 class PromptStream:
     """Training prompts in epochs; `at(step)` needs no memory, so a resumed run goes on where it was."""
 
-    def __init__(self, texts: Sequence[str], per_step: int, seed: int) -> None:
-        if len(texts) < per_step:
-            message = f"{len(texts)} training prompts are fewer than the {per_step} of a step"
+    def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int) -> None:
+        """`prompts` by their index, as `read_prompts` gives them."""
+        if len(prompts) < per_step:
+            message = f"{len(prompts)} training prompts are fewer than the {per_step} of a step"
             raise SettingError(message, "prompts")
-        self._texts, self._per_step, self._seed = tuple(texts), per_step, seed
+        self._prompts, self._per_step, self._seed = tuple(prompts), per_step, seed
         self._last: tuple[int, IntArray] | None = None  # the epoch asked for last, and its order
 
     def at(self, step: int) -> tuple[Prompt, ...]:  # P
@@ -110,14 +166,13 @@ class PromptStream:
 
     def until(self, last_step: int) -> tuple[str, ...]:
         """The texts that steps 1 to `last_step` have, each once: of a long list and a short run, a small part."""
-        if last_step * self._per_step >= len(self._texts):
-            return tuple(dict.fromkeys(self._texts))
+        if last_step * self._per_step >= len(self._prompts):
+            return tuple(dict.fromkeys(prompt.text for prompt in self._prompts))
         return tuple(dict.fromkeys(prompt.text for step in range(1, last_step + 1) for prompt in self.at(step)))
 
     def _nth(self, position: int) -> Prompt:
-        epoch, place = divmod(position, len(self._texts))
+        epoch, place = divmod(position, len(self._prompts))
         if self._last is None or self._last[0] != epoch:
             rng = np.random.default_rng((_SHUFFLE, self._seed, epoch))
-            self._last = epoch, rng.permutation(len(self._texts))
-        index = int(self._last[1][place])
-        return Prompt(index, self._texts[index])
+            self._last = epoch, rng.permutation(len(self._prompts))
+        return self._prompts[int(self._last[1][place])]

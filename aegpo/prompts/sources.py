@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,10 @@ def read_places(path: Path) -> dict[str, Prompt]:
     return {where: Prompt(index, words, metadata) for index, (where, words, metadata) in enumerate(found)}
 
 
-def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
-    """The prompts of a dataset, each once, in its order.
+def read_dataset(source: DatasetPrompts, without: Collection[str] = (), count: int | None = None) -> tuple[Prompt, ...]:
+    """The prompts of a dataset, each once, in its order, where it comes first; the first `count` not among `without`.
+
+    Other columns are the prompt's metadata, those that JSON has: no images, sounds, dates or bytes.
 
     Raises:
         SettingError: if `datasets` is not installed, the dataset cannot be had, or has no such split or column.
@@ -69,13 +71,35 @@ def read_dataset(source: DatasetPrompts) -> tuple[str, ...]:
     if source.column not in rows.column_names:
         known = ", ".join(rows.column_names)
         raise SettingError(f"{source.label} has no column {source.column!r}; it has {known}", "prompts")
-    texts = tuple(dict.fromkeys(str(text).strip() for text in rows[source.column] if str(text).strip()))
-    if not texts:
+    texts = [str(text).strip() for text in rows[source.column]]
+    first = {text: row for row, text in reversed(list(enumerate(texts))) if text}
+    if not first:
         raise SettingError(f"column {source.column!r} of {source.label} is empty", "prompts")
-    return texts
+    kept = sorted(row for text, row in first.items() if text not in without)[:count]
+    others = [name for name in _plain_columns(rows) if name != source.column]
+    metadata = rows.select_columns(others).select(kept).to_list() if others else [{}] * len(kept)
+    return tuple(
+        Prompt(index, texts[row], beside) for index, (row, beside) in enumerate(zip(kept, metadata, strict=True))
+    )
 
 
 _Entry = tuple[str, str, dict[str, Any]]  # place, text, metadata
+
+
+def _plain_columns(rows: Any) -> list[str]:
+    """The columns whose values are JSON's: texts, numbers, truth values, and lists and mappings of them."""
+    return [field.name for field in rows.features.arrow_schema if _is_plain(field.type)]
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_plain(kind.value_type)
+    checks = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+    return any(check(kind) for check in (*checks, types.is_null))
 
 
 def _refused(source: DatasetPrompts) -> str | None:

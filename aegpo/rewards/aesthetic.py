@@ -50,7 +50,7 @@ class AestheticReward(LearnedRewardSpec):
             raise AegpoError(f"{who}: the head takes {first} features, but {self.clip!r} has {wanted}; pair them")
         eye = Clip(network, None, cropped)
 
-        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
+        def score(images: Tensor, texts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b texts -> (b,)
             rated: Tensor = head(eye.see(images).to(network.dtype))
             return rated.squeeze(1)
 

@@ -34,7 +34,7 @@ class ClipReward(LearnedRewardSpec):
         """
         clip = load_with_words(f"reward {self.label!r}", self.path, self.path, field="path")
 
-        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
-            return self.factor * clip.cosine(images, prompts)
+        def score(images: Tensor, texts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b texts -> (b,)
+            return self.factor * clip.cosine(images, texts)
 
         return LearnedReward(self, clip.network, score, device)

@@ -61,7 +61,7 @@ class Hpsv2Reward(LearnedRewardSpec):
         check_vocabulary(who, words, network)
         clip = Clip(network, words, padded)
 
-        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
-            return clip.cosine(images, prompts)
+        def score(images: Tensor, texts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b texts -> (b,)
+            return clip.cosine(images, texts)
 
         return LearnedReward(self, network, score, device)

@@ -66,14 +66,14 @@ class PackageScorer:
         # Its evaluation transform, with what `create_model_and_transforms(light_augmentation=True)` gives it
         self._transform = open_clip.image_transform(vision["image_size"], is_train=False, resize_longest_max=True)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(b, 3, h, w) in [0, 1] and b prompts -> (b,): the diagonal of `hpsv2.img_score.score`'s product."""
+    def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """(b, 3, h, w) in [0, 1] and b texts -> (b,): the diagonal of `hpsv2.img_score.score`'s product."""
         import torch
         from PIL import Image
 
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         seen = torch.stack([self._transform(Image.fromarray(image)) for image in pixels])
-        words = self._tokenize(list(prompts)).to(images.device)
+        words = self._tokenize(list(texts)).to(images.device)
         weight: Tensor = self.network.visual.conv1.weight
         with torch.autocast("cuda", enabled=images.is_cuda):  # half precision on a GPU, as the package scores
             outputs = self.network(seen.to(images.device, weight.dtype), words)

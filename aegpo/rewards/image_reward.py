@@ -62,9 +62,9 @@ class ImageRewardReward(LearnedRewardSpec):
         vision, text, head = (cast(Any, network[name]) for name in ("vision", "text", "head"))
         tokenizer = load_words(who, self.tokenizer, text.config.vocab_size)
 
-        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
+        def score(images: Tensor, texts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b texts -> (b,)
             fields: Any = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
-            words = tokenizer(list(prompts), **fields).to(images.device)
+            words = tokenizer(list(texts), **fields).to(images.device)
             pixels = cropped(images, vision.config.image_size).to(vision.dtype)
             seen = vision(pixel_values=pixels).last_hidden_state
             read = text(

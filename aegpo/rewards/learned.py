@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from aegpo.core.parts import RewardSpec
+from aegpo.core.records import Prompt
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Score = Callable[["Tensor", Sequence[str]], "Tensor"]  # (b, 3, h, w) in [0, 1] and b prompts -> (b,)
+Score = Callable[["Tensor", Sequence[str]], "Tensor"]  # (b, 3, h, w) in [0, 1] and b texts -> (b,)
 
 
 class LearnedRewardSpec(RewardSpec):
@@ -62,21 +63,21 @@ class LearnedReward:
         if not spec.offload:
             self.network.to(self._device)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32 on the images' device."""
         import torch
 
         with torch.no_grad(), self._at_work():
             pieces = [
                 self._score(piece.to(self._device, torch.float32), texts).float()
-                for piece, texts in self._pieces(images, prompts)
+                for piece, texts in self._pieces(images, [prompt.text for prompt in prompts])
             ]
         return torch.cat(pieces).to(images.device)
 
-    def _pieces(self, images: Tensor, prompts: Sequence[str]) -> Iterator[tuple[Tensor, Sequence[str]]]:
-        for start in range(0, len(prompts), self._micro_batch):
+    def _pieces(self, images: Tensor, texts: Sequence[str]) -> Iterator[tuple[Tensor, Sequence[str]]]:
+        for start in range(0, len(texts), self._micro_batch):
             rows = slice(start, start + self._micro_batch)
-            yield images[rows], prompts[rows]
+            yield images[rows], texts[rows]
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

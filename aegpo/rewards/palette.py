@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegpo.core.parts import RewardSpec
-from aegpo.core.records import FloatArray
+from aegpo.core.records import FloatArray, Prompt
 from aegpo.models.shapes.captions import parse, why_not
 from aegpo.models.shapes.rendering import CELL, CELLS, coverage
 from aegpo.rewards.scene_reading import COLOUR_NAMES, COLOUR_VALUES, Pixels, to_pixels
@@ -34,11 +34,11 @@ class PaletteReward(RewardSpec):
     kind: Literal["palette"] = "palette"
     particular: ClassVar[bool] = True
 
-    def refuses(self, prompt: str) -> str | None:
+    def refuses(self, prompt: Prompt) -> str | None:
         """Why a prompt is no caption of the embedded world; None: it is one."""
-        return why_not(prompt)
+        return why_not(prompt.text)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better.
 
         With m_ck the sorted cell masses of colour c and t_ck those of a perfect picture, the closeness of a colour is
@@ -53,7 +53,7 @@ class PaletteReward(RewardSpec):
         import torch
 
         seen = _cell_masses(to_pixels(images, len(prompts)))
-        wanted = [*map(_expect, prompts)]
+        wanted = [_expect(prompt.text) for prompt in prompts]
         masses = np.stack([expected.masses for expected in wanted])
         weights = np.stack([expected.weights for expected in wanted])  # (N, 6)
         closeness = np.minimum(seen, masses).sum(axis=2) / np.maximum(seen, masses).sum(axis=2)

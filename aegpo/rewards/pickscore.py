@@ -35,8 +35,8 @@ class PickScoreReward(LearnedRewardSpec):
         """
         clip = load_with_words(f"reward {self.label!r}", self.path, self.tokenizer)
 
-        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b prompts -> (b,)
+        def score(images: Tensor, texts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b texts -> (b,)
             scale: Tensor = clip.network.logit_scale.float().exp()
-            return scale / self.divisor * clip.cosine(images, prompts)
+            return scale / self.divisor * clip.cosine(images, texts)
 
         return LearnedReward(self, clip.network, score, device)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from aegpo.core.records import Prompt
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.rewards import wire
@@ -21,8 +22,9 @@ class RemoteReward(ServerRewardSpec):
     """What a server at `url` answers, in its own scale; higher must be better.
 
     The server answers POST `url`/score with ``{"scores": [...]}`` (aegpo/rewards/wire.py has both kinds of body) and
-    GET `url`/health with status 200. With `body: safetensors` it gets every bit that a reward in the run would. If it
-    is away for longer than the retries wait, the run ends with its state saved; no score is ever made up.
+    GET `url`/health with ``{"protocol": 2}``. Prompts are sent with their metadata. With
+    `body: safetensors` it gets every bit that a reward in the run would. If it is away for longer than the retries
+    wait, the run ends with its state saved; no score is ever made up.
     """
 
     kind: Literal["remote"] = "remote"
@@ -36,11 +38,14 @@ class RemoteReward(ServerRewardSpec):
         """Asks the server how it is.
 
         Raises:
-            AegpoError: if it does not answer, or the token's variable is not set.
+            AegpoError: if it does not answer or takes another protocol, or the token's variable is not set.
         """
         server = Server(self)
         if self.health:
-            server.get("/health")
+            answer = server.get("/health")
+            protocol = answer.get("protocol", 1) if isinstance(answer, dict) else 1
+            if protocol != wire.PROTOCOL:
+                raise _other_protocol(server, protocol)
         return RemoteScorer(self, server)
 
 
@@ -50,7 +55,7 @@ class RemoteScorer:
     def __init__(self, spec: RemoteReward, server: Server) -> None:
         self._spec, self._server = spec, server
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32."""
         import torch
 
@@ -61,9 +66,14 @@ class RemoteScorer:
         scores = self._server.each(self._ask, pieces)
         return torch.tensor([score for piece in scores for score in piece], dtype=torch.float32, device=images.device)
 
-    def _ask(self, piece: tuple[Tensor, Sequence[str]]) -> list[float]:
+    def _ask(self, piece: tuple[Tensor, Sequence[Prompt]]) -> list[float]:
         body = wire.pack(*piece, self._spec.body)
-        answer = self._server.post("/score", body, wire.CONTENT_TYPES[self._spec.body])
+        try:
+            answer = self._server.post("/score", body, wire.CONTENT_TYPES[self._spec.body])
+        except AegpoError as error:  # a server that was not asked how it is, or was exchanged since
+            if wire.STRINGS_WANTED in error.message:
+                raise _other_protocol(self._server, 1) from error
+            raise
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
             raise AegpoError(
@@ -72,3 +82,11 @@ class RemoteScorer:
         if len(scores) != len(piece[1]):
             raise AegpoError(f"{self._server.who}: the server answered {len(scores)} scores for {len(piece[1])} images")
         return scores
+
+
+def _other_protocol(server: Server, protocol: object) -> AegpoError:
+    age = " (aegpo 0.1, whose prompts were strings)" if protocol == 1 else ""
+    return AegpoError(
+        f"{server.who}: the server at {server.url} takes protocol {protocol!r:.20}{age}, this run sends "
+        f"{wire.PROTOCOL}: use the same version of aegpo for both"
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.core.parts import RewardSpec
+from aegpo.core.records import Prompt
 from aegpo.models.shapes.captions import Scene, parse, why_not
 from aegpo.models.shapes.rendering import CELL
 from aegpo.rewards.scene_reading import (
@@ -37,11 +38,11 @@ class SceneReward(RewardSpec):
     particular: ClassVar[bool] = True
     strict: bool = Field(False, description="1 where everything is right and nothing is extra, else 0")
 
-    def refuses(self, prompt: str) -> str | None:
+    def refuses(self, prompt: Prompt) -> str | None:
         """Why a prompt is no caption of the embedded world; None: it is one."""
-        return why_not(prompt)
+        return why_not(prompt.text)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better.
 
         Raises:
@@ -51,7 +52,7 @@ class SceneReward(RewardSpec):
 
         judge = strict_score if self.strict else dense_score
         readings = read(to_pixels(images, len(prompts)))
-        scores = [judge(reading, parse(prompt)) for reading, prompt in zip(readings, prompts, strict=True)]
+        scores = [judge(reading, parse(prompt.text)) for reading, prompt in zip(readings, prompts, strict=True)]
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
 

@@ -75,7 +75,7 @@ class Server:
         import requests
         from requests.adapters import HTTPAdapter
 
-        self.who = f"reward {spec.label!r}"
+        self.who, self.url = f"reward {spec.label!r}", spec.url
         self._spec = spec
         self._retry = _retries(spec)
         self._session = requests.Session()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from aegpo.core.records import Prompt
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.rewards.servers import Server, ServerRewardSpec
@@ -109,11 +110,12 @@ class VlmJudge:
     def __init__(self, spec: VlmJudgeReward) -> None:
         self._spec, self._chat = spec, Chat(spec)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32 from `lowest` to `highest`."""
         import torch
 
-        questions = [(self._spec.question.replace("{prompt}", prompt), (row,)) for row, prompt in enumerate(prompts)]
+        asked = [self._spec.question.replace("{prompt}", prompt.text) for prompt in prompts]
+        questions = [(question, (row,)) for row, question in enumerate(asked)]
         reminder = f"Answer with a number from {self._spec.lowest:g} to {self._spec.highest:g} alone."
         grades = self._chat.ask(images, questions, self._grade, reminder)
         return torch.tensor(grades, dtype=torch.float32, device=images.device)
@@ -130,19 +132,19 @@ class VlmPreference:
     def __init__(self, spec: VlmPreferenceReward) -> None:
         self._spec, self._chat = spec, Chat(spec)
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, h, w) in [0, 1] and N prompts, each at least twice -> (N,) float32 shares of wins in [0, 1]."""
         import torch
 
         groups: dict[str, list[int]] = {}
         for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(row)
-        lonely = [prompt for prompt, rows in groups.items() if len(rows) < 2]
+            groups.setdefault(prompt.text, []).append(row)
+        lonely = [text for text, rows in groups.items() if len(rows) < 2]
         if lonely:
             raise AegpoError(f"{self._chat.server.who}: prompt {lonely[0]!r} has one image; a comparison needs two")
         questions = [
-            (self._spec.question.replace("{prompt}", prompt), pair)
-            for prompt, rows in groups.items()
+            (self._spec.question.replace("{prompt}", text), pair)
+            for text, rows in groups.items()
             for one, other in combinations(rows, 2)
             for pair in ((one, other), (other, one))
         ]
@@ -151,7 +153,7 @@ class VlmPreference:
         for (_, (one, other)), first in zip(questions, firsts, strict=True):
             wins[one] += first
             wins[other] += 1 - first
-        comparisons = torch.tensor([2.0 * (len(groups[prompt]) - 1) for prompt in prompts], dtype=torch.float64)
+        comparisons = torch.tensor([2.0 * (len(groups[prompt.text]) - 1) for prompt in prompts], dtype=torch.float64)
         return (wins / comparisons).float().to(images.device)
 
 

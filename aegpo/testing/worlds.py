@@ -10,45 +10,49 @@ import numpy as np
 
 from aegpo.core import contracts
 from aegpo.core.parts import ModelSpec, RewardSpec, TrackerSpec
-from aegpo.core.records import Evaluation, RunInfo
+from aegpo.core.records import Evaluation, Prompt, RunInfo
 from aegpo.errors import ContractError
 from aegpo.models.shapes import ShapesSpec
+from aegpo.prompts.lists import lacking, numbered, quoted
 from aegpo.testing.common import ROUNDING, check_spec
 
 if TYPE_CHECKING:
     from aegpo.core.records import StepReport
 
 
-def check_reward(spec: RewardSpec, prompts: Sequence[str] = (), size: tuple[int, int] = (24, 24)) -> None:
+def check_reward(spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: tuple[int, int] = (24, 24)) -> None:
     """Finite float32 scores, one an image, the same in every call and whatever else is in the batch.
 
     A group-wise reward gets every prompt twice, and is not asked about an image alone.
 
     Args:
         spec: the reward.
-        prompts: texts it can score, at least 3; default: captions of the embedded world.
+        prompts: texts it can score, or prompts with the metadata it needs, at least 3; default: captions of the
+            embedded world.
         size: height and width of the images.
     """
     import torch
 
     check_spec(spec)
-    texts = list(prompts) or list(ShapesSpec().captions("evaluation", 6, 0))
-    texts = texts * 2 if spec.group_wise else texts
+    asked = list(numbered(prompts or ShapesSpec().captions("evaluation", 6, 0)))
+    for message in lacking([spec], quoted(asked)):
+        raise ContractError(f"{message}; give check_reward prompts that have it")
+    asked = asked * 2 if spec.group_wise else asked
     reward = spec.build(torch.device("cpu"))
-    images = torch.rand((len(texts), 3, *size), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((len(asked), 3, *size), generator=torch.Generator().manual_seed(0))
     images[0], images[1] = 0.0, 1.0
     before = images.clone()
-    scores = reward.score(images, texts)
-    contracts.check_scores(spec.kind, scores, texts)
+    scores = reward.score(images, asked)
+    contracts.check_scores(spec.kind, scores, asked)
     if not torch.equal(images, before):
         raise ContractError(f"reward {spec.kind!r} changes the images it is given; work on a copy")
-    if not torch.equal(scores, reward.score(images, texts)):
+    if not torch.equal(scores, reward.score(images, asked)):
         raise ContractError(f"reward {spec.kind!r} scores the same images differently in two calls")
-    for index, text in enumerate([] if spec.group_wise else texts):
-        alone = reward.score(images[index : index + 1], [text])
-        contracts.check_scores(spec.kind, alone, [text])
+    for index, prompt in enumerate([] if spec.group_wise else asked):
+        alone = reward.score(images[index : index + 1], [prompt])
+        contracts.check_scores(spec.kind, alone, [prompt])
         if not torch.allclose(alone[0], scores[index], rtol=ROUNDING, atol=ROUNDING):
-            raise ContractError(f"reward {spec.kind!r} scores {text!r} differently alone and among other images")
+            raise ContractError(f"reward {spec.kind!r} scores {prompt.text!r} differently alone and among other images")
 
 
 def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two blue squares")) -> None:
@@ -131,7 +135,7 @@ def _evaluation(step: int) -> Evaluation:
 
 
 def _report(step: int) -> StepReport:
-    from aegpo.core.records import Prompt, StepReport
+    from aegpo.core.records import StepReport
 
     metrics = {"reward": 0.5, "reward/palette": 0.5, "forwards": 40.0, "trained_edges": 20.0}
     selected = np.array([[True, False, True, False], [False, True, True, False]])

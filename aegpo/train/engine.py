@@ -23,7 +23,7 @@ from aegpo.errors import AegpoError
 from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, residual_noise
 from aegpo.method.reward_history import RewardHistory
-from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared
+from aegpo.prompts.lists import PromptStream, read_prompts, refuse_lacking, refuse_shared
 from aegpo.train.base_entropies import BaseCurves, depends_on
 from aegpo.train.entropy_probe import EntropyProbe
 from aegpo.train.execution import Show, Trunk
@@ -46,13 +46,17 @@ class Engine:
         self.history = RewardHistory()
         self.advantage = experiment.advantage.build()
         self.learner = Learner.build(self.policy, experiment)
-        texts, held_out = read_prompts(experiment, "train"), read_prompts(experiment, "evaluation")
-        refuse_shared(texts, held_out)
-        self.prompts = PromptStream(texts, experiment.rollouts.prompts_per_step, experiment.seed)
-        self.policy.prepare([*self.prompts.until(experiment.training_steps), *held_out])
+        training, held_out = read_prompts(experiment, "train"), read_prompts(experiment, "evaluation")
+        refuse_shared(training, held_out)
+        refuse_lacking(experiment.rewards, training, "train")
+        refuse_lacking((*experiment.rewards, *experiment.evaluation.rewards), held_out, "evaluation")
+        self.prompts = PromptStream(training, experiment.rollouts.prompts_per_step, experiment.seed)
+        seen = self.prompts.until(experiment.training_steps)
+        self.policy.prepare([*seen, *(prompt.text for prompt in held_out)])
         self.policy.check(self.prompts.at(1)[0].text)
         self.probe: EntropyProbe | None = None
         if experiment.needs_entropy:
+            texts = [prompt.text for prompt in training]
             curves = BaseCurves(depends_on(experiment, self.policy.how.sigmas, self.policy.model.policy, texts))
             self.probe = EntropyProbe(self.policy.how, experiment.probe, curves)
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
@@ -83,7 +87,7 @@ class Engine:
         with watch("plan"), self._few_rollouts("rollouts were planned"):
             planned = self.planner.plan(signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan = planned.plan
-        with Scoring(self.rewards, [prompts[row].text for row in plan.group]) as scoring:
+        with Scoring(self.rewards, [prompts[row] for row in plan.group]) as scoring:
             with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():
                 rollouts = roll_out(
                     self.policy.how, plan, cond, generator, prompts, trunk, self._inspected(scoring.show)

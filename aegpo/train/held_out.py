@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aegpo.core.records import Evaluation, FloatArray
+from aegpo.core.records import Evaluation, FloatArray, Prompt
 from aegpo.train.execution import Show
 from aegpo.train.policy import Policy
 from aegpo.train.scoring import Scorer, Scoring, score
@@ -20,8 +20,9 @@ Paint = Callable[[Show], Tensor]  # paints an image of each prompt, (B, 3, h, w)
 class Evaluator:
     """What a run evaluates: the same prompts from the same noise every time, by all its rewards."""
 
-    def __init__(self, policy: Policy, scorers: Sequence[Scorer], prompts: Sequence[str]) -> None:
-        self._policy, self._scorers, self.prompts = policy, scorers, tuple(prompts)
+    def __init__(self, policy: Policy, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
+        self._policy, self._scorers, self._prompts = policy, scorers, tuple(prompts)
+        self.prompts = tuple(prompt.text for prompt in prompts)
         self._known: HeldOut | None = None  # with the base policy's scores
 
     def evaluate(self) -> Evaluation:
@@ -34,7 +35,7 @@ class Evaluator:
         paint = partial(policy.images, self.prompts, policy.evaluation_noise(len(self.prompts)), None)
         if self._known is None:
             with policy.base():
-                self._known = HeldOut(self._scorers, self.prompts, paint)
+                self._known = HeldOut(self._scorers, self._prompts, paint)
         with policy.averaged():
             scores, base_scores, images = self._known.evaluate(paint)
         kept = policy.experiment.evaluation.images
@@ -48,7 +49,7 @@ class HeldOut:
     its score is the policy's against the base's.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[str], paint_base: Paint) -> None:
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], paint_base: Paint) -> None:
         self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
         self._relative = [scorer for scorer in scorers if scorer.group_wise]
         self._labels, self._prompts = [scorer.label for scorer in scorers], prompts

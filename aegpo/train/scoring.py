@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from aegpo.core import contracts
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
-from aegpo.core.records import IntArray
+from aegpo.core.records import IntArray, Prompt
 from aegpo.errors import AegpoError, RewardError
 
 
@@ -43,7 +44,7 @@ def _build_scorer(spec: RewardSpec, device: torch.device) -> Scorer:
     return Scorer(spec.label, reward, lane, spec.early if lane else 0, spec.group_wise, batch)
 
 
-def score(scorers: Sequence[Scorer], images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+def score(scorers: Sequence[Scorer], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32 for each reward, checked, on the images' device.
 
     Raises:
@@ -62,7 +63,7 @@ class Scoring:
     it was asked for. Leaving the block by an error waits for what a reward is at, and asks for no more.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[str]) -> None:
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
         self._scorers, self._prompts = scorers, prompts
         self._shown: list[Tensor] = []  # (3, h, w) each
         self._due = {scorer.label: _due(scorer, prompts) for scorer in scorers}
@@ -132,14 +133,14 @@ class Scoring:
         self._answers.append((scorer, rows, answer))
 
 
-def _due(scorer: Scorer, prompts: Sequence[str]) -> IntArray:  # (N,)
+def _due(scorer: Scorer, prompts: Sequence[Prompt]) -> IntArray:  # (N,)
     """How many images must be there before a reward may be asked about each."""
     count = len(prompts)
     if not scorer.early:
         return np.full(count, count, dtype=np.int64)
     if scorer.group_wise:
-        last = {prompt: row for row, prompt in enumerate(prompts)}
-        return np.array([last[prompt] + 1 for prompt in prompts], dtype=np.int64)
+        last = {prompt.text: row for row, prompt in enumerate(prompts)}
+        return np.array([last[prompt.text] + 1 for prompt in prompts], dtype=np.int64)
     size = scorer.micro_batch or 1
     due: IntArray = np.minimum((np.arange(count) // size + 1) * size, count)
     return due
@@ -155,7 +156,7 @@ def _calls_by_lane(scorers: Sequence[Scorer]) -> dict[str, int]:
     return calls
 
 
-def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Tensor:  # (N,) float32
+def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # (N,) float32
     shown = images.data  # the same memory with a version of its own, so that who writes into it is known
     version = shown._version
     try:
@@ -167,12 +168,28 @@ def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Tensor
     except Exception as error:
         if contracts.is_shortage(error):
             raise RewardError(_too_large(scorer, error)) from None
-        raise RewardError(f"reward {scorer.label!r} failed with {type(error).__name__}: {error}") from error
+        failed = f"reward {scorer.label!r} failed with {type(error).__name__}: {error}"
+        raise RewardError(failed + for_strings(error)) from error
     if shown._version != version:
         raise RewardError(
             f"reward {scorer.label!r} changed the images in place, which others still need; copy them first"
         )
     return given.detach().to(images.device)
+
+
+def for_strings(error: Exception) -> str:
+    """What to add to the failure of a reward that took prompts for strings, as they were in aegpo 0.1; else nothing."""
+    stringly = isinstance(error, AttributeError) and isinstance(error.obj, Prompt) and error.name in dir(str)
+    unknown = isinstance(error, KeyError) and bool(error.args) and isinstance(error.args[0], Prompt)
+    mistaken = isinstance(error, TypeError) and _STRING_WANTED.search(str(error)) is not None
+    untokenized = isinstance(error, ValueError) and str(error).startswith("text input must be of type `str`")
+    if stringly or unknown or mistaken or untokenized:
+        return "; it was written for aegpo 0.1, whose prompts were strings: use prompt.text"
+    return ""
+
+
+# Of Python ("expected str instance, Prompt found", "'Prompt' object is not iterable") and of tokenizers
+_STRING_WANTED = re.compile(r"\bPrompt\b(?!\.)|^Text(Encode|Input)\w* must be")
 
 
 def _too_large(scorer: Scorer, error: Exception) -> str:

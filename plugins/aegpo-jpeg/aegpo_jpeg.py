@@ -24,7 +24,7 @@ class JpegSize(aegpo.RewardSpec):
     kind: Literal["jpeg-size"] = "jpeg-size"
     quality: int = Field(default=95, ge=1, le=100, description="JPEG quality (DDPO: 95)")
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:  # (N,) float32
+    def score(self, images: Tensor, prompts: Sequence[aegpo.Prompt]) -> Tensor:  # (N,) float32
         """(N, 3, h, w) in [0, 1] -> minus the bytes of each."""
         import torch
         from PIL import Image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from aegpo.commands.evaluate import EvaluateRequest, evaluate
 from aegpo.commands.run import LaunchRequest, launch
 from aegpo.errors import AegpoError, SpecError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import numbered
 from aegpo.report.evaluated import StyleScores, compare
 from aegpo.report.statistics import t_quantile
 from aegpo.rewards.hpsv2_prompts import STYLES
@@ -97,7 +99,7 @@ def test_the_numbers_are_those_of_a_direct_computation(arm, prompts, tmp_path):
     images = painted(arm / "seed-0")
     for spec in (PaletteReward(), SceneReward()):
         reward = spec.build(torch.device("cpu"))
-        base, policy = (reward.score(each, TEXTS).double().numpy() for each in images)
+        base, policy = (reward.score(each, numbered(TEXTS)).double().numpy() for each in images)
         line, gain = lines[spec.kind], policy - base
         assert line["style"] == "mine"
         assert line["prompts"] == 3
@@ -111,6 +113,32 @@ def test_the_numbers_are_those_of_a_direct_computation(arm, prompts, tmp_path):
     rows = [json.loads(row) for row in (out / "scores.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == list(TEXTS)
     assert np.mean([row["policy"]["palette"] for row in rows]) == pytest.approx(lines["palette"]["policy"])
+
+
+def test_rewards_read_the_metadata_of_a_file_of_prompts(arm, tmp_path):
+    rows = [{"prompt": text, "brightness": number / 4} for number, text in enumerate(TEXTS)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request = EvaluateRequest(arm / "seed-0", ("wanted-brightness",), str(tmp_path / "mine.jsonl"))
+    out, _ = evaluate(replace(request, plugins=("wanted_brightness",), out=tmp_path / "out"))
+    found = [json.loads(row) for row in (out / "scores.jsonl").read_text().splitlines()]
+    for column, images in zip(("base", "policy"), painted(arm / "seed-0"), strict=True):
+        wanted = -(images.mean(dim=(1, 2, 3)) - torch.arange(3) / 4).abs()
+        assert [row[column]["wanted-brightness"][0][0] for row in found] == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+def test_prompts_without_the_metadata_that_a_reward_needs_are_refused_before_a_model_is_loaded(arm, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a", "brightness": 1}\n\n{"prompt": "b", "light": 1}\n')
+    request = EvaluateRequest(
+        arm / "seed-0", ("wanted-brightness",), plugins=("wanted_brightness",), out=tmp_path / "out"
+    )
+    line = r"mine.jsonl, line 3: reward 'wanted-brightness' needs 'brightness', but this prompt has only 'light'"
+    with pytest.raises(AegpoError, match=line):
+        evaluate(replace(request, prompts=str(tmp_path / "mine.jsonl")))
+    with pytest.raises(
+        AegpoError, match=r"prompt '.*': reward 'wanted-brightness' needs 'brightness', but this prompt "
+    ):
+        evaluate(request)  # on the held-out captions
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_the_images_lie_as_hpsv2_evaluates_them_and_show_what_was_scored(arm, prompts, tmp_path):

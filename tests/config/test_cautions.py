@@ -222,3 +222,89 @@ def test_what_has_no_effect_under_the_chosen_optimizer_is_told_with_its_place(lo
     (warning,) = load(override).warnings
     assert told in warning
     assert load("optimizer={kind: sgd, momentum: 0.5}").warnings == ()
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def load_wanted(tmp_path):
+    """Loads the file with a reward that reads metadata."""
+    registries = load_registries(plugin_manager(["wanted_brightness"]))
+    (tmp_path / "x.yaml").write_text(FILE.replace("[palette]", "[clip]"))
+    return lambda *overrides: load_experiment_file(tmp_path / "x.yaml", registries, overrides)
+
+
+def rows(*metadata) -> str:
+    return "".join(json.dumps({"prompt": f"a cat {number}"} | each) + "\n" for number, each in enumerate(metadata))
+
+
+WANTED = "rewards=[{kind: wanted-brightness, name: wanted}]"
+
+
+@pytest.mark.parametrize(
+    ("row", "there"),
+    [({}, "no metadata"), ({"brightness": None}, "no metadata"), ({"style": "x", "id": 3}, "only 'style', 'id'")],
+)
+def test_metadata_that_a_reward_needs_and_a_prompt_lacks_is_told_at_load_with_its_line(
+    load_wanted, tmp_path, row, there
+):
+    for name in ("train", "held-out"):
+        (tmp_path / f"{name}.jsonl").write_text(rows({"brightness": 1}, {"brightness": 0.5}, row, {}))
+    files = (f"prompts.train={tmp_path / 'train.jsonl'}", f"prompts.evaluation={tmp_path / 'held-out.jsonl'}")
+    told = refused(load_wanted, WANTED, *files)
+    for split, name in (("train", "train"), ("evaluation", "held-out")):
+        where = f"prompts.{split}: {tmp_path / name}.jsonl, line 3"
+        assert f"{where}: reward 'wanted' needs 'brightness', but this prompt has {there}\n" in told + "\n"
+    assert "line 4" not in told  # the first of a file is enough
+    load_wanted(WANTED, *files, "prompts.train_count=2", "prompts.evaluation_count=2")
+    told = refused(load_wanted, "evaluation.rewards=[wanted-brightness]", *files)
+    assert "prompts.evaluation: " in told
+    assert "prompts.train" not in told  # a guard reads held-out prompts alone
+
+
+def test_captions_and_files_of_lines_have_no_metadata(load_wanted, tmp_path):
+    told = refused(load_wanted, WANTED)
+    for split in ("train", "evaluation"):
+        assert (
+            "reward 'wanted' needs 'brightness', but captions of model 'shapes' have no metadata; name a file that has "
+            f"it as '{split}'"
+        ) in told
+    (tmp_path / "p.txt").write_text("a cat\n")
+    told = refused(
+        load_wanted, WANTED, f"prompts.train={tmp_path / 'p.txt'}", f"prompts.evaluation={tmp_path / 'p.txt'}"
+    )
+    assert "p.txt, line 1: reward 'wanted' needs 'brightness', but this prompt has no metadata" in told
+
+
+def test_a_reward_whose_refusals_are_of_the_first_edition_is_blamed_at_load(tmp_path):
+    (tmp_path / "old.py").write_text(OLD_REWARD)
+    (tmp_path / "p.txt").write_text("a cat\n")
+    (tmp_path / "x.yaml").write_text(FILE.replace("[palette]", "[old]"))
+    registries = load_registries(plugin_manager([str(tmp_path / "old.py")]))
+    with pytest.raises(
+        SpecError, match="reward 'old' failed with AttributeError: 'Prompt' object has no attribute 'sp"
+    ):
+        load_experiment_file(tmp_path / "x.yaml", registries, [f"prompts.train={tmp_path / 'p.txt'}"])
+
+
+OLD_REWARD = """
+from typing import ClassVar, Literal
+
+import aegpo
+
+
+class Old(aegpo.RewardSpec):
+    '''Takes prompts for strings.'''
+
+    kind: Literal["old"] = "old"
+    particular: ClassVar[bool] = True
+
+    def refuses(self, prompt):
+        return None if prompt.split() else "has no words"
+
+
+@aegpo.hookimpl
+def aegpo_register_rewards(registry):
+    registry.add(Old)
+"""

@@ -18,6 +18,7 @@ from aegpo.errors import ContractError
 from aegpo.method.selectors import UniformSelector
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import numbered
 
 SIGNALS = Signals(1, 4, np.linspace(1, 0, 4))
 COUNTS = np.array([2, 4, 3, 3])
@@ -167,11 +168,11 @@ CASES = [
         "sampler 's' returned 1 non-finite values of 2",
     ),
     (
-        lambda: contracts.check_scores("hpsv2", NAN, ["a blue cat", "a red circle"]),
+        lambda: contracts.check_scores("hpsv2", NAN, numbered(["a blue cat", "a red circle"])),
         "reward 'hpsv2' returned a non-finite score for prompt 'a red circle'",
     ),
     (
-        lambda: contracts.check_scores("hpsv2", NAN.double(), ["a", "b"]),
+        lambda: contracts.check_scores("hpsv2", NAN.double(), numbered("ab")),
         "reward 'hpsv2' returned scores of shape (2,), float64; (2,), float32 was asked",
     ),
     (
@@ -213,7 +214,7 @@ def test_what_keeps_its_contract_passes():
     contracts.check_velocity("x", latents.bfloat16(), latents)
     contracts.check_images("x", latents, 2)
     contracts.check_transition("x", Gaussian(latents, torch.zeros(2)), latents)
-    contracts.check_scores("x", torch.zeros(2), ["a", "b"])
+    contracts.check_scores("x", torch.zeros(2), numbered("ab"))
     contracts.check_loss("x", torch.ones(2, requires_grad=True), {"ratio": torch.ones(2)}, 2)
 
 

@@ -9,6 +9,7 @@ from aegpo.errors import AegpoError
 from aegpo.method.samplers import FlowSde
 from aegpo.models.shapes import WEIGHTS, ShapesSpec
 from aegpo.models.shapes.captions import captions
+from aegpo.prompts.lists import numbered
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.scene import SceneReward
 from aegpo.testing import check_model
@@ -43,16 +44,16 @@ def test_the_embedded_model_is_partly_right_on_held_out_captions(model):
     """The gate for reward training: strict accuracy between 40 and 70 % at the training step count."""
     texts = captions("evaluation", 120)
     images = paint(model, texts)
-    strict = SceneReward(strict=True).score(images, texts)
+    strict = SceneReward(strict=True).score(images, numbered(texts))
     assert 0.4 <= float(strict.mean()) <= 0.7
     other = texts[1:] + texts[:1]
-    right, wrong = (float(SceneReward().score(images, asked).mean()) for asked in (texts, other))
+    right, wrong = (float(SceneReward().score(images, numbered(asked)).mean()) for asked in (texts, other))
     assert right > 0.8 > 0.3 > wrong
 
 
 def test_the_embedded_model_paints_faded_colours_so_that_the_palette_has_headroom(model):
     texts = captions("evaluation", 60)
-    assert 0.5 < float(PaletteReward().score(paint(model, texts), texts).mean()) < 0.8
+    assert 0.5 < float(PaletteReward().score(paint(model, texts), numbered(texts)).mean()) < 0.8
 
 
 def test_guidance_sharpens_towards_the_caption(model):

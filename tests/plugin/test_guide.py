@@ -147,6 +147,21 @@ def test_the_guides_rules_conform_and_say_what_they_find_wrong(site):
         load(["rollouts.rollouts_per_step=6"])
 
 
+def test_the_guides_reward_on_metadata_conforms_and_names_the_line_of_a_prompt_without_it(site):
+    (site / "my_light.py").write_text(blocks("python")[4])
+    registries = load_registries(plugin_manager(["my_light"]))
+    asked = [Prompt(number, "a cat", {"light": number / 4}) for number in range(4)]
+    testing.check_reward(registries.rewards.get("light")(), asked)
+    (site / "p.jsonl").write_text('{"prompt": "a cat", "light": 0.5}\n{"prompt": "a dog"}\n')
+    (site / "x.yaml").write_text(
+        "name: x\nmodel: shapes\nrewards: [light]\nprompts: {train: p.jsonl, train_count: 2}\n"
+    )
+    with pytest.raises(
+        SpecError, match=r"p.jsonl, line 2: reward 'light' needs 'light', but this prompt has no metadata"
+    ):
+        load_experiment_file(site / "x.yaml", registries)
+
+
 def test_the_guide_names_every_check_and_every_axis():
     text = GUIDE.read_text()
     checks = {name for name in vars(testing) if name.startswith("check_")} - {"check_spec"}

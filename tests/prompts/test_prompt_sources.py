@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
+import numpy as np
 import pytest
 from worlds import GaussianSpec, small_experiment
 
+from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError
-from aegpo.prompts.lists import read_prompts
+from aegpo.prompts.lists import PromptStream, read_prompts
 from aegpo.prompts.sources import read_dataset, read_file
 
 
@@ -48,7 +51,8 @@ def test_held_out_prompts_are_dropped_from_training_if_asked(tmp_path):
     (tmp_path / "train.txt").write_text("a cat\na dog\na bird\n")
     (tmp_path / "held.txt").write_text("a dog\n")
     prompts = PromptsSpec(train=tmp_path / "train.txt", evaluation=tmp_path / "held.txt", shared="drop")
-    assert read_prompts(small_experiment(GaussianSpec(), prompts=prompts), "train") == ("a cat", "a bird")
+    kept = read_prompts(small_experiment(GaussianSpec(), prompts=prompts), "train")
+    assert kept == (Prompt(0, "a cat"), Prompt(1, "a bird"))  # by their place among those that are left
 
 
 def test_a_dataset_in_a_folder_gives_each_prompt_once(tmp_path, monkeypatch):
@@ -57,8 +61,57 @@ def test_a_dataset_in_a_folder_gives_each_prompt_once(tmp_path, monkeypatch):
     rows = [{"prompt": text, "id": number} for number, text in enumerate(("a cat", "a dog", "a cat"))]
     (tmp_path / "data" / "train.json").write_text(json.dumps(rows))
     source = DatasetPrompts(dataset=str(tmp_path / "data"), file="train.json")
-    assert read_dataset(source) == ("a cat", "a dog")
+    assert read_dataset(source) == (Prompt(0, "a cat", {"id": 0}), Prompt(1, "a dog", {"id": 1}))
     with pytest.raises(AegpoError, match="has no column 'text'; it has prompt, id"):
         read_dataset(source.model_copy(update={"column": "text"}))
     with pytest.raises(AegpoError, match=r"dataset 'org/none' cannot be loaded: .*hf download org/none"):
         read_dataset(DatasetPrompts(dataset="org/none"))
+
+
+def test_other_columns_of_a_dataset_are_metadata_where_json_has_their_like(tmp_path):
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {
+        "prompt": ["a cat", "a cat", "a dog"],
+        "target_bytes": [900, 1, None],
+        "boxes": [[[0.5, 1.0]], [], []],
+        "of": [{"what": "cat", "times": 2}] * 3,
+        "alone": [True, True, False],
+        "when": [datetime.datetime(2026, 1, 2)] * 3,
+        "thumbnail": [{"bytes": b"\x89PNG", "path": "x.png"}] * 3,
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    cat, dog = read_dataset(DatasetPrompts(dataset=str(tmp_path), file="train.parquet"))
+    of = {"what": "cat", "times": 2}
+    assert cat == Prompt(0, "a cat", {"target_bytes": 900, "boxes": [[0.5, 1.0]], "of": of, "alone": True})
+    assert dog == Prompt(1, "a dog", {"target_bytes": None, "boxes": [], "of": of, "alone": False})
+    source = DatasetPrompts(dataset=str(tmp_path), file="train.parquet")
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("a cat\n")
+    prompts = PromptsSpec(train=source, evaluation=held_out, shared="drop", train_count=1)
+    (only,) = read_prompts(small_experiment(GaussianSpec(), prompts=prompts), "train")
+    assert only == Prompt(0, "a dog", dog.metadata)  # dropped before it is counted
+
+
+def test_prompts_of_a_list_keep_their_metadata_in_the_order_of_every_epoch(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"cat {number}", "number": number}) + "\n" for number in range(6)))
+    prompts = PromptsSpec(train=path, evaluation=path, train_count=5, evaluation_count=2)
+    experiment = small_experiment(GaussianSpec(), prompts=prompts)
+    train = read_prompts(experiment, "train")
+    assert [(each.index, each.metadata["number"]) for each in train] == [(number, number) for number in range(5)]
+    assert [each.metadata["number"] for each in read_prompts(experiment, "evaluation")] == [0, 1]
+    stream = PromptStream(train, 2, seed=3)
+    asked = [prompt for step in range(1, 11) for prompt in stream.at(step)]
+    assert all(prompt == train[prompt.index] for prompt in asked)
+    assert {prompt.metadata["number"] for prompt in asked[:5]} == set(range(5))
+    rng = np.random.default_rng((7919, 3, 0))
+    assert [prompt.index for prompt in asked[:5]] == rng.permutation(5).tolist()
+
+
+def test_prompts_are_keys_whatever_their_metadata():
+    cat = Prompt(0, "a cat", {"boxes": [[0.5]]})
+    assert {cat: 1}[Prompt(0, "a cat", {"boxes": [[0.5]]})] == 1
+    assert cat != Prompt(0, "a cat", {"boxes": []})

@@ -12,9 +12,13 @@ from worlds import GaussianSpec, small_experiment
 from aegpo.core.sections import PromptsSpec
 from aegpo.errors import AegpoError
 from aegpo.models.shapes import ShapesSpec
-from aegpo.prompts.lists import PromptStream, read_prompts, refuse_shared
+from aegpo.prompts.lists import PromptStream, numbered, read_prompts, refuse_shared
 
-LETTERS = tuple("abcdefghij")
+LETTERS = numbered("abcdefghij")
+
+
+def words(prompts) -> tuple[str, ...]:
+    return tuple(prompt.text for prompt in prompts)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 5))
@@ -22,7 +26,7 @@ def test_every_prompt_comes_once_before_any_comes_again(total, per_step, seed):
     if per_step > total:
         return
     texts = tuple(f"prompt {index}" for index in range(total))
-    stream = PromptStream(texts, per_step, seed)
+    stream = PromptStream(numbered(texts), per_step, seed)
     drawn = [prompt for step in range(1, 2 * total + 1) for prompt in stream.at(step)]
     for epoch in range(len(drawn) // total):
         assert Counter(prompt.text for prompt in drawn[epoch * total : (epoch + 1) * total]) == Counter(texts)
@@ -53,8 +57,8 @@ def test_prompts_of_a_file_are_its_lines_without_blank_ones_up_to_the_count(tmp_
     path = tmp_path / "prompts.txt"
     path.write_text("  a cat \n\n\ta caf\u00e9\n a dog", encoding="utf-8")
     experiment = small_experiment(GaussianSpec(), prompts=PromptsSpec(train=path, evaluation=path, evaluation_count=2))
-    assert read_prompts(experiment, "train") == ("a cat", "a caf\u00e9", "a dog")
-    assert read_prompts(experiment, "evaluation") == ("a cat", "a caf\u00e9")
+    assert words(read_prompts(experiment, "train")) == ("a cat", "a caf\u00e9", "a dog")
+    assert words(read_prompts(experiment, "evaluation")) == ("a cat", "a caf\u00e9")
 
 
 def test_files_that_are_missing_or_empty_are_refused(tmp_path):
@@ -79,20 +83,20 @@ def test_without_a_file_the_models_own_captions_are_drawn_and_never_shared_betwe
     experiment = small_experiment(ShapesSpec(), prompts=PromptsSpec(train_count=200, evaluation_count=64, seed=3))
     train, held_out = read_prompts(experiment, "train"), read_prompts(experiment, "evaluation")
     assert (len(train), len(held_out)) == (200, 64)
-    assert not set(train) & set(held_out)
+    assert not set(words(train)) & set(words(held_out))
     assert read_prompts(experiment.model_copy(update={"seed": 9}), "train") == train  # the same for every arm and seed
 
 
 def test_evaluation_prompts_that_are_trained_on_are_refused():
-    refuse_shared(["a cat", "a dog"], ["a bird"])
+    refuse_shared(numbered(["a cat", "a dog"]), numbered(["a bird"]))
     with pytest.raises(AegpoError, match="1 of 2 evaluation prompts are trained on too, such as 'a dog'"):
-        refuse_shared(["a cat", "a dog"], ["a bird", "a dog"])
+        refuse_shared(numbered(["a cat", "a dog"]), numbered(["a bird", "a dog"]))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
 def test_what_a_run_will_see_is_known_before_it_begins(steps):
     texts = [f"prompt {index}" for index in range(9)]
-    stream = PromptStream(texts, per_step=3, seed=5)
+    stream = PromptStream(numbered(texts), per_step=3, seed=5)
     seen = {prompt.text for step in range(1, steps + 1) for prompt in stream.at(step)}
     assert set(stream.until(steps)) == seen
     assert len(stream.until(steps)) == min(3 * steps, 9)

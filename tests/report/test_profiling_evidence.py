@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from worlds import BrightnessReward, small_experiment
 
 from aegpo.commands.cli import app
+from aegpo.prompts.lists import numbered
 from aegpo.report.profile import evidence as evidence_module
 from aegpo.report.profile.evidence import (
     NOISE_STD,
@@ -30,7 +31,7 @@ from aegpo.report.profile.wording import evidence_tables, findings
 from aegpo.report.statistics import Interval
 from aegpo.train.engine import Engine
 
-TEXTS = ("a red circle", "two blue squares", "three green triangles")
+PROMPTS = numbered(("a red circle", "two blue squares", "three green triangles"))
 STEPS = np.arange(3)
 
 
@@ -64,28 +65,28 @@ def test_children_branch_off_the_trunk_at_every_step_and_nowhere_else():
 
 
 def test_noise_that_comes_late_moves_the_reward_less(engine):
-    spread = measure_reward_std(engine, TEXTS, STEPS, 8, silent)
+    spread = measure_reward_std(engine, PROMPTS, STEPS, 8, silent)
     assert spread.shape == (3, 3)
     assert (spread > 0).all()
-    again = measure_reward_std(engine, TEXTS, STEPS, 8, silent)
+    again = measure_reward_std(engine, PROMPTS, STEPS, 8, silent)
     assert np.array_equal(spread, again)
 
 
 def test_rewards_come_from_the_same_noise_whenever_they_are_asked_for(engine):
-    first = rewards_at(engine, TEXTS)
+    first = rewards_at(engine, PROMPTS)
     assert first.shape == (evidence_module.NOISES, 3)
-    assert np.array_equal(first, rewards_at(engine, TEXTS))
+    assert np.array_equal(first, rewards_at(engine, PROMPTS))
     assert first.std(axis=0).min() > 0
 
 
 def test_asking_for_gradients_leaves_the_policy_as_it_was(engine):
     before = {name: weight.clone() for name, weight in engine.policy.model.policy.state_dict().items()}
-    rewards, norms = group_values(engine, TEXTS[:2], silent)
+    rewards, norms = group_values(engine, PROMPTS[:2], silent)
     assert rewards.shape == (evidence_module.GROUP, 2)
     assert (norms > 0).all()
     assert all(torch.equal(weight, before[name]) for name, weight in engine.policy.model.policy.state_dict().items())
     assert engine.learner.updates == 0
-    again = group_values(engine, TEXTS[:2], silent)
+    again = group_values(engine, PROMPTS[:2], silent)
     np.testing.assert_allclose(again[1], norms, rtol=1e-5)
 
 
@@ -93,7 +94,7 @@ def test_weights_of_rewards_count(tiny_spec):
     rewards = (BrightnessReward(), BrightnessReward(name="less", weight=-3.0))
     two = Engine.build(small_experiment(tiny_spec, rewards=rewards))
     one = Engine.build(small_experiment(tiny_spec))
-    np.testing.assert_allclose(rewards_at(two, TEXTS), -2 * rewards_at(one, TEXTS), rtol=1e-5)
+    np.testing.assert_allclose(rewards_at(two, PROMPTS), -2 * rewards_at(one, PROMPTS), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from worlds import small_experiment
 from aegpo.commands.cli import app
 from aegpo.core import contracts
 from aegpo.errors import ContractError
+from aegpo.prompts.lists import numbered
 from aegpo.report.profile.evidence import CHILDREN, branch_plan, measure_reward_std
 from aegpo.train.engine import Engine
 
-TEXTS = ("a red circle", "two blue squares", "three green triangles")
+PROMPTS = numbered(("a red circle", "two blue squares", "three green triangles"))
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_spread_of_rewards_does_not_depend_on_how_many_nodes_are_worked_on_a
     for micro_batch in (64, 5):  # a level in one piece, and in many
         rollouts = experiment.rollouts.model_copy(update={"micro_batch": micro_batch})
         engine = Engine.build(experiment.model_copy(update={"rollouts": rollouts}))
-        found.append(measure_reward_std(engine, TEXTS, np.arange(3), 8, lambda line: None))
+        found.append(measure_reward_std(engine, PROMPTS, np.arange(3), 8, lambda line: None))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
 
 

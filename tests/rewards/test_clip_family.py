@@ -10,6 +10,7 @@ from PIL import Image
 from small_rewards import CONTEXT, TEXTS, write_clip, write_tokenizer
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
+from worlds import asked
 
 from aegpo.errors import AegpoError
 from aegpo.rewards.aesthetic import AestheticReward
@@ -76,9 +77,11 @@ def test_every_reward_of_the_family_conforms(kind, clip, head):
 def test_clip_is_a_hundred_times_the_cosine(clip):
     pixels = images(32)
     seen, read, _ = reference(clip, cropped(pixels, 32), PROMPTS)
-    scores = ClipReward(path=clip).build(CPU).score(pixels, PROMPTS)
+    scores = ClipReward(path=clip).build(CPU).score(pixels, asked(PROMPTS))
     assert torch.allclose(scores, 100 * (seen * read).sum(1), atol=1e-4)
-    assert torch.allclose(ClipReward(path=clip, factor=1).build(CPU).score(pixels, PROMPTS), scores / 100, atol=1e-6)
+    assert torch.allclose(
+        ClipReward(path=clip, factor=1).build(CPU).score(pixels, asked(PROMPTS)), scores / 100, atol=1e-6
+    )
 
 
 def test_pickscore_is_the_logit_of_the_model_card(clip):
@@ -86,8 +89,8 @@ def test_pickscore_is_the_logit_of_the_model_card(clip):
     seen, read, network = reference(clip, cropped(pixels, 32), PROMPTS)
     card = torch.diag(network.logit_scale.exp() * seen @ read.T)
     spec = PickScoreReward(path=clip, tokenizer=clip)
-    assert torch.allclose(spec.build(CPU).score(pixels, PROMPTS), card, atol=1e-5)
-    divided = spec.model_copy(update={"divisor": 26.0}).build(CPU).score(pixels, PROMPTS)
+    assert torch.allclose(spec.build(CPU).score(pixels, asked(PROMPTS)), card, atol=1e-5)
+    divided = spec.model_copy(update={"divisor": 26.0}).build(CPU).score(pixels, asked(PROMPTS))
     assert torch.allclose(divided, card / 26, atol=1e-6)
 
 
@@ -97,9 +100,9 @@ def test_aesthetic_is_the_head_on_normalised_features(clip, head):
     weights = torch.load(head, weights_only=True)
     for place in (0, 2, 4):
         seen = seen @ weights[f"layers.{place}.weight"].T + weights[f"layers.{place}.bias"]
-    scores = AestheticReward(path=head, clip=clip).build(CPU).score(pixels, PROMPTS)
+    scores = AestheticReward(path=head, clip=clip).build(CPU).score(pixels, asked(PROMPTS))
     assert torch.allclose(scores, seen.squeeze(1), atol=1e-6)
-    assert torch.equal(scores, AestheticReward(path=head, clip=clip).build(CPU).score(pixels, PROMPTS[::-1]))
+    assert torch.equal(scores, AestheticReward(path=head, clip=clip).build(CPU).score(pixels, asked(PROMPTS[::-1])))
 
 
 def test_a_single_layer_is_a_head_too(clip, tmp_path):
@@ -107,7 +110,7 @@ def test_a_single_layer_is_a_head_too(clip, tmp_path):
     torch.save(layer.state_dict(), tmp_path / "linear.pth")
     seen, _, _ = reference(clip, cropped(images(32), 32), PROMPTS)
     spec = AestheticReward(path=str(tmp_path), filename="linear.pth", clip=clip)
-    assert torch.allclose(spec.build(CPU).score(images(32), PROMPTS), layer(seen).squeeze(1), atol=1e-6)
+    assert torch.allclose(spec.build(CPU).score(images(32), asked(PROMPTS)), layer(seen).squeeze(1), atol=1e-6)
 
 
 def test_cropping_is_what_the_processor_of_transformers_does(clip):
@@ -155,21 +158,21 @@ def test_words_are_cut_ended_and_followed_by_zeros(tmp_path):
 
 def test_equal_prompts_and_any_micro_batch_give_equal_scores(clip):
     prompts = ["a red cube", "a cat", "a red cube", "a cat"]
-    whole = ClipReward(path=clip).build(CPU).score(images(), prompts)
-    pieces = ClipReward(path=clip, micro_batch=1).build(CPU).score(images(), prompts)
+    whole = ClipReward(path=clip).build(CPU).score(images(), asked(prompts))
+    pieces = ClipReward(path=clip, micro_batch=1).build(CPU).score(images(), asked(prompts))
     assert torch.allclose(whole, pieces, atol=1e-4)
 
 
 def test_offloaded_weights_return_to_main_memory_and_score_the_same(clip):
     kept = ClipReward(path=clip).build(CPU)
     offloaded = ClipReward(path=clip, offload=True).build(CPU)
-    assert torch.equal(kept.score(images(), PROMPTS), offloaded.score(images(), PROMPTS))
+    assert torch.equal(kept.score(images(), asked(PROMPTS)), offloaded.score(images(), asked(PROMPTS)))
     assert next(offloaded.network.parameters()).device == CPU
 
 
 def test_half_precision_scores_nearly_the_same(clip):
-    exact = ClipReward(path=clip).build(CPU).score(images(), PROMPTS)
-    rough = ClipReward(path=clip, dtype="bfloat16").build(CPU).score(images(), PROMPTS)
+    exact = ClipReward(path=clip).build(CPU).score(images(), asked(PROMPTS))
+    rough = ClipReward(path=clip, dtype="bfloat16").build(CPU).score(images(), asked(PROMPTS))
     assert rough.dtype == torch.float32
     assert 0 < (exact - rough).abs().max() < 3
 

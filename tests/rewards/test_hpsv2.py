@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_rewards import TEXTS, open_clip, write_tokenizer
 from transformers import CLIPTokenizer
+from worlds import asked
 
 from aegpo.errors import AegpoError
 from aegpo.rewards import hpsv2_package
@@ -61,13 +62,13 @@ def test_it_scores_as_open_clip_does_without_the_logit_scale(reference, folder, 
     words = load_words("test", str(folder), 77, clean=cleaned)
     with torch.no_grad():
         expected = reference(padded(images(*shape), 28), words(TEXTS))
-    scores = spec(folder).build(CPU).score(images(*shape), TEXTS)
+    scores = spec(folder).build(CPU).score(images(*shape), asked(TEXTS))
     assert (scores - expected).abs().max() < 1e-6
     assert scores.std() > 1e-2
 
 
 def test_the_version_chooses_the_file_and_half_precision_is_read(folder):
-    one, other = (spec(folder, version=version).build(CPU).score(images(), TEXTS) for version in FILES)
+    one, other = (spec(folder, version=version).build(CPU).score(images(), asked(TEXTS)) for version in FILES)
     assert 0 < (one - other).abs().max() < 5e-3
     assert Hpsv2Reward().version == "v2.1"
 

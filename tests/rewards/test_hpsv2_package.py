@@ -18,6 +18,8 @@ from transformers import CLIPTokenizer
 if importlib.util.find_spec("hpsv2") is None:  # to import it takes the bridge: the package misses a dependency
     pytest.skip("pip install --no-deps -r requirements/hpsv2.txt", allow_module_level=True)
 
+from worlds import asked
+
 from aegpo.rewards.clip_family import cleaned, load_words
 from aegpo.rewards.hpsv2 import FILES, Hpsv2Reward
 from aegpo.rewards.hpsv2_package import import_hpsv2
@@ -89,7 +91,7 @@ def test_both_backends_score_the_same(network, tokenizer):
     ours = Hpsv2Reward(path=folder, tokenizer=tokenizer).build(CPU)
     theirs = Hpsv2Reward(path=folder, backend="package").build(CPU)
     for picture, prompt in zip(pictures(), PROMPTS, strict=True):
-        mine, yours = ours.score(picture, [prompt]), theirs.score(picture, [prompt])
+        mine, yours = ours.score(picture, asked([prompt])), theirs.score(picture, asked([prompt]))
         assert (mine - yours).abs().max() < 1e-6, (picture.shape, prompt)
 
 
@@ -104,7 +106,7 @@ def test_both_backends_are_what_the_package_scores(network, tokenizer, monkeypat
     theirs = img_score.score(files, PROMPTS[1], cp=str(folder / FILES["v2.1"]))
     for backend in ("transformers", "package"):
         spec = Hpsv2Reward(path=str(folder), tokenizer=tokenizer, backend=backend)
-        ours = spec.build(CPU).score(images, [PROMPTS[1]] * 3)
+        ours = spec.build(CPU).score(images, asked([PROMPTS[1]] * 3))
         assert np.abs(ours.numpy() - np.array(theirs)).max() < 1e-6
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer
+from worlds import asked
 
 from aegpo.errors import AegpoError
 from aegpo.rewards.clip_family import cropped
@@ -156,7 +157,7 @@ def test_it_scores_as_published(folder, reference):
     words = tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")
     with torch.no_grad():
         expected = reference(cropped(images, 32), words["input_ids"], words["attention_mask"])
-    scores = spec(folder).build(CPU).score(images, PROMPTS)
+    scores = spec(folder).build(CPU).score(images, asked(PROMPTS))
     assert torch.allclose(scores, expected, atol=1e-5)
     assert scores.std() > 1e-3
     assert tokenizer.convert_ids_to_tokens(words["input_ids"][1])[:4] == ["[CLS]", "a", "cat", "on"]

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from worlds import asked
 
 from aegpo.core.interfaces import Reward
 from aegpo.errors import AegpoError
@@ -19,38 +20,38 @@ def picture(*objects: Placed, background: str | None = None) -> torch.Tensor:  #
 
 
 def score(image: torch.Tensor, caption: str) -> float:
-    return float(REWARD.score(image, [caption]))
+    return float(REWARD.score(image, asked([caption])))
 
 
 def test_every_ground_truth_picture_scores_one(renders):
-    scores = REWARD.score(renders.images, renders.captions)
+    scores = REWARD.score(renders.images, asked(renders.captions))
     assert scores.min() >= 0.9999
     assert scores.max() <= 1
     assert scores.dtype == torch.float32
 
 
 def test_the_caption_of_another_image_scores_little(renders):
-    scores = REWARD.score(renders.images, renders.others)
+    scores = REWARD.score(renders.images, asked(renders.others))
     assert scores.mean() <= 0.15
     assert scores.min() >= 0
 
 
 def test_noise_costs_little_but_something(renders, noisy):
-    scores = REWARD.score(noisy, renders.captions)
+    scores = REWARD.score(noisy, asked(renders.captions))
     assert 0.95 <= scores.mean() < 0.999
 
 
 def test_samples_of_one_caption_that_differ_slightly_score_differently():
     image = picture(Placed(0, 0, "red", "circle"), Placed(1, 1, "blue", "square"))
     noise = torch.randn(16, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    scores = REWARD.score((image + 0.03 * noise).clamp(0, 1), ["a red circle and a blue square"] * 16)
+    scores = REWARD.score((image + 0.03 * noise).clamp(0, 1), asked(["a red circle and a blue square"] * 16))
     assert len(set(scores.tolist())) == 16
 
 
 def test_the_score_rises_smoothly_as_an_object_fades_in():
     empty, full = picture(background="green"), picture(Placed(1, 1, "yellow", "square"), background="green")
     fades = torch.linspace(0, 1, 41)[:, None, None, None]
-    scores = REWARD.score(empty + fades * (full - empty), ["a yellow square on a green background"] * 41)
+    scores = REWARD.score(empty + fades * (full - empty), asked(["a yellow square on a green background"] * 41))
     rises = scores.diff()
     assert (rises > -1e-6).all()
     assert rises.max() < 0.2
@@ -100,17 +101,17 @@ def test_the_score_depends_on_the_prompt(renders):
     kinds = {parse(caption).kind for caption in renders.captions}
     assert kinds == {"count", "pair", "relation", "mixed"}
     image = renders.images[:1].expand(len(set(renders.captions)), -1, -1, -1)
-    assert REWARD.score(image, list(dict.fromkeys(renders.captions))).std() > 0.05
+    assert REWARD.score(image, asked(list(dict.fromkeys(renders.captions)))).std() > 0.05
 
 
 def test_images_of_another_size_are_refused_with_the_right_size():
     with pytest.raises(AegpoError, match=r"shape \(1, 3, 8, 8\) for 1 captions.*read \(1, 3, 24, 24\)"):
-        REWARD.score(torch.zeros(1, 3, 8, 8), ["a red circle"])
+        REWARD.score(torch.zeros(1, 3, 8, 8), asked(["a red circle"]))
 
 
 def test_a_prompt_outside_the_grammar_is_refused():
     with pytest.raises(AegpoError, match="is not a sentence of the embedded world"):
-        REWARD.score(torch.zeros(1, 3, 24, 24), ["three blind mice"])
+        REWARD.score(torch.zeros(1, 3, 24, 24), asked(["three blind mice"]))
 
 
 def test_the_spec_is_its_own_part():

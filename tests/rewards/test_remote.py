@@ -20,6 +20,7 @@ from command_line import aegpo, start
 
 from aegpo.errors import AegpoError
 from aegpo.models.shapes import ShapesSpec
+from aegpo.prompts.lists import numbered
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.remote import RemoteReward
 from aegpo.rewards.wire import SAFETENSORS, pack
@@ -28,7 +29,7 @@ from aegpo.testing import check_reward
 pytest.importorskip("fastapi", reason='pip install "aegpo[serve]"')
 
 CPU = torch.device("cpu")
-PROMPTS = list(ShapesSpec().captions("evaluation", 7, 0))
+PROMPTS = numbered(ShapesSpec().captions("evaluation", 7, 0))
 IMAGES = torch.rand((7, 3, 24, 24), generator=torch.Generator().manual_seed(0))
 QUICK = {"backoff": 0.05, "timeout": 20.0}
 PATIENCE = 60  # seconds
@@ -116,7 +117,7 @@ def test_a_body_without_its_length_is_read_no_further_than_the_limit(palette):
 def test_images_that_the_reward_refuses_are_not_sent_again(spec):
     begin = time.monotonic()
     with pytest.raises(AegpoError, match=r"/score refused: status 422: .*'no caption at all'"):
-        spec.model_copy(update={"backoff": 20.0}).build(CPU).score(IMAGES[:1], ["no caption at all"])
+        spec.model_copy(update={"backoff": 20.0}).build(CPU).score(IMAGES[:1], numbered(["no caption at all"]))
     assert time.monotonic() - begin < 10
 
 
@@ -134,6 +135,7 @@ def test_the_server_says_what_is_wrong_with_a_body(content_type, status, message
 def test_health_names_the_reward(palette):
     answer = requests.get(f"{palette}/health", headers={"Authorization": "Bearer s3cret"}, timeout=20)
     assert answer.json()["reward"]["kind"] == "palette"
+    assert answer.json()["protocol"] == 2
 
 
 def test_a_server_that_was_restarted_goes_on_scoring():
@@ -196,7 +198,7 @@ def answering(answers):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            length = int(self.headers["Content-Length"])
+            length = int(self.headers.get("Content-Length", 0))
             asked.append((time.monotonic(), self.rfile.read(length)))
             status, body, *headers = answers[min(len(asked), len(answers)) - 1]
             self.send_response(status)

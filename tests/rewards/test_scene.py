@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import asked
 
 from aegpo.core.interfaces import Reward
 from aegpo.errors import AegpoError
@@ -35,49 +36,49 @@ def draw_anywhere(x: float, y: float, colour: str, shape: str) -> np.ndarray:  #
 
 def test_ground_truth_is_strictly_right_and_has_full_dense_credit(renders):
     assert len(renders.captions) >= 2000
-    assert STRICT.score(renders.images, renders.captions).mean() >= 0.99
-    assert DENSE.score(renders.images, renders.captions).mean() >= 0.99
+    assert STRICT.score(renders.images, asked(renders.captions)).mean() >= 0.99
+    assert DENSE.score(renders.images, asked(renders.captions)).mean() >= 0.99
 
 
 def test_the_caption_of_another_image_is_hardly_ever_right(renders):
-    assert STRICT.score(renders.images, renders.others).mean() <= 0.01
-    assert DENSE.score(renders.images, renders.others).mean() <= 0.1
+    assert STRICT.score(renders.images, asked(renders.others)).mean() <= 0.01
+    assert DENSE.score(renders.images, asked(renders.others)).mean() <= 0.1
 
 
 def test_noise_hardly_changes_the_verdict(renders, noisy):
-    assert STRICT.score(noisy, renders.captions).mean() >= 0.97
-    assert STRICT.score(noisy, renders.others).mean() <= 0.01
+    assert STRICT.score(noisy, asked(renders.captions)).mean() >= 0.97
+    assert STRICT.score(noisy, asked(renders.others)).mean() <= 0.01
 
 
 def test_blur_and_noise_together_hardly_change_the_verdict(renders, noisy):
     kernel = torch.tensor([0.125, 0.75, 0.125])
     weight = (kernel[:, None] * kernel).repeat(3, 1, 1, 1)
     blurred = F.conv2d(F.pad(noisy, (1, 1, 1, 1), mode="replicate"), weight, groups=3)
-    assert STRICT.score(blurred, renders.captions).mean() >= 0.97
+    assert STRICT.score(blurred, asked(renders.captions)).mean() >= 0.97
 
 
 def test_scores_are_float32_in_the_unit_interval_one_an_image(renders):
     for reward in (DENSE, STRICT):
-        scores = reward.score(renders.images[:50], renders.others[:50])
+        scores = reward.score(renders.images[:50], asked(renders.others[:50]))
         assert scores.dtype == torch.float32
         assert scores.shape == (50,)
         assert ((scores >= 0) & (scores <= 1)).all()
 
 
 def test_strict_success_implies_full_dense_credit(renders, noisy):
-    strict, dense = (reward.score(noisy, renders.captions) for reward in (STRICT, DENSE))
+    strict, dense = (reward.score(noisy, asked(renders.captions)) for reward in (STRICT, DENSE))
     assert (dense[strict == 1] > 0.999).all()
 
 
 def test_the_score_of_an_image_does_not_depend_on_its_batch(renders):
-    together = DENSE.score(renders.images[:40], renders.others[:40])
-    alone = [DENSE.score(renders.images[i : i + 1], renders.others[i : i + 1]) for i in range(40)]
+    together = DENSE.score(renders.images[:40], asked(renders.others[:40]))
+    alone = [DENSE.score(renders.images[i : i + 1], asked(renders.others[i : i + 1])) for i in range(40)]
     assert torch.equal(together, torch.cat(alone))
 
 
 def test_each_object_right_earns_more_than_the_one_before():
     red = [Placed(0, 0, "red", "circle"), Placed(1, 1, "red", "circle"), Placed(2, 2, "red", "circle")]
-    scores = [float(DENSE.score(picture(*red[:count]), ["three red circles"])) for count in range(4)]
+    scores = [float(DENSE.score(picture(*red[:count]), asked(["three red circles"]))) for count in range(4)]
     assert scores == sorted(scores)
     assert len(set(scores)) == 4
     assert scores[-1] == 1.0
@@ -97,8 +98,8 @@ def test_each_object_right_earns_more_than_the_one_before():
 )
 def test_one_mistake_costs_strict_success_and_some_dense_credit(wrong, what):
     caption = ["a red circle on a blue background"]
-    assert STRICT.score(wrong, caption) == 0
-    assert DENSE.score(wrong, caption) < 0.9, what
+    assert STRICT.score(wrong, asked(caption)) == 0
+    assert DENSE.score(wrong, asked(caption)) < 0.9, what
 
 
 @pytest.mark.parametrize(
@@ -108,17 +109,17 @@ def test_a_relation_holds_in_its_direction_and_in_no_other(relation, cell):
     first, second = Placed(1, 1, "red", "circle"), Placed(*cell, "blue", "square")
     image = picture(first, second)
     holds = {
-        word: float(STRICT.score(image, [f"a red circle {word} a blue square"]))
+        word: float(STRICT.score(image, asked([f"a red circle {word} a blue square"])))
         for word in ("left of", "right of", "above", "below")
     }
     assert holds == {word: float(word == relation) for word in holds}
-    assert DENSE.score(image, [f"a red circle {relation} a blue square"]) == 1
+    assert DENSE.score(image, asked([f"a red circle {relation} a blue square"])) == 1
 
 
 def test_the_relation_also_tells_apart_objects_of_one_colour():
     image = picture(Placed(0, 0, "red", "triangle"), Placed(0, 2, "red", "square"))
-    assert STRICT.score(image, ["a red triangle left of a red square"]) == 1
-    assert STRICT.score(image, ["a red square left of a red triangle"]) == 0
+    assert STRICT.score(image, asked(["a red triangle left of a red square"])) == 1
+    assert STRICT.score(image, asked(["a red square left of a red triangle"])) == 0
 
 
 @settings(deadline=None, max_examples=60)
@@ -139,7 +140,7 @@ def test_an_object_is_read_wherever_it_lies_without_a_grid(x, y, colour, shape):
 def test_neighbours_that_touch_are_read_as_two():
     image = picture(Placed(1, 0, "red", "square"), Placed(1, 1, "red", "square"))
     image[:, 1:, 10:14, 7:9] = 0.35  # a bridge of alpha 0.7 over the gap between them
-    assert STRICT.score(image, ["two red squares"]) == 1
+    assert STRICT.score(image, asked(["two red squares"])) == 1
 
 
 def test_components_connect_through_sides_and_not_through_corners_or_colours():
@@ -161,24 +162,24 @@ def test_reading_an_image_takes_at_most_a_millisecond(renders):
     spent = []
     for _ in range(4):
         before = time.process_time()
-        DENSE.score(images, captions)
+        DENSE.score(images, asked(captions))
         spent.append(time.process_time() - before)
     assert min(spent) / len(captions) <= 1e-3
 
 
 def test_images_of_another_size_are_refused_with_the_right_size():
     with pytest.raises(AegpoError, match=r"shape \(2, 3, 32, 32\) for 2 captions.*read \(2, 3, 24, 24\)"):
-        DENSE.score(torch.zeros(2, 3, 32, 32), ["a red circle", "a red circle"])
+        DENSE.score(torch.zeros(2, 3, 32, 32), asked(["a red circle", "a red circle"]))
 
 
 def test_fewer_captions_than_images_are_refused():
     with pytest.raises(AegpoError, match=r"\(2, 3, 24, 24\) for 1 captions"):
-        DENSE.score(torch.zeros(2, 3, 24, 24), ["a red circle"])
+        DENSE.score(torch.zeros(2, 3, 24, 24), asked(["a red circle"]))
 
 
 def test_a_prompt_outside_the_grammar_is_refused_with_an_example():
     with pytest.raises(AegpoError, match="'an oil painting' is not a sentence of the embedded world; one is"):
-        DENSE.score(torch.zeros(1, 3, 24, 24), ["an oil painting"])
+        DENSE.score(torch.zeros(1, 3, 24, 24), asked(["an oil painting"]))
 
 
 def test_the_rewards_are_their_own_part_and_import_no_torch():

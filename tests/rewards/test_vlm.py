@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from worlds import asked
 
 from aegpo.errors import AegpoError
 from aegpo.rewards.vlm import VlmJudgeReward, VlmPreferenceReward
@@ -30,12 +31,12 @@ def brightness(part) -> float:
 @contextmanager
 def endpoint(say):
     """Answers each chat with what `say` makes of it; yields its address and the requests it got."""
-    asked = []
+    got = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, self.headers.get("Authorization"), request))
+            got.append((self.path, self.headers.get("Authorization"), request))
             content = {"choices": [{"message": {"role": "assistant", "content": say(request["messages"])}}]}
             self.send_response(200)
             self.end_headers()
@@ -47,7 +48,7 @@ def endpoint(say):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+        yield f"http://127.0.0.1:{server.server_port}/v1", got
     finally:
         server.shutdown()
         server.server_close()
@@ -77,39 +78,39 @@ def test_the_judge_conforms():
 
 
 def test_grades_are_the_last_number_of_each_answer():
-    with endpoint(grade) as (url, asked):
-        scores = judge(url).build(CPU).score(grey(0.0, 0.2, 1.0), PROMPTS)
+    with endpoint(grade) as (url, got):
+        scores = judge(url).build(CPU).score(grey(0.0, 0.2, 1.0), asked(PROMPTS))
     assert scores.tolist() == pytest.approx([0, 2, 10])
-    path, _, request = asked[0]
+    path, _, request = got[0]
     assert path == "/v1/chat/completions"
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("eye", 0, 512)
-    questions = {request["messages"][0]["content"][1]["text"] for _, _, request in asked}
+    questions = {request["messages"][0]["content"][1]["text"] for _, _, request in got}
     assert any("the following? a {red} cube\n" in question for question in questions)
 
 
 def test_the_token_goes_along(monkeypatch):
     monkeypatch.setenv("EYE_TOKEN", "s3cret")
-    with endpoint(grade) as (url, asked):
-        judge(url, token_env="EYE_TOKEN").build(CPU).score(grey(0.5), ["a cat"])
-    assert asked[0][1] == "Bearer s3cret"
+    with endpoint(grade) as (url, got):
+        judge(url, token_env="EYE_TOKEN").build(CPU).score(grey(0.5), asked(["a cat"]))
+    assert got[0][1] == "Bearer s3cret"
 
 
 def test_an_answer_without_a_grade_is_asked_for_again_with_a_reminder():
     answers = iter(["I like it.", "12", "Well: 7.5"])
-    with endpoint(lambda messages: next(answers)) as (url, asked):
-        assert judge(url).build(CPU).score(grey(0.5), ["a cat"]).tolist() == [7.5]
-    roles = [message["role"] for message in asked[-1][2]["messages"]]
+    with endpoint(lambda messages: next(answers)) as (url, got):
+        assert judge(url).build(CPU).score(grey(0.5), asked(["a cat"])).tolist() == [7.5]
+    roles = [message["role"] for message in got[-1][2]["messages"]]
     assert roles == ["user", "assistant", "user", "assistant", "user"]
-    assert asked[-1][2]["messages"][-1]["content"] == "Answer with a number from 0 to 10 alone."
+    assert got[-1][2]["messages"][-1]["content"] == "Answer with a number from 0 to 10 alone."
 
 
 @pytest.mark.parametrize(("answer", "shown"), [("no idea", "'no idea'"), ("11", "'11'"), (None, "''"), ("-1", "'-1'")])
 def test_a_model_that_never_grades_is_an_error_and_not_a_score(answer, shown):
-    with endpoint(lambda messages: answer) as (url, asked):
+    with endpoint(lambda messages: answer) as (url, got):
         message = f"reward 'vlm-judge': 'eye' gave no answer that can be read in 2 attempts, at last {shown}; change"
         with pytest.raises(AegpoError, match=message):
-            judge(url, attempts=2).build(CPU).score(grey(0.5), ["a cat"])
-    assert len(asked) == 2
+            judge(url, attempts=2).build(CPU).score(grey(0.5), asked(["a cat"]))
+    assert len(got) == 2
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_an_endpoint_of_another_kind_is_an_error():
         answering([(200, '{"scores": [1]}')]) as (url, _),
         pytest.raises(AegpoError, match=r'the endpoint answered {"scores": \[1\]}, no chat completion'),
     ):
-        judge(url).build(CPU).score(grey(0.5), ["a cat"])
+        judge(url).build(CPU).score(grey(0.5), asked(["a cat"]))
 
 
 @pytest.mark.parametrize(
@@ -164,19 +165,19 @@ def test_preference_conforms():
 
 def test_preferences_are_shares_of_wins_inside_the_group():
     prompts = ["a cat", "a dog", "a cat", "a cat", "a dog"]
-    with endpoint(prefer) as (url, asked):
-        scores = preference(url).build(CPU).score(grey(0.9, 0.3, 0.1, 0.5, 0.3), prompts)
+    with endpoint(prefer) as (url, got):
+        scores = preference(url).build(CPU).score(grey(0.9, 0.3, 0.1, 0.5, 0.3), asked(prompts))
     assert scores.tolist() == [1.0, 0.5, 0.0, 0.5, 0.5]  # equal dogs: the first wins in both orders, so half
-    assert len(asked) == 3 * 2 + 2
+    assert len(got) == 3 * 2 + 2
 
 
 def test_a_tie_counts_half():
     with endpoint(lambda messages: "TIE") as (url, _):
-        assert preference(url).build(CPU).score(grey(0.9, 0.1), ["a cat"] * 2).tolist() == [0.5, 0.5]
+        assert preference(url).build(CPU).score(grey(0.9, 0.1), asked(["a cat"] * 2)).tolist() == [0.5, 0.5]
 
 
 def test_one_image_alone_cannot_be_compared():
     with pytest.raises(
         AegpoError, match="reward 'vlm-preference': prompt 'a cat' has one image; a comparison needs two"
     ):
-        preference("http://127.0.0.1:9").build(CPU).score(grey(0.9), ["a cat"])
+        preference("http://127.0.0.1:9").build(CPU).score(grey(0.9), asked(["a cat"]))

@@ -12,9 +12,10 @@ import pytest
 import torch
 from test_engine import assert_same_report, assert_same_weights, run
 from torch import Tensor
-from worlds import BrightnessReward, small_experiment
+from worlds import BrightnessReward, asked, small_experiment
 
 from aegpo.core.parts import RewardSpec
+from aegpo.core.records import Prompt
 from aegpo.core.sections import RolloutsSpec
 from aegpo.errors import RewardError
 from aegpo.method.allocators import EntropyAllocator
@@ -24,7 +25,7 @@ from aegpo.train.scoring import Scoring, build_scorers, score
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand((4, 3, 6, 6), generator=torch.Generator().manual_seed(0))
-PROMPTS = ("one", "two", "one", "two")
+PROMPTS = asked(("one", "two", "one", "two"))
 
 
 class Meeting(RewardSpec):
@@ -38,7 +39,7 @@ class Meeting(RewardSpec):
     def lane(self) -> str:
         return self.place
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         self.barrier.wait()
         return images.mean(dim=(1, 2, 3))
 
@@ -50,7 +51,7 @@ class Scribbler(BrightnessReward):
     def lane(self) -> str:
         return "elsewhere"
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return images.zero_().mean(dim=(1, 2, 3))
 
 
@@ -60,7 +61,7 @@ class Brighter(RewardSpec):
     kind: Literal["brighter"] = "brighter"
     group_wise: ClassVar[bool] = True
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         light = images.mean(dim=(1, 2, 3))
         same = torch.tensor([[one == other for other in prompts] for one in prompts])
         return ((light[:, None] > light) & same).sum(1).float() / (same.sum(1) - 1)
@@ -71,7 +72,7 @@ class Flaky(BrightnessReward):
 
     left: ClassVar[list[int]] = [-1]
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         self.left[0] -= 1
         if self.left[0] == -1:
             raise ConnectionError("the server is gone")
@@ -129,7 +130,7 @@ class Noted(BrightnessReward):
     def early(self) -> int:
         return self.at_once
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         self.asked.append(len(prompts))
         return super().score(images, prompts)
 
@@ -137,18 +138,20 @@ class Noted(BrightnessReward):
 class NotedBrighter(Brighter):
     """Somewhere else, and notes the prompts it was asked about at a time."""
 
-    asked: ClassVar[list[list[str]]] = []
+    seen: ClassVar[list[list[str]]] = []
 
     @property
     def lane(self) -> str:
         return "elsewhere"
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        self.asked.append(list(prompts))
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        self.seen.append([prompt.text for prompt in prompts])
         return super().score(images, prompts)
 
 
-def scored_early(specs: Sequence[RewardSpec], images: Tensor, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+def scored_early(
+    specs: Sequence[RewardSpec], images: Tensor, prompts: Sequence[Prompt], size: int
+) -> dict[str, Tensor]:
     """Scores of images that are shown in parts."""
     with Scoring(build_scorers(specs, CPU), prompts) as scoring:
         for part in torch.split(images, size):
@@ -157,7 +160,7 @@ def scored_early(specs: Sequence[RewardSpec], images: Tensor, prompts: Sequence[
 
 
 @pytest.mark.parametrize(
-    ("spec", "asked"),
+    ("spec", "at_once"),
     [
         (Noted(), [3, 3, 1]),
         (Noted(micro_batch=2), [2, 4, 1]),
@@ -169,20 +172,20 @@ def scored_early(specs: Sequence[RewardSpec], images: Tensor, prompts: Sequence[
     ],
     ids=["one by one", "micro-batches", "larger ones", "all in one", "late", "own device", "no lane"],
 )
-def test_a_reward_elsewhere_is_asked_in_whole_micro_batches_as_images_are_shown(spec, asked):
-    images, prompts = torch.rand((7, 3, 6, 6), generator=torch.Generator().manual_seed(1)), list("abcdefg")
+def test_a_reward_elsewhere_is_asked_in_whole_micro_batches_as_images_are_shown(spec, at_once):
+    images, prompts = torch.rand((7, 3, 6, 6), generator=torch.Generator().manual_seed(1)), asked("abcdefg")
     Noted.asked.clear()
     found = scored_early([spec, BrightnessReward(name="here")], images, prompts, 3)
-    assert Noted.asked == asked
+    assert Noted.asked == at_once
     assert list(found) == ["brightness", "here"]
     assert torch.equal(found["brightness"], found["here"])
 
 
 def test_a_group_wise_reward_elsewhere_is_asked_once_a_prompt_is_complete():
-    images, prompts = torch.rand((6, 3, 6, 6), generator=torch.Generator().manual_seed(1)), list("abacbc")
-    NotedBrighter.asked.clear()
+    images, prompts = torch.rand((6, 3, 6, 6), generator=torch.Generator().manual_seed(1)), asked("abacbc")
+    NotedBrighter.seen.clear()
     found = scored_early([NotedBrighter()], images, prompts, 1)
-    assert NotedBrighter.asked == [["a", "a"], ["b", "b"], ["c", "c"]]
+    assert NotedBrighter.seen == [["a", "a"], ["b", "b"], ["c", "c"]]
     assert torch.equal(found["brighter"], score(build_scorers([Brighter()], CPU), images, prompts)["brighter"])
 
 
@@ -207,12 +210,12 @@ def test_a_reward_elsewhere_scores_while_others_are_painted_and_as_often_at_once
 
 def test_a_reward_that_fails_early_ends_the_painting_and_is_asked_no_more():
     class Broken(Noted):
-        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
             super().score(images, prompts)
             raise ConnectionError("the server is gone")
 
     def paint_one_after_the_other() -> None:
-        with Scoring(build_scorers([Broken(name="broken")], CPU), ["a"] * 1000) as scoring:
+        with Scoring(build_scorers([Broken(name="broken")], CPU), asked(["a"] * 1000)) as scoring:
             for _ in range(1000):
                 shown.append(1)
                 scoring.show(IMAGES[:1])
@@ -243,7 +246,7 @@ def test_a_run_whose_reward_is_elsewhere_is_the_run_whose_reward_is_here(tiny_we
 def test_a_group_wise_reward_is_evaluated_against_the_base_policy():
     base, brighter = IMAGES[:2] * 0.5, IMAGES[:2]
     scorers = build_scorers([Brighter(), BrightnessReward()], CPU)
-    scores, base_scores, images = HeldOut(scorers, ("one", "two"), lambda _: base).evaluate(lambda _: brighter)
+    scores, base_scores, images = HeldOut(scorers, asked(("one", "two")), lambda _: base).evaluate(lambda _: brighter)
     assert images is brighter
     assert list(scores) == list(base_scores) == ["brighter", "brightness"]
     assert scores["brighter"].tolist() == [1.0, 1.0]

@@ -44,7 +44,7 @@ class Analysis:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The prompts."""
+        """What the prompts say."""
         return self.target.texts
 
     @property

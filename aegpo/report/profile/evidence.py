@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from aegpo.core import contracts
-from aegpo.core.records import BoolArray, FloatArray, IntArray, RolloutPlan
+from aegpo.core.records import BoolArray, FloatArray, IntArray, Prompt, RolloutPlan
 from aegpo.method.trees import IndependentTree
 from aegpo.report.profile.analysis import Analysis
 from aegpo.report.profile.measure import Profile
@@ -114,27 +114,30 @@ def branch_plan(prompts: int, levels: int, steps: IntArray, children: int) -> tu
     return plan, branched
 
 
-def measure_reward_std(engine: Engine, texts: Sequence[str], steps: IntArray, children: int, say: Say) -> FloatArray:
+def measure_reward_std(
+    engine: Engine, prompts: Sequence[Prompt], steps: IntArray, children: int, say: Say
+) -> FloatArray:
     """(P, S) standard deviation of rewards over the children of each prompt's trunk at each step."""
     how, seed = engine.policy.how, engine.experiment.probe.seed
     generator, parts = torch.Generator().manual_seed(seed), []
-    for first in range(0, len(texts), _AT_ONCE):
-        part = texts[first : first + _AT_ONCE]
+    for first in range(0, len(prompts), _AT_ONCE):
+        part = prompts[first : first + _AT_ONCE]
         plan, branched = branch_plan(len(part), len(how.sigmas) - 1, steps, children)
         starts = [start_noise(how.model.latent_shape, seed, first + row) for row in range(len(part))]
         trunk = Trunk(np.arange(len(part)), torch.stack(starts).to(how.sigmas.device))
-        rollouts = roll_out(how, plan, how.model.encode(part), generator, trunk=trunk)
+        cond = how.model.encode([prompt.text for prompt in part])
+        rollouts = roll_out(how, plan, cond, generator, trunk=trunk)
         rewards = total_reward(engine, rollouts.images, [part[row] for row in plan.group])
         for row in range(len(part)):
             of_prompt = plan.group == row
             parts.append([rewards[of_prompt & (branched == step)].std(ddof=1) for step in steps])
-        say(f"steps: {first + len(part)} of {len(texts)} prompts branched")
+        say(f"steps: {first + len(part)} of {len(prompts)} prompts branched")
     return np.array(parts)
 
 
-def total_reward(engine: Engine, images: Tensor, texts: Sequence[str]) -> FloatArray:  # (N,)
+def total_reward(engine: Engine, images: Tensor, prompts: Sequence[Prompt]) -> FloatArray:  # (N,)
     """The weighted sum of the experiment's rewards."""
-    scores = score(engine.rewards, images, texts)
+    scores = score(engine.rewards, images, prompts)
     weights = [spec.weight for spec in engine.experiment.rewards]
     total = sum(weight * values.double().cpu() for weight, values in zip(weights, scores.values(), strict=True))
     assert isinstance(total, Tensor), "an experiment has a reward"
@@ -190,19 +193,19 @@ def _hits(chosen: BoolArray, spread: FloatArray) -> float:
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def rewards_at(engine: Engine, texts: Sequence[str]) -> FloatArray:  # (NOISES, P)
+def rewards_at(engine: Engine, prompts: Sequence[Prompt]) -> FloatArray:  # (NOISES, P)
     """Rewards of the engine's policy, deterministic sampler, the same start noises whenever it is asked."""
     how, seed, shape = engine.policy.how, engine.experiment.probe.seed, engine.policy.model.latent_shape
-    cond, found = how.model.encode(texts), []
+    cond, found = how.model.encode([prompt.text for prompt in prompts]), []
     for sample in range(NOISES):
-        noise = torch.stack([start_noise(shape, seed, row, sample) for row in range(len(texts))])
+        noise = torch.stack([start_noise(shape, seed, row, sample) for row in range(len(prompts))])
         with torch.no_grad():
             images = sample_deterministic(how, noise.to(how.sigmas.device), cond)
-        found.append(total_reward(engine, images, texts))
+        found.append(total_reward(engine, images, prompts))
     return np.stack(found)
 
 
-def group_values(engine: Engine, texts: Sequence[str], say: Say) -> tuple[FloatArray, FloatArray]:
+def group_values(engine: Engine, prompts: Sequence[Prompt], say: Say) -> tuple[FloatArray, FloatArray]:
     """(GROUP, P) rewards of independent rollouts, and (P,) norms of the gradient of each prompt's loss."""
     levels = len(engine.policy.how.sigmas) - 1
     noisy = np.arange(levels)[None] < levels - 1  # all but the last, as Flow-GRPO
@@ -211,17 +214,17 @@ def group_values(engine: Engine, texts: Sequence[str], say: Say) -> tuple[FloatA
     weights = torch.tensor([spec.weight for spec in engine.experiment.rewards])
     state = {name: value.clone() for name, value in engine.learner.state_dict().items()}
     updates, rewards, norms = engine.learner.updates, [], []
-    for row, text in enumerate(texts):
-        cond, generator = engine.policy.model.encode([text]), torch.Generator().manual_seed(row)
+    for row, prompt in enumerate(prompts):
+        cond, generator = engine.policy.model.encode([prompt.text]), torch.Generator().manual_seed(row)
         rollouts = roll_out(engine.policy.how, plan, cond, generator)
-        scores = torch.stack(list(score(engine.rewards, rollouts.images, [text] * GROUP).values()), dim=1)
+        scores = torch.stack(list(score(engine.rewards, rollouts.images, [prompt] * GROUP).values()), dim=1)
         credit = engine.advantage.estimate(scores, weights.to(scores.device), rollouts).to(scores.device)
         learned = engine.learner.update(rollouts, credit, cond, np.random.default_rng(0))
         engine.learner.load_state_dict(state, updates)  # the step is undone: only its gradient was asked for
         rewards.append((scores.double() @ weights.to(scores).double()).cpu().numpy())
         norms.append(learned["grad_norm"])
         if (row + 1) % _AT_ONCE == 0:
-            say(f"prompts: gradients of {row + 1} of {len(texts)}")
+            say(f"prompts: gradients of {row + 1} of {len(prompts)}")
     return np.stack(rewards, axis=1), np.array(norms)
 
 
@@ -232,17 +235,17 @@ def prompt_evidence(analysis: Analysis, engine: Engine, remeasure: Remeasure, sa
     """
     earlier, later = checkpoint_pair(analysis.target.step, analysis.target.steps)
     _restore(engine, analysis.target.checkpoints, later)
-    after, then = rewards_at(engine, analysis.texts), None
+    after, then = rewards_at(engine, analysis.target.prompts), None
     if earlier == 0:
         then = analysis.policy if later == analysis.target.step else remeasure()
         with engine.policy.model.base():
-            before = rewards_at(engine, analysis.texts)
+            before = rewards_at(engine, analysis.target.prompts)
     else:
         _restore(engine, analysis.target.checkpoints, earlier)
-        before = rewards_at(engine, analysis.texts)
+        before = rewards_at(engine, analysis.target.prompts)
         then = analysis.policy if earlier == analysis.target.step else remeasure()
     assert then is not None, "asked of runs only"
-    group, norms = group_values(engine, analysis.texts, say)
+    group, norms = group_values(engine, analysis.target.prompts, say)
     gains = after - before
     outcomes = {"reward gain": gains.mean(axis=0), "std in group": group.std(axis=0, ddof=1), "gradient norm": norms}
     halves = {
@@ -297,7 +300,7 @@ def gather(analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say) -
     """Everything; the engine has the profiled policy, and another one afterwards."""
     levels = len(engine.policy.how.sigmas) - 1
     steps = np.arange(levels - 1)  # noise of the last step stays in the image
-    spread = measure_reward_std(engine, analysis.texts, steps, CHILDREN, say)
+    spread = measure_reward_std(engine, analysis.target.prompts, steps, CHILDREN, say)
     entropy = {block: analysis.shown.curves(block)[:, steps] for block in analysis.shown.blocks}
     nothing = engine.policy.how.sigmas.new_zeros(len(steps), 1, 1, 1)
     sigmas = engine.policy.how.sigmas

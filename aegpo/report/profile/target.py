@@ -11,9 +11,10 @@ from typing import Literal
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import Registries
+from aegpo.core.records import Prompt
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
-from aegpo.prompts.lists import read_prompts
+from aegpo.prompts.lists import read_prompts, refuse_lacking
 from aegpo.runs.opening import Options, find_run
 
 
@@ -41,10 +42,15 @@ class Target:
     experiment: Experiment
     arm: str
     seed: int
-    texts: tuple[str, ...] = ()  # P, the prompts to profile
+    prompts: tuple[Prompt, ...] = ()  # P, to profile
     folder: Path | None = None  # of the run; None: the base alone
     step: int = 0  # of the checkpoint; 0: the base
     steps: tuple[int, ...] = ()  # of all its checkpoints
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the prompts say."""
+        return tuple(prompt.text for prompt in self.prompts)
 
     @property
     def label(self) -> str:
@@ -77,7 +83,10 @@ def find_target(request: ProfileRequest, registries: Registries) -> Target:
     if request.prompts is not None:
         wanted = experiment.prompts.model_copy(update={"evaluation": request.prompts, "evaluation_count": sys.maxsize})
         experiment = experiment.model_copy(update={"prompts": wanted})
-    return replace(target, texts=read_prompts(experiment, "evaluation"))
+    prompts = read_prompts(experiment, "evaluation")
+    if request.validate:
+        refuse_lacking(experiment.rewards, prompts, "evaluation")
+    return replace(target, prompts=prompts)
 
 
 def _of_file(request: ProfileRequest, registries: Registries) -> Target:

@@ -1,0 +1,111 @@
+"""What servers are told of prompts: their metadata, and in which protocol; real servers, and some of other editions."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import requests
+import torch
+from test_remote import CPU, IMAGES, PROMPTS, QUICK, answering, ask, served
+from test_wire import of_edition_one
+from wanted_brightness import WantedBrightness
+
+from aegpo.commands.serve_reward import Scoring
+from aegpo.core.records import Prompt
+from aegpo.errors import AegpoError
+from aegpo.rewards.remote import RemoteReward
+from aegpo.rewards.wire import CONTENT_TYPES, pack
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    plugin = str(Path(__file__).parents[1] / "wanted_brightness.py")
+    with served("wanted-brightness", "--plugin", plugin, "--port", "0") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    with served("palette", "--port", "0", "--max-bytes", "30000") as url:
+        yield url
+
+
+@pytest.mark.parametrize("body", ["safetensors", "json"])
+def test_a_served_reward_reads_the_metadata_of_prompts(wanted, body):
+    prompts = [Prompt(each.index, each.text, {"brightness": 0.1 * each.index, "of": [1, None]}) for each in PROMPTS]
+    images = (IMAGES * 255).round() / 255
+    found = RemoteReward(url=wanted, body=body, micro_batch=2, **QUICK).build(CPU).score(images, prompts)
+    assert torch.equal(found, WantedBrightness().score(images, prompts))
+
+
+def test_a_prompt_without_what_the_served_reward_needs_is_refused_and_not_sent_again(wanted):
+    scorer = RemoteReward(url=wanted, backoff=20.0, timeout=20.0).build(CPU)
+    begin = time.monotonic()
+    with pytest.raises(AegpoError, match=r"refused: status 422: prompt '.*': reward 'wanted-brightness' needs"):
+        scorer.score(IMAGES, PROMPTS)
+    assert time.monotonic() - begin < 10
+
+
+def test_metadata_counts_in_the_size_of_a_request(narrow):
+    long = [Prompt(0, PROMPTS[0].text, {"story": "x" * 30_000})]
+    with pytest.raises(AegpoError, match="status 413: the body is larger than 30000 bytes"):
+        RemoteReward(url=narrow, **QUICK).build(CPU).score(IMAGES[:1], long)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "json"])
+def test_a_run_of_aegpo_0_1_is_told_that_the_server_is_newer(narrow, kind):
+    texts = [each.text for each in PROMPTS[:2]]
+    body = of_edition_one(IMAGES[:2], texts, kind)
+    headers = {"Content-Type": CONTENT_TYPES[kind]}
+    answer = requests.post(f"{narrow}/score", data=body, headers=headers, timeout=20)
+    assert answer.status_code == 400  # which a run of 0.1 does not send again, and shows with its reason
+    assert answer.json()["detail"] == (
+        "the request is of protocol 1 (aegpo 0.1, whose prompts were strings), this server takes 2: use the same "
+        "version of aegpo for both"
+    )
+
+
+OLDER = (
+    r"reward 'remote': the server at http://\S+ takes protocol 1 \(aegpo 0.1, whose prompts were strings\), "
+    "this run sends 2: use the same version of aegpo for both"
+)
+
+
+@pytest.mark.parametrize(
+    ("health", "message"),
+    [
+        ('{"status": "ok", "reward": {"kind": "palette"}}', OLDER),  # what a server of 0.1 answers
+        ('"ok"', OLDER),
+        ('{"protocol": 3}', "takes protocol 3, this run sends 2: use the same version"),
+    ],
+)
+def test_a_server_of_another_protocol_is_told_before_the_run_begins(health, message):
+    with answering([(200, health)]) as (url, _), pytest.raises(AegpoError, match=message):
+        RemoteReward(url=url, **QUICK).build(CPU)
+
+
+def test_a_server_of_aegpo_0_1_that_was_not_asked_is_told_by_its_first_answer():
+    refusal = json.dumps({"detail": "'prompts' is no list of strings"})
+    with answering([(400, refusal)]) as (url, got), pytest.raises(AegpoError, match=f"{OLDER}$"):
+        ask(url)
+    assert len(got) == 1
+
+
+def test_a_served_reward_of_the_first_edition_is_told_what_to_write_now():
+    class Old(WantedBrightness):
+        needs_metadata: ClassVar[tuple[str, ...]] = ()
+
+        def score(self, images, prompts):
+            return torch.tensor([float(len(prompt.split())) for prompt in prompts])
+
+    scoring = Scoring(Old(name="old"), Old(name="old"))
+    status, content = scoring.answer(pack(IMAGES[:2], PROMPTS[:2], "safetensors"), CONTENT_TYPES["safetensors"])
+    assert status == 500
+    assert content["detail"] == (
+        "reward 'old' failed with AttributeError: 'Prompt' object has no attribute 'split'; it was written for aegpo "
+        "0.1, whose prompts were strings: use prompt.text"
+    )

@@ -20,16 +20,9 @@ def file_schema(registries: Registries) -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "aegpo experiment file"
     schema.pop("required", None)
-    names = {f"{registry.axis}": registry.names for registry in registries}
+    schema["properties"].pop("seed")
+    _allow_names(schema, registries)
     fields: dict[str, Any] = schema["properties"]
-    fields.pop("seed")
-    for key in ("model", "allocator", "selector", "tree", "sampler", "advantage", "objective"):
-        fields[key] = _or_name(fields[key], names[f"{key}s"])
-    evaluation = schema["$defs"]["EvaluationSpec"]["properties"]
-    for lists, key in ((fields, "rewards"), (evaluation, "rewards"), (fields, "trackers")):
-        lists[key]["items"] = _or_name(lists[key]["items"], names[key])
-    optimizer = schema["$defs"]["OptimizerSpec"]["properties"]
-    optimizer["schedule"] = _or_name(optimizer["schedule"], get_args(ScheduleSpec.model_fields["kind"].annotation))
     patch = {key: True for key in fields if key not in OF_THE_FILE}
     schema["properties"] = {
         "extends": {"type": "string", "description": "a file whose keys this one patches; relative to this one"},
@@ -51,6 +44,18 @@ def file_schema(registries: Registries) -> dict[str, Any]:
         },
     }
     return schema
+
+
+def _allow_names(schema: dict[str, Any], registries: Registries) -> None:
+    """Lets the bare name of a part stand for it, wherever one is chosen."""
+    names, fields = {registry.axis: registry.names for registry in registries}, schema["properties"]
+    for key in ("model", "allocator", "selector", "tree", "sampler", "advantage", "objective"):
+        fields[key] = _or_name(fields[key], names[f"{key}s"])
+    evaluation = schema["$defs"]["EvaluationSpec"]["properties"]
+    for lists, key in ((fields, "rewards"), (evaluation, "rewards"), (fields, "trackers")):
+        lists[key]["items"] = _or_name(lists[key]["items"], names[key])
+    optimizer = schema["$defs"]["OptimizerSpec"]["properties"]
+    optimizer["schedule"] = _or_name(optimizer["schedule"], get_args(ScheduleSpec.model_fields["kind"].annotation))
 
 
 def _or_name(part: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

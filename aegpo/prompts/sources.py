@@ -48,6 +48,21 @@ def read_dataset(source: DatasetPrompts, without: Collection[str] = (), count: i
     Raises:
         SettingError: if `datasets` is not installed, the dataset cannot be had, or has no such split or column.
     """
+    rows = _loaded(source)
+    texts = [str(text).strip() for text in rows[source.column]]
+    first = {text: row for row, text in reversed(list(enumerate(texts))) if text}
+    if not first:
+        raise SettingError(f"column {source.column!r} of {source.label} is empty", "prompts")
+    kept = sorted(row for text, row in first.items() if text not in without)[:count]
+    others = [name for name in _plain_columns(rows) if name != source.column]
+    metadata = rows.select_columns(others).select(kept).to_list() if others else [{}] * len(kept)
+    return tuple(
+        Prompt(index, texts[row], beside) for index, (row, beside) in enumerate(zip(kept, metadata, strict=True))
+    )
+
+
+def _loaded(source: DatasetPrompts) -> Any:
+    """A dataset that has the column."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -71,16 +86,7 @@ def read_dataset(source: DatasetPrompts, without: Collection[str] = (), count: i
     if source.column not in rows.column_names:
         known = ", ".join(rows.column_names)
         raise SettingError(f"{source.label} has no column {source.column!r}; it has {known}", "prompts")
-    texts = [str(text).strip() for text in rows[source.column]]
-    first = {text: row for row, text in reversed(list(enumerate(texts))) if text}
-    if not first:
-        raise SettingError(f"column {source.column!r} of {source.label} is empty", "prompts")
-    kept = sorted(row for text, row in first.items() if text not in without)[:count]
-    others = [name for name in _plain_columns(rows) if name != source.column]
-    metadata = rows.select_columns(others).select(kept).to_list() if others else [{}] * len(kept)
-    return tuple(
-        Prompt(index, texts[row], beside) for index, (row, beside) in enumerate(zip(kept, metadata, strict=True))
-    )
+    return rows
 
 
 _Entry = tuple[str, str, dict[str, Any]]  # place, text, metadata

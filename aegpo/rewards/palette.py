@@ -53,7 +53,8 @@ class PaletteReward(RewardSpec):
         import torch
 
         seen = _cell_masses(to_pixels(images, len(prompts)))
-        wanted = [_expect(prompt.text) for prompt in prompts]
+        texts = [prompt.text for prompt in prompts]
+        wanted = [*map(_expect, texts)]
         masses = np.stack([expected.masses for expected in wanted])
         weights = np.stack([expected.weights for expected in wanted])  # (N, 6)
         closeness = np.minimum(seen, masses).sum(axis=2) / np.maximum(seen, masses).sum(axis=2)

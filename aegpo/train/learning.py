@@ -66,7 +66,7 @@ class Learner:
         self._optimizer = accelerator.prepare_optimizer(optimizer)
         weights.keep(averaged=ema_decay is not None, lagging=objective.keeps_old)
         self.updates = 0
-        self._most_updates = updates  # of the whole run
+        self._most_updates, self._varies = updates, spec.schedule.varies  # of the whole run; its learning rate
 
     @classmethod
     def build(cls, policy: Policy, experiment: Experiment) -> Learner:
@@ -100,7 +100,7 @@ class Learner:
                 norms.append(self._advance())
         passes = self._spec.inner_epochs * len(parts)
         averages = {name: total / (1 if name == "ratio_error" else passes) for name, total in sums.items()}
-        rate = {"learning_rate": self._learning_rate()} if self._spec.schedule.varies else {}  # of the last update
+        rate = {"learning_rate": self._learning_rate()} if self._varies else {}  # of the last update
         return averages | rate | {"grad_norm": float(np.mean(norms)), "updated_edges": float(kept.sum())}
 
     def _edges(self, rollouts: Rollouts, cond: Conditioning, rng: np.random.Generator) -> Edges:
@@ -153,7 +153,7 @@ class Learner:
         if self._accelerator.scaler is None and not math.isfinite(float(norm)):
             raise AegpoError(DIVERGED)
         self.updates += 1  # counted before, so that whoever sees it fail half-way knows that weights may have changed
-        if self._spec.schedule.varies:
+        if self._varies:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._learning_rate()
         self._optimizer.step()

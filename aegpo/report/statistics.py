@@ -1,4 +1,4 @@
-"""Intervals and tests for a few seeds and some dozens of prompts, in numpy alone.
+"""Intervals and tests for a few seeds and some dozens of prompts; the distributions are scipy's.
 
 Scores come as a table with a row a seed and a column a prompt, the same prompts under every seed. S counts seeds and K
 held-out prompts here; every function is pure.
@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -42,59 +41,19 @@ class Interval:
 # --- Student's t -----------------------------------------------------------------------------------------------------
 
 
-def incomplete_beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), to about 1e-14.
-
-    Continued fraction by Lentz's method (Numerical Recipes, 3rd ed., Sec. 6.4), on the side of the mean where it
-    converges fast.
-    """
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):
-        return 1 - incomplete_beta(1 - x, b, a)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    tiny = 1e-300
-    d = 1 - (a + b) * x / (a + 1)
-    d = 1 / (d if abs(d) > tiny else tiny)
-    c, fraction = 1.0, d
-    for m in range(1, 1000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d = 1 + term * d
-            c = 1 + term / c
-            d = 1 / (d if abs(d) > tiny else tiny)
-            c = c if abs(c) > tiny else tiny
-            fraction *= d * c
-        if abs(d * c - 1) < 1e-15:
-            break
-    return math.exp(log_front) * fraction / a
-
-
 def t_cdf(value: float, df: float) -> float:
     """P(T <= value) for Student's t with `df` > 0 degrees of freedom, whole or not."""
-    tail = incomplete_beta(df / (df + value * value), df / 2, 0.5) / 2
-    return tail if value < 0 else 1 - tail
+    from scipy.special import stdtr
+
+    return float(stdtr(df, value))
 
 
 @functools.cache
 def t_quantile(probability: float, df: float) -> float:
-    """The value that Student's t stays below with a probability in (0, 1), by bisection of `t_cdf`."""
-    if probability < 0.5:
-        return -t_quantile(1 - probability, df)
-    return _bisect(lambda value: t_cdf(value, df), probability)
+    """The value that Student's t stays below with a probability in (0, 1)."""
+    from scipy.special import stdtrit
 
-
-def _bisect(rising: Callable[[float], float], target: float) -> float:
-    """Where a rising function of [0, inf) reaches the target, to the last bit."""
-    low, high = 0.0, 1.0
-    while rising(high) < target:
-        low, high = high, 2 * high
-    while True:
-        middle = (low + high) / 2
-        if not low < middle < high:
-            return middle
-        low, high = (middle, high) if rising(middle) < target else (low, middle)
+    return float(stdtrit(df, probability))
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -157,32 +116,22 @@ def holm(values: Sequence[float]) -> tuple[float, ...]:
 def t_test_power(shift: float, count: int) -> float:
     """Chance that the two-sided one-sample t test at 1 - LEVEL sees a true mean `shift` standard errors from 0.
 
-    The noncentral t distribution as a mean of normal probabilities over the chi distribution of the sample's standard
-    deviation (Johnson, Kotz and Balakrishnan, Continuous Univariate Distributions 2, 1995, Sec. 31.5), by Simpson's
-    rule.
+    The square of a noncentral t is a noncentral F (Johnson, Kotz and Balakrishnan, Continuous Univariate Distributions
+    2, 1995, Sec. 31.1), which has both tails in one; scipy's own noncentral t is NaN far out in the smaller one.
     """
-    df = count - 1
-    critical = t_quantile((1 + LEVEL) / 2, df)
-    deviations = np.linspace(0, 1 + 12 / math.sqrt(2 * df), 1001)[1:]  # sample over true; density 0 at 0 but for df 1
-    log_density = math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
-    density = np.exp(log_density + (df - 1) * np.log(deviations) - df * deviations**2 / 2)
-    normal = NormalDist().cdf
-    reject = [normal(shift - critical * each) + normal(-shift - critical * each) for each in deviations]
-    values = np.concatenate([[_density_at_zero(df)], density * np.asarray(reject)])
-    weights = np.tile([4.0, 2.0], 500)
-    weights[-1] = 1.0
-    return float((values[0] + values[1:] @ weights) * deviations[0] / 3)
+    from scipy.special import ncfdtr
 
-
-def _density_at_zero(df: int) -> float:
-    """Density of the scaled chi distribution at 0, where the t test always rejects."""
-    return 2 * NormalDist().pdf(0) if df == 1 else 0.0
+    critical = t_quantile((1 + LEVEL) / 2, count - 1)
+    return 1 - float(ncfdtr(1, count - 1, shift**2, critical**2))
 
 
 @functools.cache
 def detectable_shift(count: int) -> float:
     """Standard errors the true mean must lie from 0 for a test of `count` >= 2 values to see it with chance POWER."""
-    return _bisect(lambda shift: t_test_power(shift, count), POWER)
+    from scipy.optimize import brentq
+
+    # two values need 16.3, and more values less
+    return float(brentq(lambda shift: t_test_power(shift, count) - POWER, 0, 20, xtol=1e-12))
 
 
 def smallest_detectable(values: FloatArray) -> float | None:
@@ -212,33 +161,20 @@ def first_reach(x: FloatArray, y: FloatArray, target: float) -> float | None:
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def ranks(values: FloatArray) -> FloatArray:  # (..., n)
-    """Ranks along the last axis, counted from 0; equal values share the mean of their places."""
-    ordered = np.sort(values, axis=-1)
-    table = ordered.reshape(-1, values.shape[-1]), values.reshape(-1, values.shape[-1])
-    found = [
-        (np.searchsorted(each, row, side="left") + np.searchsorted(each, row, side="right") - 1) / 2
-        for each, row in zip(*table, strict=True)
-    ]
-    shared: FloatArray = np.array(found, dtype=np.float64).reshape(values.shape)
-    return shared
-
-
 def spearman(one: FloatArray, other: FloatArray) -> float:
     """Rank correlation of two (n,) arrays, in [-1, 1]; NaN for fewer than 2 values or where all of one are equal."""
-    if len(one) < 2:
+    from scipy.stats import spearmanr
+
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return math.nan
-    left, right = ranks(one), ranks(other)
-    left, right = left - left.mean(), right - right.mean()
-    size = math.sqrt(float(left @ left) * float(right @ right))
-    return float(left @ right) / size if size > 0 else math.nan
+    return float(spearmanr(one, other).statistic)
 
 
 def bootstrap_interval(statistic: Callable[[IntArray], float], count: int, rng: np.random.Generator) -> Interval | None:
     """The percentile interval of a statistic of `count` independent things, given the chosen ones by index.
 
     Efron and Tibshirani, An Introduction to the Bootstrap (1993), Sec. 13.3. None for fewer than 3 things, or where
-    the statistic is undefined for a tenth of the samples.
+    the statistic is undefined for a tenth of the samples; scipy's gives up at the first of them.
     """
     if count < 3:
         return None
@@ -253,12 +189,15 @@ def bootstrap_interval(statistic: Callable[[IntArray], float], count: int, rng: 
 def permutation_p(one: FloatArray, other: FloatArray, rng: np.random.Generator) -> float:
     """Two-sided p of the rank correlation of two (n,) arrays under random pairings; NaN where it is undefined.
 
-    The observed pairing counts as one of them, so p is never 0 (Phipson and Smyth 2010).
+    The observed pairing counts as one of them, so p is never 0 (Phipson and Smyth 2010). Both tails count together,
+    where scipy doubles the smaller one.
     """
+    from scipy.stats import rankdata
+
     observed = spearman(one, other)
     if math.isnan(observed):
         return math.nan
-    left, right = ranks(one), ranks(other)
+    left, right = rankdata(one), rankdata(other)
     left, right = left - left.mean(), right - right.mean()
     shuffled = rng.permuted(np.tile(right, (RESAMPLES, 1)), axis=1) @ left
     extreme = np.abs(shuffled) >= abs(float(left @ right)) * (1 - 1e-12)

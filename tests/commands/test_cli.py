@@ -29,7 +29,8 @@ QUICK = (
     ["plugins", "trees/branching"],
     ["schema"],
 )
-HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "matplotlib", "safetensors", "PIL"}
+LATE = {"filelock", "jinja2", "requests", "scipy", "urllib3"}
+HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "matplotlib", "safetensors", "PIL"} | LATE
 
 
 WITH_A_CAUTION = """\

@@ -60,7 +60,7 @@ from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, Probe
 from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SettingError, SpecError
 from aegpo.method.trees import forest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Advantage",

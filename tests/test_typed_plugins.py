@@ -188,7 +188,9 @@ def test_the_wheel_holds_every_module_and_says_that_it_is_typed(wheel):
     with zipfile.ZipFile(wheel) as packed:
         held = set(packed.namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "aegpo").rglob("*.py")}
-    assert modules | {"aegpo/py.typed"} <= held
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "aegpo" / "report" / "templates").iterdir()}
+    assert len(templates) == 6
+    assert modules | templates | {"aegpo/py.typed"} <= held
 
 
 def test_the_parts_of_a_plugin_conform_with_what_the_wheel_holds(project):

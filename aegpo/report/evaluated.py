@@ -9,15 +9,14 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aegpo.core.records import FloatArray
-from aegpo.report.page import document, table_html
 from aegpo.report.statistics import Interval, crossed_interval, mean_interval
 from aegpo.report.tables import Table
+from aegpo.report.templating import render
 from aegpo.report.wording import decimals, interval, signed
 
 if TYPE_CHECKING:
@@ -122,21 +121,17 @@ def meaning(found: Evaluated) -> str:
 
 def page(found: Evaluated, sheet: Image) -> str:
     """The whole page."""
-    return document(f"{found.title}: evaluation", _parts(found, sheet))
-
-
-def _parts(found: Evaluated, sheet: Image) -> Iterator[str]:
-    yield f"<header><p>aegpo evaluate</p><h1>{escape(found.title)}</h1></header>"
-    yield "<h2>Scores</h2>"
-    yield from (table_html(table) for table in tables(found))
-    yield f'<p class="note">{escape(meaning(found))} Higher scores are better.</p>'
     stream = io.BytesIO()
     sheet.save(stream, format="PNG", optimize=True)
-    source = base64.b64encode(stream.getvalue()).decode()
-    alternative = "Prompts with what the base and the policy paint" if found.seeds else "Prompts with what is painted"
-    yield "<h2>Samples</h2>"
-    yield f'<figure><img style="max-width:100%" alt="{alternative}" src="data:image/png;base64,{source}"></figure>'
-    yield "<h2>How it was measured</h2>"
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(words)}</dd>" for term, words in found.settings.items())
-    yield f"<dl>{terms}</dl>"
-    yield '<p class="note">Scores are of what was painted, before it was written as JPEG.</p>'
+    painted = "Prompts with what the base and the policy paint" if found.seeds else "Prompts with what is painted"
+    return render(
+        "evaluation.html",
+        {
+            "name": found.title,
+            "tables": tuple(tables(found)),
+            "meaning": meaning(found),
+            "alternative": painted,
+            "sheet": base64.b64encode(stream.getvalue()).decode(),
+            "settings": tuple(found.settings.items()),
+        },
+    )

@@ -92,7 +92,7 @@ def test_an_evaluation_with_an_odd_score_is_left_out_and_the_rest_reported(study
     step = (0, 2, 3)[line]
     change(study / RUN / "evaluations.jsonl", line, lambda row: row["scores"]["palette"].__setitem__(1, number))
     page = write_report(study, Console(quiet=True)).read_text()
-    assert f"a score of &#x27;palette&#x27; is not a finite number at step {step}, and left out there" in page
+    assert f"a score of &#39;palette&#39; is not a finite number at step {step}, and left out there" in page
     found = read_study(study)
     assert step not in [row.step for row in found.runs["aegpo", 0].evaluations]
     assert found.runs["aegpo", 0].finished == (step != 3)

@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
-from aegpo.report.page import document, figure_html, table_html, verdict_html
 from aegpo.report.plots import Plot
 from aegpo.report.profile.analysis import Analysis
 from aegpo.report.profile.evidence import Evidence
 from aegpo.report.profile.tables import headline, layers_table, prompts_table, steps_table
 from aegpo.report.profile.wording import evidence_tables, findings
+from aegpo.report.templating import render
 
 WITH_TABLE = {"entropy": steps_table, "layers": layers_table}
 
 
 def page(analysis: Analysis, evidence: Evidence | None, plots: Sequence[Plot], rows: str) -> str:
     """The whole page; `rows` says how many query rows were measured."""
-    return document(f"{analysis.target.label}: entropy", _parts(analysis, evidence, plots, rows))
-
-
-def _parts(analysis: Analysis, evidence: Evidence | None, plots: Sequence[Plot], rows: str) -> Iterator[str]:
-    yield f"<header><p>aegpo attention entropy</p><h1>{escape(analysis.target.label)}</h1></header>"
-    yield verdict_html(headline(analysis))
     drawn = {plot.name: plot for plot in plots}
-    if evidence is not None:
-        yield "<h2>Does the signal mean anything here?</h2>"
-        yield verdict_html(findings(evidence))
-        yield from (figure_html(drawn[name]) for name in ("steps-evidence", "prompts-evidence") if name in drawn)
-        yield from (table_html(table) for table in evidence_tables(evidence))
-    for name in ("entropy", "blocks", "layers", "delta", "maps"):
-        if name in drawn:
-            yield figure_html(drawn[name])
-        if name in WITH_TABLE:
-            yield table_html(WITH_TABLE[name](analysis))
-    prompts = prompts_table(analysis, every=True)
-    if prompts is not None:
-        yield f"<details><summary>Every prompt</summary>{table_html(prompts)}</details>"
-    yield "<h2>How it was measured</h2>"
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(words)}</dd>" for term, words in _setting(analysis, rows))
-    yield f"<dl>{terms}</dl>"
+    return render(
+        "profile.html",
+        {
+            "name": analysis.target.label,
+            "headline": headline(analysis),
+            "findings": None if evidence is None else findings(evidence),
+            "evidence_plots": [drawn[name] for name in ("steps-evidence", "prompts-evidence") if name in drawn],
+            "evidence_tables": () if evidence is None else tuple(evidence_tables(evidence)),
+            "measured": [
+                (drawn.get(name), WITH_TABLE[name](analysis) if name in WITH_TABLE else None)
+                for name in ("entropy", "blocks", "layers", "delta", "maps")
+            ],
+            "prompts": prompts_table(analysis, every=True),
+            "setting": tuple(_setting(analysis, rows)),
+        },
+    )
 
 
 def _setting(analysis: Analysis, rows: str) -> Iterator[tuple[str, str]]:

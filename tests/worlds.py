@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -37,7 +36,7 @@ from aegpo.runs.observers import Observers
 from aegpo.train.engine import Engine
 from aegpo.train.execution import Execution
 from aegpo.train.learning import Learner
-from aegpo.train.policy import Weights
+from aegpo.train.policy import Precision, Weights
 
 CPU = torch.device("cpu")
 
@@ -222,7 +221,7 @@ def learner(
     add_adapters(how.model.policy, policy)
     objective, spec = objective or ClippedObjective(), OptimizerSpec(**optimizer)
     weights = Weights(how.model.policy)
-    return Learner(how, weights, objective, "tried", spec, policy.ema, Accelerator(cpu=True), updates)
+    return Learner(how, weights, objective, "tried", spec, policy.ema, Precision("float32", CPU), updates)
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -32,8 +32,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 
 import aegpo.train.engine
 import aegpo.train.entropy_probe
@@ -44,6 +42,7 @@ from aegpo.core.records import Conditioning, RolloutPlan, StepReport
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.train.engine import Engine, Stopwatch
+from aegpo.train.policy import Precision
 from aegpo.train.rollouts import roll_out
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,8 +151,8 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
         (model, "velocity", "forward"),
         (model, "encode", "forward"),
         (model, "decode", "decode"),
-        (Accelerator, "backward", "backward"),
-        (AcceleratedOptimizer, "step", "optimizer"),
+        (Precision, "backward", "backward"),
+        (Precision, "step", "optimizer"),
         (aegpo.train.entropy_probe, "measure_call", "entropy"),
     }
     calls |= {(type(each.reward), "score", "reward") for each in engine.rewards}

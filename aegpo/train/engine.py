@@ -181,7 +181,7 @@ class Engine:
         """Tensors and JSON that `load_state_dict` takes back; of parts that remember, `earlier` or now."""
         snapshot = earlier or self.snapshot()
         tensors = self.learner.state_dict() | {"rng/torch": snapshot.generator}
-        scaler = self.policy.accelerator.scaler  # of float16 gradients
+        scaler = self.policy.precision.scaler  # of float16 gradients
         state: dict[str, Any] = {"updates": self.learner.updates, "parts": {}}
         state["scaler"] = None if scaler is None else scaler.state_dict()
         for name, remembered in snapshot.parts.items():
@@ -195,8 +195,8 @@ class Engine:
     def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Takes back what `state_dict` returned; the next step is the one after it."""
         self.learner.load_state_dict(tensors, state["updates"])
-        if self.policy.accelerator.scaler is not None:
-            self.policy.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.policy.precision.scaler is not None:
+            self.policy.precision.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(tensors["rng/torch"].cpu())
         for name, part in self._stateful().items():
             prefix = f"part/{name}/"

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from aegpo.core import contracts
@@ -19,7 +18,7 @@ from aegpo.core.sections import OptimizerSpec
 from aegpo.errors import AegpoError
 from aegpo.train.execution import Execution
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
-from aegpo.train.policy import Policy, Weights
+from aegpo.train.policy import Policy, Precision, Weights
 from aegpo.train.replay import Batch, noise_again, renoised, transitions, velocities
 
 _OWN = "optimizer/"  # names of its state in checkpoints
@@ -57,13 +56,12 @@ class Learner:
         objective_kind: str,
         spec: OptimizerSpec,
         ema_decay: float | None,
-        accelerator: Accelerator,
+        precision: Precision,
         updates: int,
     ) -> None:
-        self._how, self.weights, self._spec, self._accelerator = how, weights, spec, accelerator
+        self._how, self.weights, self._spec, self._precision = how, weights, spec, precision
         self.objective, self._kind, self._ema_decay = objective, objective_kind, ema_decay
-        optimizer = make_optimizer(list(weights.trained.values()), spec)
-        self._optimizer = accelerator.prepare_optimizer(optimizer)
+        self._optimizer = make_optimizer(list(weights.trained.values()), spec)
         weights.keep(averaged=ema_decay is not None, lagging=objective.keeps_old)
         self.updates = 0
         self._most_updates, self._varies = updates, spec.schedule.varies  # of the whole run; its learning rate
@@ -74,7 +72,7 @@ class Learner:
         objective, ema = experiment.objective, experiment.policy.ema
         built = objective.build()
         optimizer, updates = experiment.optimizer, experiment.updates
-        return cls(policy.how, policy.weights, built, objective.kind, optimizer, ema, policy.accelerator, updates)
+        return cls(policy.how, policy.weights, built, objective.kind, optimizer, ema, policy.precision, updates)
 
     def update(
         self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator
@@ -127,7 +125,7 @@ class Learner:
         for part in torch.split(rows, self._spec.micro_batch):
             losses, metrics, off = self._losses(Batch(edges, credit, cond, part))
             contracts.check_loss(self._kind, losses, metrics, len(part))
-            self._accelerator.backward((share[part] * losses).sum())
+            self._precision.backward((share[part] * losses).sum())
             for name, values in {"loss": losses.detach(), **metrics}.items():
                 sums[name] += float((share[part] * values).sum())
             deviation = max(deviation, off)
@@ -149,18 +147,18 @@ class Learner:
     def _advance(self) -> float:
         """One optimizer step; returns the gradient norm before clipping."""
         limit = self._spec.max_grad_norm or math.inf
-        norm = self._accelerator.clip_grad_norm_(list(self.weights.trained.values()), limit)
-        if self._accelerator.scaler is None and not math.isfinite(float(norm)):
+        norm = self._precision.clip(self._optimizer, list(self.weights.trained.values()), limit)
+        if self._precision.scaler is None and not math.isfinite(norm):
             raise AegpoError(DIVERGED)
         self.updates += 1  # counted before, so that whoever sees it fail half-way knows that weights may have changed
         if self._varies:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._learning_rate()
-        self._optimizer.step()
+        self._precision.step(self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         if self.weights.average is not None and self._ema_decay is not None:
             self.weights.average.approach(min(self._ema_decay, (1 + self.updates) / (10 + self.updates)))
-        return float(norm)
+        return norm
 
     def _learning_rate(self) -> float:
         """That of update `updates`: from its number alone, so that a resumed run goes on with it."""
@@ -173,14 +171,14 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Trained weights, their copies and the optimizer's moments, by name with a prefix."""
-        moments = state_by_name(self._optimizer.optimizer, list(self.weights.trained))
+        moments = state_by_name(self._optimizer, list(self.weights.trained))
         return self.weights.state_dict() | {f"{_OWN}{name}": value for name, value in moments.items()}
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
         """Takes back what `state_dict` returned."""
         self.weights.load_state_dict(state)
         moments = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
-        load_state_by_name(self._optimizer.optimizer, list(self.weights.trained), moments)
+        load_state_by_name(self._optimizer, list(self.weights.trained), moments)
         self.updates = updates
 
 

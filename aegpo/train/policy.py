@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from aegpo.core import contracts
 from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model, Preparable, Resizable
+from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import Conditioning
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.adapters import add_adapters
-from aegpo.train.devices import STORAGE, choose_device, make_accelerator
+from aegpo.train.devices import STORAGE, choose_device
 from aegpo.train.execution import Execution, Show, Velocity, unseen
 from aegpo.train.rollouts import sample_deterministic
 
@@ -33,7 +35,8 @@ class Policy:
             AegpoError: if it cannot be built, or paints no images of the size that evaluation asks for.
         """
         self.experiment, self.device = experiment, choose_device(experiment.device)
-        self.accelerator = make_accelerator(experiment, self.device)
+        refuse_several_processes()
+        self.precision = Precision(experiment.precision, self.device)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         with contracts.blaming("model", experiment.model.kind):
             self.model = experiment.model.build(self.device)
@@ -132,7 +135,7 @@ class Policy:
         """What a model says, in the run's precision; evaluation may take it at another size than training."""
 
         def velocity(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-            with contracts.blaming("model", self.experiment.model.kind), self.accelerator.autocast():
+            with contracts.blaming("model", self.experiment.model.kind), self.precision.autocast():
                 return model.velocity(latents, sigma, cond).float()
 
         return velocity
@@ -170,6 +173,51 @@ def _resized(model: Model, experiment: Experiment) -> Model:
             f"model {experiment.model.kind!r} paints one size only; leave out 'height' and 'width' of 'evaluation'"
         )
     return model.at(height, width)
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+class Precision:
+    """How a run computes: the autocast of its network, and for float16 the scaling of gradients.
+
+    It is the run's own: runs of one process may differ in it.
+    """
+
+    def __init__(self, name: Literal["float32", "bfloat16", "float16"], device: torch.device) -> None:
+        """`name`: of `Experiment.precision`.
+
+        Raises:
+            AegpoError: if the device cannot compute so.
+        """
+        if name == "float16" and device.type != "cuda":
+            raise AegpoError(
+                f"precision 'float16' needs a CUDA device, not {device.type!r}; use 'bfloat16' or 'float32'"
+            )
+        self._device, self._dtype = device.type, None if name == "float32" else STORAGE[name]
+        self.scaler = torch.amp.GradScaler(device.type) if name == "float16" else None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Inside, the network's operations that bear it are of fewer bits."""
+        return nullcontext() if self._dtype is None else torch.autocast(self._device, self._dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a loss, scaled where they need it."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def clip(self, optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], limit: float) -> float:
+        """Scales gradients back, and down to a norm of `limit`; returns the norm before."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        return float(nn.utils.clip_grad_norm_(weights, limit))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step of the optimizer; with a scaler, none where a gradient is not finite."""
+        if self.scaler is None:
+            optimizer.step()
+            return
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

@@ -128,8 +128,6 @@ class Forgetful(PaletteReward):
 class Memory:
     """Chooses the next step in every call, and stores nothing of it."""
 
-    needs_entropy = False
-
     def __init__(self):
         self.calls = 0
 

@@ -25,14 +25,14 @@ class Arm:
     name: str
     gains: dict[str, float]  # evaluation label -> true mean gain
     forwards: int = 640  # of the rollouts of a step
-    probe_forwards: int = 0
+    signal_forwards: int = 0
     trained_edges: int = 600
     frozen: int = 0  # policies evaluated at a trained edge, beside the one that learns
     entropy: bool = False
     allocates: bool = False
     chosen: int = 10  # denoising steps a prompt
     noise: float | None = None  # left in the images; None: not recorded
-    probe: dict | None = None  # of the experiment
+    probe: dict | None = None  # options of entropy
     rewards: tuple[dict, ...] = ({"kind": "palette", "name": None, "weight": 1.0},)
 
 
@@ -51,7 +51,7 @@ class World:
 
 
 GRPO = Arm("grpo", {"palette": 0.05, "scene": 0.01})
-ALLOCATION = Arm("allocation", {"palette": 0.056, "scene": 0.01}, probe_forwards=160, entropy=True, allocates=True)
+ALLOCATION = Arm("allocation", {"palette": 0.056, "scene": 0.01}, signal_forwards=160, entropy=True, allocates=True)
 SELECTION = Arm("selection", {"palette": 0.06, "scene": 0.005}, 420, 160, 320, entropy=True, chosen=4)
 AEGPO = Arm("aegpo", {"palette": 0.1, "scene": 0.02}, 420, 160, 320, entropy=True, allocates=True, chosen=4)
 RANDOM = Arm("random-steps", {"palette": 0.045, "scene": -0.06}, 420, 0, 320, chosen=4)
@@ -92,7 +92,7 @@ def write_run(folder, arm, seed, world, steps_done):
             write_grid(run / "images" / f"step-{step:06}.png", step * arm.gains["palette"])
         if step:
             metrics.append(metrics_row(arm, step, own))
-            seconds = {"probe": 0.4 if arm.entropy else 0.0, "plan": 0.001, "rollout": arm.forwards / 400}
+            seconds = {"signals": 0.4 if arm.entropy else 0.0, "plan": 0.001, "rollout": arm.forwards / 400}
             seconds |= {"reward": 0.2, "update": arm.trained_edges / 200} | ({"evaluation": 2.0} if due else {})
             timing.append({"step": step, "seconds": seconds})
     for name, rows in (("evaluations", evaluations), ("metrics", metrics), ("timing", timing)):
@@ -112,7 +112,7 @@ def manifest(arm, seed, world):
         "allocator": {"kind": "entropy", "least": 4} if arm.allocates else {"kind": "uniform"},
         "selector": {"kind": "entropy-peak", "top_k": 4} if arm.chosen < 10 else {"kind": "uniform"},
         "evaluation": {"every": world.every, "denoising_steps": None, "images": 4},
-    } | ({} if arm.probe is None else {"probe": arm.probe})
+    } | ({} if arm.probe is None else {"signals": {"entropy": arm.probe}})
     made_with = {"versions": VERSIONS, "plugins": [["aegpo-jpeg", "0.1.0"]], "commit": "3da94a6"}
     return {"format": 1, "arm": arm.name, "seed": seed, "experiment": experiment, "threads": 1, **made_with}
 
@@ -125,8 +125,8 @@ def evaluation_row(step, scores, base, prompts):
 
 
 def metrics_row(arm, step, rng):
-    spent = {"forwards": arm.forwards, "probe_forwards": arm.probe_forwards, "trained_edges": arm.trained_edges}
-    spent["work"] = arm.forwards + arm.probe_forwards + (3 + arm.frozen) * arm.trained_edges
+    spent = {"forwards": arm.forwards, "signal_forwards": arm.signal_forwards, "trained_edges": arm.trained_edges}
+    spent["work"] = arm.forwards + arm.signal_forwards + (3 + arm.frozen) * arm.trained_edges
     spent |= {} if arm.noise is None else {"residual_noise": arm.noise + 0.01 * (step % 2)}
     entropy = delta = None
     counts, selected = [8] * 8, [sorted(rng.choice(10, arm.chosen, replace=False).tolist()) for _ in range(8)]
@@ -145,8 +145,7 @@ def metrics_row(arm, step, rng):
         "prompts": [f"prompt {index}" for index in range(8)],
         "counts": counts,
         "selected": selected,
-        "entropy": None if entropy is None else entropy.tolist(),
-        "delta": None if delta is None else delta.tolist(),
+        "signals": {} if entropy is None else {"entropy": entropy.tolist(), "entropy-delta": delta.tolist()},
     }
 
 

@@ -20,9 +20,9 @@ PLUGIN = '''
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -93,6 +93,33 @@ def aegpo_register_allocators(registry: aegpo.Registry[aegpo.AllocatorSpec]) -> 
     registry.add(Equal)
 
 
+class WordsSignal(aegpo.SignalSpec):
+    """How many words each prompt has."""
+
+    kind: Literal["words"] = "words"
+    provides: ClassVar[Mapping[str, aegpo.Per]] = {"words": "prompt"}
+
+    def measure(self, step: int, prompts: Sequence[aegpo.Prompt], policy: aegpo.Policy) -> aegpo.Measurement:
+        return aegpo.Measurement({"words": np.array([float(len(prompt.text.split())) for prompt in prompts])})
+
+
+class Wordy(aegpo.AllocatorSpec):
+    """Declares what it reads."""
+
+    kind: Literal["wordy"] = "wordy"
+    reads: ClassVar[tuple[str, ...]] = ("words",)
+
+    def allocate(self, signals: aegpo.Signals, budget: int, rng: np.random.Generator) -> aegpo.IntArray:
+        counts = np.full(signals.num_prompts, budget // signals.num_prompts, dtype=np.int64)
+        counts[int(signals.by_prompt("words").argmax())] += budget - int(counts.sum())
+        return counts
+
+
+@aegpo.hookimpl
+def aegpo_register_signals(registry: aegpo.Registry[aegpo.SignalSpec]) -> None:
+    registry.add(WordsSignal)
+
+
 @aegpo.hookimpl
 def aegpo_register_trackers(registry: aegpo.Registry[aegpo.TrackerSpec]) -> None:
     registry.add(CountingTracker)
@@ -115,7 +142,6 @@ SECTIONS = [
     aegpo.EvaluationSpec(rewards=(Redness(),)),
     aegpo.OptimizerSpec(micro_batch=2),
     aegpo.PolicySpec(train="lora"),
-    aegpo.ProbeSpec(),
     aegpo.PromptsSpec(),
     aegpo.RolloutsSpec(prompts_per_step=2),
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,13 +19,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from aegpo.core.experiment import EvaluationSpec, Experiment
 from aegpo.core.parts import ModelSpec, RewardSpec
-from aegpo.core.records import AttentionCall, Conditioning, Prompt, RolloutPlan
+from aegpo.core.records import AttentionCall, Conditioning, Prompt, RolloutPlan, Signal
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
+from aegpo.core.signals import Signals
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.samplers import FlowSde
 from aegpo.method.selectors import UniformSelector
+from aegpo.method.signals import EntropySignal, RewardSignal, StepNoiseSignal
 from aegpo.method.trees import IndependentTree
 from aegpo.models.adapters import add_adapters
 from aegpo.models.base_policy import BasePolicy
@@ -37,6 +40,7 @@ from aegpo.train.engine import Engine
 from aegpo.train.execution import Execution
 from aegpo.train.learning import Learner
 from aegpo.train.policy import Precision, Weights
+from aegpo.train.start_noise import signal_noise
 
 CPU = torch.device("cpu")
 
@@ -196,6 +200,7 @@ def small_experiment(model: ModelSpec, **changes: Any) -> Experiment:
         "sampler": FlowSde(),
         "advantage": GroupAdvantage(),
         "objective": ClippedObjective(),
+        "signals": SOURCES,
         "evaluation": EvaluationSpec(every=2, images=2),
         "checkpoint": CheckpointSpec(every=2),
     }
@@ -222,6 +227,60 @@ def learner(
     objective, spec = objective or ClippedObjective(), OptimizerSpec(**optimizer)
     weights = Weights(how.model.policy)
     return Learner(how, weights, objective, "tried", spec, policy.ema, Precision("float32", CPU), updates)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A policy as sources of signals see it, without an engine around it."""
+
+    how: Execution
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.how.model.latent_shape
+
+    @property
+    def sigmas(self) -> Tensor:
+        return self.how.sigmas
+
+    @property
+    def storage(self) -> torch.dtype:
+        return self.how.storage
+
+    @property
+    def micro_batch(self) -> int:
+        return self.how.micro_batch
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        return self.how.model.encode(texts)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return self.how.velocity(latents, sigma, cond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.how.model.decode(latents)
+
+    def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:
+        return torch.stack([signal_noise(self.latent_shape, seed, prompt.index, sample) for prompt in prompts])
+
+    def base(self) -> Any:
+        return self.how.model.base()
+
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> Any:
+        return self.how.model.tap_attention(tap)
+
+
+def signals(step: int, prompts: int, steps: int, **values: Any) -> Signals:
+    """Signals of P prompts and T steps, by name with _ for -: (P,) of prompts, (T,) of steps, (P, T) of both."""
+    per = {"entropy": "prompt-step", "step_noise": "step"}
+    known = {
+        name.replace("_", "-"): Signal(per.get(name, "prompt"), np.asarray(each, dtype=np.float64))
+        for name, each in values.items()
+    }
+    return Signals(step, prompts, np.linspace(1, 0, steps + 1), known)
+
+
+SOURCES = {spec.kind: spec for spec in (EntropySignal(), RewardSignal(), StepNoiseSignal())}
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -33,8 +33,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+import aegpo.method.signals.entropy_probe
 import aegpo.train.engine
-import aegpo.train.entropy_probe
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.contracts import check_forest
 from aegpo.core.experiment import Experiment
@@ -50,7 +50,7 @@ RECORD = ROOT / "tools" / "BENCHMARKS.md"
 ABLATION = "experiments/ablation.yaml"
 MODEL_KINDS = ("forward", "backward", "reward", "decode")
 OTHER_KINDS = ("entropy", "optimizer", "rest")
-STAGES = ("probe", "plan", "rollout", "reward", "update", "between")
+STAGES = ("signals", "plan", "rollout", "reward", "update", "between")
 LEAVES, STEPS, SPLITS = 16, 20, (0, 3, 6, 9)
 COMMANDS = (("--help",), ("check", ABLATION), ("plugins",))
 MAX_OUTSIDE, MAX_BRANCHING, MAX_START = 0.05, 0.75, 0.6
@@ -153,7 +153,7 @@ def profiled(engine: Engine, clock: Clock) -> Iterator[None]:
         (model, "decode", "decode"),
         (Precision, "backward", "backward"),
         (Precision, "step", "optimizer"),
-        (aegpo.train.entropy_probe, "measure_call", "entropy"),
+        (aegpo.method.signals.entropy_probe, "measure_call", "entropy"),
     }
     calls |= {(type(each.reward), "score", "reward") for each in engine.rewards}
     with ExitStack() as stack:
@@ -180,7 +180,7 @@ def profile_table(arm: str, clock: Clock, reports: Sequence[StepReport]) -> list
     """Milliseconds of a step by stage and kind."""
     scale = 1000 / len(reports)
     kinds = MODEL_KINDS + OTHER_KINDS
-    forwards = [report.metrics["forwards"] + report.metrics["probe_forwards"] for report in reports]
+    forwards = [report.metrics["forwards"] + report.metrics["signal_forwards"] for report in reports]
     edges = [report.metrics["trained_edges"] for report in reports]
     lines = [
         f"Arm `{arm}`, ms of a step, mean of {len(reports)} ({np.mean(forwards):.0f} forwards, {np.mean(edges):.0f} "
@@ -207,8 +207,8 @@ def bench_profile(arms: Sequence[tuple[str, Experiment]], steps: int) -> tuple[l
         figures.append(
             Figure(f"share of a step outside forward, backward, reward, decode: `{arm}`", outside, MAX_OUTSIDE)
         )
-        if experiment.needs_entropy:
-            probe, entropy = clock.total("probe") / clock.total(), clock.total(kind="entropy") / clock.total()
+        if "entropy" in experiment.sources:
+            probe, entropy = clock.total("signals") / clock.total(), clock.total(kind="entropy") / clock.total()
             shares.append(
                 f"Entropy probe of `{arm}`: {probe:.3f} of a step with its own forwards, of which {entropy:.3f} "
                 "measure entropy (counted as outside above)."

@@ -30,7 +30,7 @@ class Timed:
     @property
     def work(self) -> float:
         """Forwards and their like in a step, the middle of the range, with the probe."""
-        return (self.planned.work.low + self.planned.work.high) / 2 + self.planned.probe
+        return (self.planned.work.low + self.planned.work.high) / 2 + self.planned.signals
 
     def step(self) -> None:
         """One more training step, timed unless it is the first, which warms up."""

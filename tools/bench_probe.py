@@ -16,32 +16,33 @@ import torch
 
 from aegpo.attention.entropy import attention_entropy
 from aegpo.core.experiment import Experiment
-from aegpo.core.records import BoolArray, FloatArray, Prompt, Signals
-from aegpo.core.sections import ProbeSpec
+from aegpo.core.interfaces import Policy
+from aegpo.core.records import BoolArray, FloatArray, Prompt, Signal
+from aegpo.core.signals import Measurement, Signals
 from aegpo.method.costs import cost
 from aegpo.method.planning import LATE, Planner
+from aegpo.method.signals import EntropySignal
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.report.statistics import spearman
-from aegpo.train.base_entropies import BaseCurves
 from aegpo.train.engine import Engine
-from aegpo.train.entropy_probe import EntropyProbe, Probed
 
-EXACT = ProbeSpec()
+EXACT = EntropySignal()
 ALL_STEPS = tuple(range(10))
-SETTINGS: Mapping[str, ProbeSpec] = {
+SETTINGS: Mapping[str, EntropySignal] = {
     "exact: all steps, all rows": EXACT,
-    "rows 25": ProbeSpec(rows=25),
-    "rows 12": ProbeSpec(rows=12),
-    "rows 6": ProbeSpec(rows=6),
-    "steps 0-6": ProbeSpec(steps=ALL_STEPS[:7]),
-    "steps 0-4": ProbeSpec(steps=ALL_STEPS[:5]),
-    "steps 0-3": ProbeSpec(steps=ALL_STEPS[:4]),
-    "steps 0, 3, 5, 8": ProbeSpec(steps=(0, 3, 5, 8)),
-    "source rollout": ProbeSpec(source="rollout"),
-    "source rollout, steps 0-4": ProbeSpec(source="rollout", steps=ALL_STEPS[:5]),
-    "source rollout, steps 0-4, rows 12": ProbeSpec(source="rollout", steps=ALL_STEPS[:5], rows=12),
-    "samples 2": ProbeSpec(samples=2),
-    "samples 4": ProbeSpec(samples=4),
-    "the exact one from other noise": ProbeSpec(seed=1),
+    "rows 25": EntropySignal(rows=25),
+    "rows 12": EntropySignal(rows=12),
+    "rows 6": EntropySignal(rows=6),
+    "steps 0-6": EntropySignal(steps=ALL_STEPS[:7]),
+    "steps 0-4": EntropySignal(steps=ALL_STEPS[:5]),
+    "steps 0-3": EntropySignal(steps=ALL_STEPS[:4]),
+    "steps 0, 3, 5, 8": EntropySignal(steps=(0, 3, 5, 8)),
+    "source rollout": EntropySignal(source="rollout"),
+    "source rollout, steps 0-4": EntropySignal(source="rollout", steps=ALL_STEPS[:5]),
+    "source rollout, steps 0-4, rows 12": EntropySignal(source="rollout", steps=ALL_STEPS[:5], rows=12),
+    "samples 2": EntropySignal(samples=2),
+    "samples 4": EntropySignal(samples=4),
+    "the exact one from other noise": EntropySignal(seed=1),
 }
 AGES = (2, 5, 10)  # training steps since a curve was measured
 TARGET_SHARE, TARGET_AGREEMENT = 0.02, 0.95
@@ -70,34 +71,36 @@ class Bench:
     """A trained engine, and the exact probe's answers on the prompts that come next."""
 
     def __init__(self, experiment: Experiment, train: int, batches: int) -> None:
-        self.engine = Engine.build(experiment.model_copy(update={"probe": EXACT}))
+        self.engine = Engine.build(experiment.model_copy(update={"signals": {"entropy": EXACT}}))
         self.planner = Planner.build(experiment)
         self.snapshots: dict[int, dict[str, torch.Tensor]] = {}
         self.rest = [0.0, 0.0]  # processor seconds of steps without the probe, and steps
         for number in range(1, train + 1):
             self._train(number)
         self.batches = [self.engine.prompts.at(train + 1 + each) for each in range(batches)]
-        self.conds = [self.engine.policy.model.encode([prompt.text for prompt in batch]) for batch in self.batches]
         self.exact, _ = self.run(EXACT)
         self.per_forward = self._per_forward()
 
     def _train(self, number: int) -> None:
-        probe = self.engine.probe
-        assert probe is not None, "an arm that reads entropy"
+        sources = self.engine.sources.built
+        probe = sources["entropy"]
         spent = [0.0]
         measure = probe.measure
 
-        def timed(step: int, prompts: Sequence[Prompt], cond: object) -> Probed:
-            begin = time.process_time()
-            found = measure(step, prompts, cond)  # type: ignore[arg-type]
-            spent[0] += time.process_time() - begin
-            return found
+        class Timed:
+            """The probe with a clock."""
 
-        probe.measure = timed  # type: ignore[method-assign]
+            def measure(self, step: int, prompts: Sequence[Prompt], policy: Policy) -> Measurement:
+                begin = time.process_time()
+                found = measure(step, prompts, policy)
+                spent[0] += time.process_time() - begin
+                return found
+
+        sources["entropy"] = Timed()
         begin = time.process_time()
         self.engine.step(number)
         whole = time.process_time() - begin
-        probe.measure = measure  # type: ignore[method-assign]
+        sources["entropy"] = probe
         if number > 2:  # after warming up
             self.rest = [self.rest[0] + whole - spent[0], self.rest[1] + 1]
         self.snapshots[number] = {name: value.clone() for name, value in self.engine.learner.state_dict().items()}
@@ -107,22 +110,23 @@ class Bench:
         """Processor seconds of a training step without its probe."""
         return self.rest[0] / self.rest[1]
 
-    def run(self, spec: ProbeSpec) -> tuple[list[Probed], tuple[float, float]]:
+    def run(self, spec: EntropySignal) -> tuple[list[Measurement], tuple[float, float]]:
         """What a setting measures for every batch, and its seconds: with the base unknown, and known."""
         first = again = 0.0
-        found: list[Probed] = []
-        for batch, cond in zip(self.batches, self.conds, strict=True):
-            probe = EntropyProbe(self.engine.policy.how, spec, BaseCurves())
+        found: list[Measurement] = []
+        for batch in self.batches:
+            probe = spec.build(self.engine.experiment)
             begin = time.process_time()
-            found.append(probe.measure(1, batch, cond))
+            found.append(probe.measure(1, batch, self.engine.policy))
             middle = time.process_time()
-            probe.measure(2, batch, cond)
+            probe.measure(2, batch, self.engine.policy)
             first, again = first + middle - begin, again + time.process_time() - middle
         return found, (first / len(found), again / len(found))
 
     def _per_forward(self) -> float:
         """Processor seconds of one velocity evaluation in a batch of the rollout's size."""
-        how, cond = self.engine.policy.how, self.conds[0]
+        how = self.engine.policy.how
+        cond = self.engine.policy.encode([prompt.text for prompt in self.batches[0]])
         rows = torch.arange(how.micro_batch) % len(self.batches[0])
         latents = torch.randn(how.micro_batch, *self.engine.policy.model.latent_shape)
         begin = time.process_time()
@@ -131,30 +135,32 @@ class Bench:
                 how.velocity(latents, how.sigmas[level].expand(len(latents)), cond.select(rows))
         return (time.process_time() - begin) / (3 * how.micro_batch)
 
-    def compare(self, found: Sequence[Probed], result: Result) -> None:
+    def compare(self, found: Sequence[Measurement], result: Result) -> None:
         """Adds how well each batch agrees with the exact probe."""
         for one, exact in zip(found, self.exact, strict=True):
             mine, theirs = self.decide(one), self.decide(exact)
-            result.spearman.append(spearman(mine.delta, theirs.delta))
-            result.halves.append(float((upper(mine.delta) == upper(theirs.delta)).mean()))
+            delta, wanted_delta = (each.by_prompt(ENTROPY_DELTA) for each in (mine, theirs))
+            result.spearman.append(spearman(delta, wanted_delta))
+            result.halves.append(float((upper(delta) == upper(wanted_delta)).mean()))
             chosen, wanted = self.steps(mine), self.steps(theirs)
             result.steps.append(float((chosen & wanted).sum() / wanted.sum()))
 
-    def decide(self, probed: Probed) -> Signals:
+    def decide(self, probed: Measurement) -> Signals:
         """What the parts are told, after any warm-up."""
-        spec = self.engine.experiment
-        return Signals(LATE, len(probed.entropy), spec.sigmas, probed.entropy, probed.base_entropy)
+        entropy, delta = probed.values[ENTROPY], probed.values[ENTROPY_DELTA]
+        known = {ENTROPY: Signal("prompt-step", entropy), ENTROPY_DELTA: Signal("prompt", delta)}
+        return Signals(LATE, len(entropy), self.engine.experiment.sigmas, known)
 
     def steps(self, signals: Signals) -> BoolArray:  # (P, T)
         """The steps the arm's selector chooses."""
         return self.planner.selector.select(signals, np.random.default_rng(0))
 
-    def saved(self, found: Sequence[Probed]) -> float:
+    def saved(self, found: Sequence[Measurement]) -> float:
         """Forwards of the rollouts that the probe's trunks make superfluous, mean over batches."""
         plans = [self.planner.plan(self.decide(each), np.random.default_rng(0)).plan for each in found]
         return float(np.mean([each.trunk.saved(p) if each.trunk else 0 for each, p in zip(found, plans, strict=True)]))
 
-    def measure(self, spec: ProbeSpec) -> Result:
+    def measure(self, spec: EntropySignal) -> Result:
         """One setting."""
         found, (first, again) = self.run(spec)
         base = sum(each.forwards for each in found) / len(found)
@@ -266,7 +272,9 @@ def flux_lines(experiment: Experiment) -> list[str]:
     longer = experiment.rollouts.model_copy(update={"denoising_steps": FLUX["steps"]})
     fields = {name: getattr(experiment, name) for name in type(experiment).model_fields} | {"rollouts": longer}
     spent = {
-        source: cost(type(experiment)(**{**fields, "probe": ProbeSpec.model_validate({"source": source})}))
+        source: cost(
+            type(experiment)(**{**fields, "signals": {"entropy": EntropySignal.model_validate({"source": source})}})
+        )
         for source in ("probe", "rollout")
     }
     lines = [

@@ -33,7 +33,8 @@ def differences(file: ExperimentFile) -> Table:
         table.add_column(escape(arm))
     for key in keys:
         cells = [json.dumps(values[key]).strip('"') if key in values else "-" for values in arms.values()]
-        if len(set(cells)) > 1:
+        told = set(cells) - ({"-", "{}"} if key.split(".")[0] == "signals" else set())  # an arm has those it reads
+        if len(told) > 1:
             table.add_row(escape(key), *(escape(cell) for cell in cells))
     return table
 
@@ -54,19 +55,28 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
     """What a training step of each arm costs, and all its seeds together."""
     table = Table(title="What a training step costs", title_justify="left", caption_justify="left")
     table.add_column("arm")
-    headings = ("rollouts", "forwards", "per rollout", "trained edges", "work", "probe", "steps x seeds", "work of all")
+    headings = (
+        "rollouts",
+        "forwards",
+        "per rollout",
+        "trained edges",
+        "work",
+        "signals",
+        "steps x seeds",
+        "work of all",
+    )
     for heading in headings:
         table.add_column(heading, justify="right")
     for arm, cost in figures.items():
         steps, seeds = file.arms[arm].training_steps, len(file.seeds)
         total = cost.total_work(steps).times(seeds)
         row = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", cost.trained_edges, cost.work)
-        probe = f"{cost.probe:,.0f} + {cost.probe_base:,} once" if cost.probe else "-"
-        table.add_row(escape(arm), *(str(cell) for cell in row), probe, f"{steps} x {seeds}", str(total))
+        signals = f"{cost.signals:,.0f} + {cost.signals_base:,} once" if cost.signals else "-"
+        table.add_row(escape(arm), *(str(cell) for cell in row), signals, f"{steps} x {seeds}", str(total))
     table.caption = (
         "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch, "
         "and 1 more for each frozen policy evaluated there.\n"
-        "probe = forwards of the entropy probe: of the policy in a mean step, of the base once a prompt."
+        "signals = forwards that measure what parts read: of the policy in a mean step, of the base once a prompt."
     )
     return table
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from aegpo.core.files import whole_folder, write_atomically
+from aegpo.method.signals.entropy import entropy_options
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.plots import save_drawings
 from aegpo.report.profile.analysis import Analysis, analyse
@@ -85,7 +86,7 @@ class _Subject:
 
     def measure(self) -> Profile:
         """Profiles the policy that the engine has now."""
-        seed = self.target.experiment.probe.seed
+        seed = entropy_options(self.target.experiment).seed
         return measure_profile(self.engine.policy.how, self.target.texts, seed, self.request.layers, self.request.rows)
 
     def analysis(self) -> Analysis:

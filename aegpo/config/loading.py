@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import SerializeAsAny, create_model
 
 from aegpo.config.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
+from aegpo.config.older import modern, moved
 from aegpo.config.validation import Finding, validate
 from aegpo.core.experiment import Experiment, experiment_type
 from aegpo.core.parts import Registries, RewardSpec
@@ -89,7 +90,7 @@ def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experim
     Raises:
         SpecError: if these registries do not accept it, for example because a plugin is gone.
     """
-    experiment, findings = validate(experiment_type(registries), data)
+    experiment, findings = validate(experiment_type(registries), modern(data))
     if experiment is None:
         raise SpecError("\n".join(f"{dotted(finding.location)}: {finding.message}" for finding in findings))
     return experiment
@@ -284,7 +285,11 @@ def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> d
 def _experiment(spec: type[Experiment], tree: Marked, seed: int) -> tuple[Experiment | None, list[Finding]]:
     known = [*FILE_KEYS, *(name for name in spec.model_fields if name != "seed")]
     unknown = [key for key in tree.children if key not in known]
-    wrong = [Finding((key,), f"unknown key; {suggestion(key, known)}", at_key=True) for key in unknown]
+    plain = tree.plain
+    wrong = [
+        Finding((key,), moved(key, plain[key]) or f"unknown key; {suggestion(key, known)}", at_key=True)
+        for key in unknown
+    ]
     experiment, findings = validate(spec, {**tree.without(*unknown).plain, "seed": seed})
     if experiment is not None:
         found = list(experiment.problems())

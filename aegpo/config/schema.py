@@ -51,6 +51,9 @@ def _allow_names(schema: dict[str, Any], registries: Registries) -> None:
     names, fields = {registry.axis: registry.names for registry in registries}, schema["properties"]
     for key in ("model", "allocator", "selector", "tree", "sampler", "advantage", "objective"):
         fields[key] = _or_name(fields[key], names[f"{key}s"])
+    sources = fields["signals"].pop("additionalProperties")["discriminator"]["mapping"]
+    fields["signals"]["properties"] = {kind: {"$ref": place} for kind, place in sources.items()}
+    fields["signals"]["additionalProperties"] = False
     evaluation = schema["$defs"]["EvaluationSpec"]["properties"]
     for lists, key in ((fields, "rewards"), (evaluation, "rewards"), (fields, "trackers")):
         lists[key]["items"] = _or_name(lists[key]["items"], names[key])

@@ -189,7 +189,9 @@ def _locate(spec: type[Spec], location: Location) -> tuple[Location, type[Spec] 
             owner = classes[0]
             field = owner.model_fields.get(element)
             types = _members(field.annotation) if field is not None else []
-        else:  # a member of a plain union, or a key of a dict
+        elif values := [get_args(kind)[1] for kind in types if get_origin(kind) is dict]:
+            types = [member for value in values for member in _members(value)]
+        else:  # a member of a plain union
             continue
         place = (*place, element)
     return place, owner

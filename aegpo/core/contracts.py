@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Prompt, RolloutPlan, Signals
+from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Per, Prompt, RolloutPlan
+from aegpo.core.signals import Measurement, Signals
 from aegpo.errors import AegpoError, ContractError, MemoryShortageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,20 @@ def blaming(part: str, name: str) -> Iterator[None]:
         failed = ContractError(f"{part} {name!r} failed with {type(error).__name__}: {error}")
         failed.location = (part,)
         raise failed from error
+
+
+def check_measurement(name: str, provides: Mapping[str, Per], found: Measurement, signals: Signals) -> None:
+    """A source's signals: every one it provides and no other, float64 and nowhere infinite; NaN is unknown."""
+    who = f"signal source {name!r}"
+    if found.values.keys() != provides.keys():
+        asked, given = (", ".join(map(repr, names)) or "nothing" for names in (provides, found.values))
+        raise ContractError(f"{who} measured {given}; it provides {asked}")
+    shapes = {"prompt": (signals.num_prompts,), "step": (signals.num_steps,)}
+    for signal, values in found.values.items():
+        shape = shapes.get(provides[signal], (signals.num_prompts, signals.num_steps))
+        _check_array(who, f"signal {signal!r}", values, shape, "float64")
+        if np.isinf(values).any():
+            raise ContractError(f"{who} returned an infinite value of signal {signal!r}; NaN says that it is unknown")
 
 
 def check_counts(name: str, counts: IntArray, signals: Signals, budget: int) -> None:

@@ -6,13 +6,15 @@ Nothing here imports torch: `aegpo check`, `plugins`, `schema` and `--help` answ
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import GenericAlias
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, SerializeAsAny, create_model
+from pydantic import BeforeValidator, Field, SerializeAsAny, create_model, model_validator
 
+from aegpo.core import contracts
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
@@ -23,21 +25,22 @@ from aegpo.core.parts import (
     RewardSpec,
     SamplerSpec,
     SelectorSpec,
+    SignalSpec,
     TrackerSpec,
     TreeSpec,
 )
 from aegpo.core.problems import Location, Problem
 from aegpo.core.records import FloatArray, StepTable
-from aegpo.core.registry import Spec
+from aegpo.core.registry import Entry, Spec, suggestion
 from aegpo.core.sections import (
     CheckpointSpec,
     OptimizerSpec,
     PolicySpec,
     Positive,
-    ProbeSpec,
     PromptsSpec,
     RolloutsSpec,
 )
+from aegpo.errors import PluginError
 
 
 class EvaluationSpec(Spec):
@@ -78,15 +81,46 @@ class Experiment(Spec):
     objective: SerializeAsAny[ObjectiveSpec]
     policy: PolicySpec = PolicySpec()
     optimizer: OptimizerSpec = OptimizerSpec()
-    probe: ProbeSpec = ProbeSpec()
+    signals: Mapping[str, SerializeAsAny[SignalSpec]] = Field(
+        default={}, description="options of the sources of signals, by their kind; those that no part reads are idle"
+    )
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     trackers: tuple[SerializeAsAny[TrackerSpec], ...] = Field(default=())
 
+    registered_signals: ClassVar[Mapping[str, SignalSpec]] = {}  # every source that is registered, with its defaults
+
+    @model_validator(mode="after")
+    def _complete_signals(self) -> Self:
+        """Sources that are read have their options among the fields, as manifests need them."""
+        self.__dict__["signals"] = {**self.signals, **self.sources}
+        return self
+
+    def __hash__(self) -> int:
+        """Of all fields; a mapping of sources has no hash of its own."""
+        fields = {**{name: self.__dict__[name] for name in type(self).model_fields}, "signals": None}
+        return hash((*fields.values(), *sorted((kind, hash(source)) for kind, source in self.signals.items())))
+
+    @cached_property
+    def reads(self) -> Mapping[str, tuple[str, ...]]:
+        """The signals that each part of the method reads, by field; parts that read none are left out."""
+        found = dict[str, tuple[str, ...]]()
+        for field, part in (("allocator", self.allocator), ("selector", self.selector)):
+            with contracts.blaming(field, part.kind):
+                found[field] = tuple(part.reads)
+        return {field: names for field, names in found.items() if names}
+
+    def source(self, signal: str) -> SignalSpec | None:
+        """The source that provides a signal; None: there is none."""
+        every = {**self.registered_signals, **self.signals}
+        return next((source for source in every.values() if signal in source.provides), None)
+
     @property
-    def needs_entropy(self) -> bool:
-        """True if a chosen part reads attention entropy, so that the probe runs."""
-        return self.allocator.needs_entropy or self.selector.needs_entropy
+    def sources(self) -> Mapping[str, SignalSpec]:
+        """The sources that are measured, by kind: those that provide what a chosen part reads."""
+        names = dict.fromkeys(name for read in self.reads.values() for name in read)
+        found = [source for name in names if (source := self.source(name)) is not None]
+        return {source.kind: source for source in found}
 
     def algorithm(self) -> Mapping[str, PartSpec]:
         """The parts that make up the method, by field."""
@@ -124,8 +158,7 @@ class Experiment(Spec):
             if path is None and not self.model.has_captions:
                 yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")
         yield from self._same_names()
-        if self.needs_entropy:
-            yield from self._wrong_probe()
+        yield from self._wrong_signals()
         for field, part in {"model": self.model, **self.algorithm()}.items():
             yield from (Problem((field,), message) for message in part.problems(self))
             yield from (Problem((field,), message, warning=True) for message in part.cautions(self))
@@ -159,20 +192,22 @@ class Experiment(Spec):
                 message = f"two trackers are {tracker.kind!r} with the same settings; name it once"
                 yield Problem(("trackers", index), message)
 
-    def _wrong_probe(self) -> Iterator[Problem]:
-        """A block the model lacks, steps that a trajectory does not have, and a trunk of another policy."""
-        blocks, objective = self.model.attention_blocks, self.objective
-        if blocks is not None and self.probe.block not in blocks:
-            message = f"model {self.model.kind!r} has no {self.probe.block!r} attention; it has {', '.join(blocks)}"
-            yield Problem(("probe", "block"), message)
-        for message in self.probe.wrong_steps(self.rollouts.denoising_steps):
-            yield Problem(("probe", "steps"), message)
-        if self.probe.source == "rollout" and objective.keeps_old:
-            message = (
-                f"objective {objective.kind!r} samples rollouts by an older policy than the one that is probed, so "
-                "they cannot take over its evaluations; use 'probe'"
-            )
-            yield Problem(("probe", "source"), message)
+    def _wrong_signals(self) -> Iterator[Problem]:
+        """Signals that nobody provides, and what is wrong with the sources of those that are read."""
+        for field, names in self.reads.items():
+            for name in names:
+                if self.source(name) is None:
+                    known = {signal for source in self.registered_signals.values() for signal in source.provides}
+                    message = f"reads the signal {name!r}, which no source provides; {suggestion(name, known)}"
+                    yield Problem((field,), message)
+        for kind, source in self.signals.items():
+            if source.kind != kind:
+                yield Problem(
+                    ("signals", kind, "kind"), f"stands under {kind!r}; a source's key is its kind, {source.kind!r}"
+                )
+        for kind, source in self.sources.items():
+            for found in source.problems(self):
+                yield replace(found, location=("signals", kind, *found.location))
 
 
 def _nearest_divisors(total: int, wrong: int) -> str:
@@ -203,10 +238,44 @@ def experiment_type(registries: Registries) -> type[Experiment]:
         "model": (registries.models.union(), ...),
         "rewards": (rewards, Field(min_length=1)),
         **{axis: _chosen(registries, axis) for axis in DEFAULTS},
+        "signals": (_sources(registries), Experiment.model_fields["signals"]),
         "evaluation": (evaluation, evaluation()),
         "trackers": (trackers, Field(default=())),
     }
-    return create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **narrowed)
+    experiment = create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **narrowed)
+    experiment.registered_signals = {entry.name: _default(entry) for entry in registries.signals}
+    return experiment
+
+
+def _default(source: Entry[SignalSpec]) -> SignalSpec:
+    """A source whose options nobody gives.
+
+    Raises:
+        PluginError: if it cannot do without them.
+    """
+    asked = [repr(name) for name, field in source.spec.model_fields.items() if field.is_required()]
+    if asked:
+        raise PluginError(
+            f"{source.source} registers signals {source.name!r} without a default for {', '.join(asked)}; parts ask "
+            "for signals by name alone, so every option of a source needs one"
+        )
+    return source.spec.model_validate({"kind": source.name})
+
+
+def _sources(registries: Registries) -> Any:
+    """The type of the options of sources: the key of each is its kind."""
+    options: Any = GenericAlias(dict, (str, registries.signals.union()))
+    return Annotated[options, BeforeValidator(_named)]
+
+
+def _named(sources: object) -> object:
+    """`{name: {...}}` as `{name: {kind: name, ...}}`; anything else as it is."""
+    if not isinstance(sources, Mapping):
+        return sources
+    return {
+        kind: {"kind": kind, **options} if isinstance(options, Mapping) else options
+        for kind, options in sources.items()
+    }
 
 
 def _chosen(registries: Registries, axis: str) -> tuple[Any, Any]:

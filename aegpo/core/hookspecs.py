@@ -1,4 +1,4 @@
-"""The hooks: nine to register parts, five to observe a run.
+"""The hooks: ten to register parts, five to observe a run.
 
 A registry answers "which one?"; a hook answers "who else wants to know?". Registration hooks receive a registry and
 call ``registry.add(SpecClass)``. Observer hooks are told what happened; what they return is ignored and they cannot
@@ -20,6 +20,7 @@ from aegpo.core.parts import (
     RewardSpec,
     SamplerSpec,
     SelectorSpec,
+    SignalSpec,
     TrackerSpec,
     TreeSpec,
 )
@@ -41,6 +42,11 @@ def aegpo_register_models(registry: Registry[ModelSpec]) -> None:
 @hookspec
 def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
     """Adds scorers of images, chosen by the list `rewards`."""
+
+
+@hookspec
+def aegpo_register_signals(registry: Registry[SignalSpec]) -> None:
+    """Adds sources of signals that other parts decide by, with their options under `signals`."""
 
 
 @hookspec

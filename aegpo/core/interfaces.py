@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -19,11 +19,12 @@ from aegpo.core.records import (
     Renoised,
     RolloutPlan,
     Rollouts,
-    Signals,
     Update,
 )
+from aegpo.core.signals import Measurement, Signals
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -85,6 +86,83 @@ class Exportable(Protocol):
         """Writes a whole pipeline with the policy in it, adapters merged."""
 
 
+class Policy(Protocol):
+    """The network of a run, as sources of signals may ask it; what it says is in the run's precision."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(T+1,) the noise levels of training."""
+
+    @property
+    def storage(self) -> torch.dtype:
+        """In which dtype rollouts keep latents from one step to the next."""
+
+    @property
+    def micro_batch(self) -> int:
+        """How many latents go through the network at once."""
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Conditioning of P prompts."""
+
+    def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W) float32: d x / d sigma at the given noise levels."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+
+    def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:
+        """(P, C, H, W): one fixed noise for each prompt, seed and sample, whenever it is asked for."""
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, the frozen base policy speaks."""
+
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
+        """Inside, `tap` sees every attention call; the network's output does not change."""
+
+
+@runtime_checkable
+class SignalSource(Protocol):
+    """Measures what other parts decide by."""
+
+    def measure(self, step: int, prompts: Sequence[Prompt], policy: Policy) -> Measurement:
+        """P prompts of a training step, counted from 1 -> every signal that the spec `provides`.
+
+        A pure function of the policy, the prompts and what was measured before: draws come from generators of its own.
+        """
+
+
+@runtime_checkable
+class Rewarded(Protocol):
+    """A source that learns from what prompts brought."""
+
+    def rewarded(self, prompts: Sequence[Prompt], rewards: Tensor, group: IntArray) -> None:
+        """A step's P prompts, (N,) weighted rewards of its rollouts, and (N,) the row of the prompt of each."""
+
+
+@runtime_checkable
+class Filed(Protocol):
+    """A source that keeps files beside the checkpoints, for what is too much for each of these."""
+
+    def open(self, folder: Path, step: int, identity: Mapping[str, Any]) -> None:
+        """Takes back what was on disk when the checkpoint of `step` was written, and will write there.
+
+        Args:
+            folder: the source's own.
+            step: the last training step that is done.
+            identity: what the base policy's answers depend on, as JSON: network, weights, noise levels, precision.
+
+        Raises:
+            CheckpointError: if a file is damaged or of something else.
+        """
+
+    def write(self, step: int) -> None:
+        """Puts what was measured up to a training step on disk; nothing if no folder was opened."""
+
+
 @runtime_checkable
 class Reward(Protocol):
     """Scores images against prompts."""
@@ -100,10 +178,6 @@ class Reward(Protocol):
 class Allocator(Protocol):
     """Splits a step's rollout budget over its prompts."""
 
-    @property
-    def needs_entropy(self) -> bool:
-        """True if `allocate` reads the entropies of `Signals`."""
-
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:
         """(P,) rollouts per prompt, each >= 2, in all `budget`."""
 
@@ -111,10 +185,6 @@ class Allocator(Protocol):
 @runtime_checkable
 class TimestepSelector(Protocol):
     """Chooses the denoising steps that explore and learn."""
-
-    @property
-    def needs_entropy(self) -> bool:
-        """True if `select` reads the entropies of `Signals`."""
 
     def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:
         """(P, T), True at the chosen steps; at least one a prompt."""

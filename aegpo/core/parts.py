@@ -1,4 +1,4 @@
-"""Specs of the nine kinds of part, what they find wrong with an experiment, and their registries.
+"""Specs of the ten kinds of part, what they find wrong with an experiment, and their registries.
 
 Nothing here imports torch.
 """
@@ -20,11 +20,14 @@ from aegpo.core.interfaces import (
     Objective,
     Reward,
     Sampler,
+    SignalSource,
     TimestepSelector,
     Tree,
 )
-from aegpo.core.records import FloatArray, Footprint, Prompt, StepTable
+from aegpo.core.problems import Problem
+from aegpo.core.records import FloatArray, Footprint, Per, Prompt, Signal, StepTable
 from aegpo.core.registry import Registry, Spec
+from aegpo.core.signals import SignalCost
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +60,7 @@ class ModelSpec(PartSpec):
 
     kind: str
     has_captions: ClassVar[bool] = False
-    attention_blocks: ClassVar[tuple[str, ...] | None] = None  # of ProbeSpec.block; None: known once it is loaded
+    attention_blocks: ClassVar[tuple[str, ...] | None] = None  # whose entropy it has; None: not before it is loaded
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
     partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
 
@@ -120,11 +123,42 @@ class RewardSpec(Spec):
         return cast(Reward, self)
 
 
+class SignalSpec(Spec):
+    """A source of signals, measured where a chosen part reads one of them."""
+
+    kind: str
+    provides: ClassVar[Mapping[str, Per]]  # name of each signal -> what it has a value for
+
+    def measured(self, denoising_steps: int) -> tuple[int, ...]:
+        """The denoising steps of which it knows something, in order; the others are NaN."""
+        return tuple(range(denoising_steps))
+
+    def foreseen(self, experiment: Any) -> Mapping[str, Signal]:
+        """Signals that are known before a run, so that plans of `aegpo check` need not make them up."""
+        return {}
+
+    def cost(self, denoising_steps: int) -> SignalCost:
+        """What it spends on one prompt; nothing by default."""
+        return SignalCost()
+
+    def problems(self, experiment: Any) -> Iterator[Problem]:
+        """What makes it impossible in the experiment, at places of its own fields."""
+        yield from ()
+
+    def build(self, experiment: Any) -> SignalSource:
+        """The source; a spec with nothing to load is its own part."""
+        return cast(SignalSource, self)
+
+
 class AllocatorSpec(PartSpec):
     """A rule that splits a step's rollouts over its prompts."""
 
     kind: str
-    needs_entropy: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the signals it reads: their sources are measured in every step, and nothing else is."""
+        return ()
 
     def build(self) -> Allocator:
         """The allocator; a spec with nothing to load is its own part."""
@@ -135,7 +169,11 @@ class SelectorSpec(PartSpec):
     """A rule that chooses the denoising steps that explore and learn."""
 
     kind: str
-    needs_entropy: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the signals it reads: their sources are measured in every step, and nothing else is."""
+        return ()
 
     def build(self) -> TimestepSelector:
         """The selector; a spec with nothing to load is its own part."""
@@ -225,6 +263,7 @@ class TrackerSpec(Spec):
 PART_AXES: Mapping[str, type[Spec]] = {
     "models": ModelSpec,
     "rewards": RewardSpec,
+    "signals": SignalSpec,
     "allocators": AllocatorSpec,
     "selectors": SelectorSpec,
     "trees": TreeSpec,
@@ -241,6 +280,7 @@ class Registries:
 
     models: Registry[ModelSpec]
     rewards: Registry[RewardSpec]
+    signals: Registry[SignalSpec]
     allocators: Registry[AllocatorSpec]
     selectors: Registry[SelectorSpec]
     trees: Registry[TreeSpec]
@@ -251,7 +291,7 @@ class Registries:
 
     @classmethod
     def empty(cls) -> Registries:
-        """Nine registries with nothing in them."""
+        """Ten registries with nothing in them."""
         registries: dict[str, Any] = {axis: Registry(axis, base) for axis, base in PART_AXES.items()}
         return cls(**registries)
 

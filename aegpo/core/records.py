@@ -45,42 +45,15 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
+Per = Literal["prompt", "step", "prompt-step"]  # what a signal has a value for: (P,), (T,) or (P, T)
+
+
 @dataclass(frozen=True)
-class Signals:
-    """What is known about a step's prompts before their rollouts are planned.
+class Signal:
+    """One thing that is known, in the units of its source."""
 
-    `entropy` and `base_entropy` are None unless a chosen part declares `needs_entropy`. Steps that the probe does not
-    measure are NaN in both: they cannot be chosen by entropy and do not enter delta.
-    """
-
-    step: int
-    num_prompts: int
-    sigmas: FloatArray  # (T+1,) from 1 to 0
-    entropy: FloatArray | None = None  # (P, T) nats, current policy; NaN at steps that were not measured
-    base_entropy: FloatArray | None = None  # (P, T) nats, base policy, same prompts, noise and steps
-    stds: FloatArray | None = None  # (T,) std of the run's stochastic step at each level
-    reward_std: FloatArray | None = None  # (P,) of rewards within the prompt's groups so far; NaN: not seen yet
-    reward_mean: FloatArray | None = None  # (P,) of the prompt's rewards so far; NaN: not seen yet
-
-    @property
-    def num_steps(self) -> int:
-        """T, the denoising steps of a trajectory."""
-        return len(self.sigmas) - 1
-
-    @property
-    def measured(self) -> IntArray:
-        """The denoising steps at which entropy was measured, the same for every prompt."""
-        assert self.entropy is not None, "a part that reads entropy needs_entropy"
-        return np.flatnonzero(~np.isnan(self.entropy).any(axis=0))
-
-    @property
-    def delta(self) -> FloatArray:  # (P,) nats, >= 0
-        """Delta-entropy per prompt: mean of |H_policy - H_base| over the measured steps (AEGPO, Sec. 3; mean: ours)."""
-        assert self.entropy is not None, "a part that reads delta needs_entropy"
-        assert self.base_entropy is not None, "a part that reads delta needs_entropy"
-        moved = np.abs(self.entropy - self.base_entropy).take(self.measured, axis=1)
-        delta: FloatArray = moved.mean(axis=1)
-        return delta
+    per: Per
+    values: FloatArray  # (P,), (T,) or (P, T); NaN where nothing is known: a prompt not seen, a step not measured
 
 
 @dataclass(frozen=True)
@@ -134,6 +107,22 @@ class RolloutPlan:
     def trained_edges(self) -> int:
         """E, the transitions the update replays."""
         return sum(int(level.sum()) for level in self.trained)
+
+    @cached_property
+    def trunk_levels(self) -> IntArray:  # (P,)
+        """How many levels, from the first, each prompt has a single node at that no noise has reached.
+
+        What the network says there depends on nothing but the prompt and its start noise. 0 for several trees, and
+        where the plan says which start noise each root has.
+        """
+        prompts = int(self.group.max()) + 1
+        lengths: IntArray = np.zeros(prompts, dtype=np.int64)
+        alone = np.full(prompts, self.start is None)
+        for level in range(self.num_steps if self.tail is None else self.tail.start):
+            alone &= np.bincount(self.prompt[level], minlength=prompts) == 1
+            lengths += alone
+            alone[self.prompt[level + 1][self.noisy[level]]] = False
+        return lengths
 
     @cached_property
     def leaves(self) -> tuple[IntArray, ...]:  # T+1 arrays (N_i,)
@@ -274,8 +263,7 @@ class StepReport:
     prompts: tuple[Prompt, ...]  # P
     counts: IntArray  # (P,) rollouts per prompt
     selected: BoolArray  # (P, T)
-    entropy: FloatArray | None  # (P, T) nats; None if no part reads it
-    delta: FloatArray | None  # (P,) nats; None if no part reads it
+    signals: Mapping[str, Signal]  # that sources measured, by name; none where no part reads any
     seconds: Mapping[str, float]  # stage -> wall-clock
 
 

@@ -1,10 +1,9 @@
-"""The sections of an experiment that choose no part: prompts, rollouts, policy, optimizer, probe, checkpoints."""
+"""The sections of an experiment that choose no part: prompts, rollouts, policy, optimizer, checkpoints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -257,56 +256,6 @@ class OptimizerSpec(Spec):
             if name in unread and value != type(self).model_fields[name].default:
                 message = f"has no effect under {self.kind!r}; remove it, or use {readers}"
                 yield Problem(("optimizer", name), message, warning=True)
-
-
-class ProbeSpec(Spec):
-    """How attention entropy is measured, if a chosen part reads it. The paper leaves all of this open: our choices."""
-
-    block: Literal["joint", "image-image", "image-text", "text-image", "text-text", "self", "cross"] = Field(
-        default="joint",
-        description="whose entropy: joint = every row over all keys; image-text and its like = the first's rows, the "
-        "softmax renormalised over the second's keys; self, cross = a UNet's two kinds of layer (our choice: joint); "
-        "with guidance, the mean of both evaluations. Padding words count where the network attends to them, as SD3 "
-        "does",
-    )
-    steps: Literal["all"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
-        default="all",
-        description="denoising steps that are measured, counted from 0; the trajectory ends after the last of them, "
-        "and the others can neither be chosen by their entropy nor move delta (nothing is interpolated)",
-    )
-    rows: Literal["all"] | Positive = Field(
-        default="all",
-        description="query rows measured in each call: all, or so many of them, image and text alike in share",
-    )
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        default=("*",), description="layers whose mean is taken, by name; * and ? are wildcards"
-    )
-    samples: Positive = Field(default=1, description="start noises of each prompt whose curves are averaged")
-    refresh: Positive = Field(
-        default=1,
-        description="training steps for which a prompt's curve holds; then it is measured when it comes again",
-    )
-    source: Literal["probe", "rollout"] = Field(
-        default="probe",
-        description="probe: trajectories of its own. rollout: a prompt with one tree starts it from the probe's first "
-        "start noise, and the tree takes over the probe's evaluations up to its first noisy step",
-    )
-    seed: int = Field(
-        default=0, description="start noise of the probe trajectories, fixed for each prompt, and which rows"
-    )
-
-    def measured(self, denoising_steps: int) -> tuple[int, ...]:
-        """The denoising steps that are measured, in order."""
-        return tuple(range(denoising_steps)) if self.steps == "all" else tuple(sorted(self.steps))
-
-    def wrong_steps(self, denoising_steps: int) -> Iterator[str]:
-        """Steps that a trajectory does not have, or that are named twice, in words."""
-        steps = self.measured(denoising_steps)
-        if steps[-1] >= denoising_steps:
-            yield f"no denoising step {steps[-1]}: a trajectory has {denoising_steps}, counted from 0"
-        twice = [step for step, following in pairwise(steps) if step == following]
-        if twice:
-            yield f"step {twice[0]} is named twice; name it once"
 
 
 class CheckpointSpec(Spec):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import AllocatorSpec
-from aegpo.core.records import FloatArray, IntArray, Signals
+from aegpo.core.records import FloatArray, IntArray
+from aegpo.core.signals import Signals
 from aegpo.errors import PlanError
+from aegpo.method.signals.entropy_options import ENTROPY_DELTA
+from aegpo.method.signals.rewards import REWARD_MEAN, REWARD_STD
 
 
 class UniformAllocator(AllocatorSpec):
@@ -71,39 +74,68 @@ class RandomAllocator(_SplitAllocator):
         return self.split(rng.permutation(signals.num_prompts))
 
 
-class _DeltaAllocator(_SplitAllocator):
-    """A split by delta-entropy at the batch median, after a warm-up."""
+class _SignalSplit(_SplitAllocator):
+    """A split by a signal at the batch median, after a warm-up."""
 
-    needs_entropy: ClassVar[bool] = True
     warmup: int = Field(1, ge=0, description="training steps with uniform allocation first (our choice)")
 
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
-        """`high` rollouts above the median of `signals.delta`, `low` below it."""
+        """`high` rollouts above the median of the signal it reads, `low` below it."""
         half = signals.num_prompts // 2
-        order = np.argsort(signals.delta, kind="stable")
-        ranked = signals.delta[order]
+        values = _completed(signals.by_prompt(self.reads[0]))
+        order = np.argsort(values, kind="stable")
+        ranked = values[order]
         if signals.step <= self.warmup or ranked[half - 1] == ranked[half]:
             return _uniform(signals.num_prompts, budget)
         return self.split(order)
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
-        """As for every split; and warm-up needs an equal split of the same budget."""
+        """As for every split; a signal of prompts; and warm-up needs an equal split of the same budget."""
         yield from super().problems(experiment)
         if (self.low + self.high) % 2:
             yield f"'low' + 'high' must be even for the equal split of the warm-up, not {self.low} + {self.high}"
+        source = experiment.source(self.reads[0])
+        if source is not None and (per := source.provides[self.reads[0]]) != "prompt":
+            yield f"signal {self.reads[0]!r} has values by {per}; a split of prompts needs one that has them by prompt"
 
 
-class EntropyAllocator(_DeltaAllocator):
+class MedianSplitAllocator(_SignalSplit):
+    """More rollouts for prompts in the upper half of any signal: AEGPO's rule with a signal of your choice.
+
+    The batch median of the signal splits the prompts. Until `warmup` steps have passed, and where prompts tie at the
+    median, every prompt gets the same. Prompts of which nothing is known yet count with the mean of the others.
+    """
+
+    kind: Literal["median-split"] = "median-split"
+    signal: str = Field(description="the signal that splits the prompts, such as entropy-delta or reward-std")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The signal it is told to read."""
+        return (self.signal,)
+
+
+class _DeltaSplit(_SignalSplit):
+    """A split by how far attention entropy moved."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """How far the entropies of each prompt moved from the base policy's."""
+        return (ENTROPY_DELTA,)
+
+
+class EntropyAllocator(_DeltaSplit):
     """More rollouts for prompts whose attention entropy moved furthest from the base policy (AEGPO, Sec. 4.1).
 
     The batch median of delta-entropy splits the prompts. Until `warmup` steps have passed, and where prompts tie at
-    the median, every prompt gets the same: at the first step the policy is the base and every delta is zero.
+    the median, every prompt gets the same: at the first step the policy is the base and every delta is zero. It is
+    `median-split` of the signal `entropy-delta`.
     """
 
     kind: Literal["entropy"] = "entropy"
 
 
-class InvertedAllocator(_DeltaAllocator):
+class InvertedAllocator(_DeltaSplit):
     """AEGPO's split upside down: more rollouts for prompts whose attention entropy moved least. A control."""
 
     kind: Literal["inverted"] = "inverted"
@@ -139,6 +171,11 @@ class _RewardAllocator(AllocatorSpec):
                 "and every split is equal; train longer, or lower 'prompts.train_count'"
             )
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The spread of each prompt's rewards so far."""
+        return (REWARD_STD,)
+
     def numbers(self) -> IntArray:  # (high - low + 1,)
         """Every number of rollouts that a prompt may get."""
         return np.arange(self.low, self.high + 1)
@@ -155,8 +192,8 @@ class RewardStdAllocator(_RewardAllocator):
     kind: Literal["reward-std"] = "reward-std"
 
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
-        """Counts by `signals.reward_std`."""
-        std = _completed(signals.reward_std, signals.num_prompts)
+        """Counts by the signal `reward-std`."""
+        std = _completed(signals.by_prompt(REWARD_STD))
         return proportional(std if std.any() else np.ones(signals.num_prompts), budget, self.low, self.high)
 
 
@@ -175,8 +212,8 @@ class VarianceAllocator(_RewardAllocator):
     )
 
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
-        """Counts by `signals.reward_std`."""
-        std, numbers = _completed(signals.reward_std, signals.num_prompts), self.numbers()
+        """Counts by the signal `reward-std`."""
+        std, numbers = _completed(signals.by_prompt(REWARD_STD)), self.numbers()
         return most_valuable(-(std[:, None] ** 2) * (numbers - 1) / numbers**2, budget, self.low)
 
 
@@ -192,13 +229,18 @@ class KnapsackAllocator(_RewardAllocator):
 
     kind: Literal["knapsack"] = "knapsack"
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The mean of each prompt's rewards so far."""
+        return (REWARD_MEAN,)
+
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
-        """Counts by `signals.reward_mean`.
+        """Counts by the signal `reward-mean`.
 
         Raises:
             PlanError: if a prompt's mean reward is no rate of success.
         """
-        rate = _completed(signals.reward_mean, signals.num_prompts, unknown=0.5)
+        rate = _completed(signals.by_prompt(REWARD_MEAN), unknown=0.5)
         if rate.min() < 0 or rate.max() > 1:
             worst = rate.max() if rate.max() > 1 else rate.min()
             raise PlanError(
@@ -222,10 +264,10 @@ def most_valuable(values: FloatArray, budget: int, low: int) -> IntArray:  # (P,
     return counts
 
 
-def _completed(known: FloatArray | None, prompts: int, unknown: float = 1.0) -> FloatArray:  # (P,)
+def _completed(known: FloatArray, unknown: float = 1.0) -> FloatArray:  # (P,)
     """What is known of each prompt, with the mean of it, or else `unknown`, for prompts that were not seen yet."""
-    if known is None or np.isnan(known).all():
-        return np.full(prompts, unknown)
+    if np.isnan(known).all():
+        return np.full(len(known), unknown)
     return np.where(np.isnan(known), np.nanmean(known), known)
 
 

@@ -1,7 +1,7 @@
 """What an arm will cost, from plans alone: nothing is loaded but the spec.
 
-The plan of a step depends on entropies that only a run can measure and on chance, so it is made several times, under
-made-up entropies and for many steps, and every figure is the range that was seen.
+The plan of a step depends on signals that only a run can measure and on chance, so it is made several times, under
+made-up signals and for many steps, and every figure is the range that was seen.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import Prompt, RolloutPlan
 from aegpo.core.sections import DatasetPrompts
+from aegpo.core.signals import SignalCost
 from aegpo.method.planning import made_up_signals, plan_step
-from aegpo.method.trees import trunk_levels
 from aegpo.prompts.lists import PromptStream, numbered, read_prompts, refuse_shared
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
@@ -45,14 +45,14 @@ class Cost:
     trained_edges: Range
     work: Range  # forwards + 3 for every pass over a trained edge, and 1 more for each frozen policy evaluated there
     per_rollout: float  # forwards of a rollout, the middle of the range
-    probe: float  # of the policy, mean over the run's steps; 0 where no part reads entropy
-    probe_base: int  # of the base policy, once in a run for every prompt that occurs
+    signals: float  # of the policy, mean over the run's steps; 0 where no part reads a signal that costs anything
+    signals_base: int  # of the base policy, once in a run for every prompt that occurs
 
     def total_work(self, training_steps: int) -> Range:
-        """Work and probes of a whole run."""
-        probes = round(self.probe * training_steps) + self.probe_base
+        """Work and signals of a whole run."""
+        signals = round(self.signals * training_steps) + self.signals_base
         work = self.work.times(training_steps)
-        return Range(work.low + probes, work.high + probes)
+        return Range(work.low + signals, work.high + signals)
 
 
 def cost(experiment: Experiment) -> Cost:
@@ -69,15 +69,16 @@ def cost(experiment: Experiment) -> Cost:
     leaves = _range(plan.num_rollouts for plan in plans)
     update = update_work(experiment)
     seen = min(len(prompts), experiment.rollouts.prompts_per_step * experiment.training_steps)
-    trajectory = _trajectory(experiment)
+    sources = _sources(experiment)
+    measured = sum(each.policy * _measurements(experiment, prompts, each.refresh) for each in sources)
     return Cost(
         leaves=leaves,
         forwards=forwards,
         trained_edges=_range(plan.trained_edges for plan in plans),
         work=_range(made + update * plan.trained_edges for plan, made in spent),
         per_rollout=(forwards.low + forwards.high) / (leaves.low + leaves.high),
-        probe=trajectory * _measurements(experiment, prompts) / experiment.training_steps if trajectory else 0,
-        probe_base=trajectory * seen,
+        signals=measured / experiment.training_steps,
+        signals_base=seen * sum(each.base for each in sources),
     )
 
 
@@ -89,17 +90,15 @@ def update_work(experiment: Experiment) -> int:
     return passes + (objective.needs_old and objective.process == "forward")
 
 
-def _trajectory(experiment: Experiment) -> int:
-    """Velocity evaluations the probe makes for one prompt; 0 where no part reads entropy."""
-    if not experiment.needs_entropy:
-        return 0
-    last = experiment.probe.measured(experiment.rollouts.denoising_steps)[-1]
-    return experiment.probe.samples * (last + 1)
+def _sources(experiment: Experiment) -> list[SignalCost]:
+    """What each measured source spends on a prompt."""
+    steps = experiment.rollouts.denoising_steps
+    return [source.cost(steps) for source in experiment.sources.values()]
 
 
-def _measurements(experiment: Experiment, prompts: Sequence[Prompt]) -> int:
-    """How many prompts the probe measures in a run, of the policy: all of every step, or those whose curve is old."""
-    per_step, refresh = experiment.rollouts.prompts_per_step, experiment.probe.refresh
+def _measurements(experiment: Experiment, prompts: Sequence[Prompt], refresh: int) -> int:
+    """How many prompts a source measures in a run, of the policy: all of every step, or those it knows no more."""
+    per_step = experiment.rollouts.prompts_per_step
     if refresh == 1:
         return per_step * experiment.training_steps
     stream, measured, total = PromptStream(prompts, per_step, experiment.seed), dict[int, int](), 0
@@ -112,14 +111,12 @@ def _measurements(experiment: Experiment, prompts: Sequence[Prompt]) -> int:
 
 
 def _forwards(experiment: Experiment, plan: RolloutPlan) -> Iterator[int]:
-    """Velocity evaluations of a plan: all, or less what its trunks take over from the probe."""
-    probe = experiment.probe
-    if experiment.needs_entropy and probe.source == "rollout":
-        known = probe.measured(experiment.rollouts.denoising_steps)[-1] + 1
-        yield plan.forwards - int(np.minimum(trunk_levels(plan), known).sum())
-        if probe.refresh == 1:
-            return
-    yield plan.forwards
+    """Velocity evaluations of a plan: all, or less what its trunks take over from a source."""
+    taken = [each for each in _sources(experiment) if each.trunk > 0]
+    for each in taken:
+        yield plan.forwards - int(np.minimum(plan.trunk_levels, each.trunk).sum())
+    if not taken or any(each.refresh > 1 for each in taken):
+        yield plan.forwards
 
 
 def unread_prompts(experiment: Experiment) -> tuple[str, ...]:

@@ -10,15 +10,17 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Allocator, TimestepSelector, Tree
+from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
-from aegpo.core.records import BoolArray, FloatArray, IntArray, RolloutPlan, Signals, StepTable
+from aegpo.core.records import BoolArray, FloatArray, IntArray, Per, RolloutPlan, Signal, StepTable
+from aegpo.core.signals import Signals
 from aegpo.errors import ContractError, PlanError
 from aegpo.method.tails import with_tail
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
 LEAST_NOISE = 0.01  # std of noise in the latents of images, of 1 in all, from where on it is told
 _RANDOM_CURVES = 3
-_DRAWS = 24  # plans of an arm that reads no entropy: only chance can differ between them
+_DRAWS = 24  # plans of an arm that reads nothing of denoising steps: only chance and prompts can differ between them
 
 
 @dataclass(frozen=True)
@@ -118,30 +120,43 @@ def _last_step(experiment: Experiment, plans: list[RolloutPlan]) -> Iterator[str
 
 
 def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
-    """Signals of a warm-up step and of later ones: entropies that fall, that rise and that wander, with unequal deltas.
+    """Signals of a warm-up step and of later ones, of everything that chosen parts read and no source foresees.
 
-    Falling and rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. Where
-    no part reads entropies there are none, as in the engine, and only the draws differ.
+    What must be measured falls, rises and wanders over the denoising steps, and prompts differ in theirs. Falling and
+    rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. Where prompts alone
+    have signals, and these are free, they are unknown at first and then drawn, over the steps of the run.
     """
     prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
-    known = Signals(FIRST, prompts, experiment.sigmas, stds=experiment.step_table.std)
-    if not experiment.needs_entropy:
+    foreseen, invented = dict[str, Signal](), dict[str, tuple[SignalSpec, Per]]()
+    for source in experiment.sources.values():
+        foreseen |= source.foreseen(experiment)
+        invented |= {name: (source, per) for name, per in source.provides.items() if name not in foreseen}
+    known, rng = Signals(FIRST, prompts, experiment.sigmas, foreseen), np.random.default_rng(0)
+    if all(per == "prompt" and source.cost(steps).policy == 0 for source, per in invented.values()):
         stride = max(1, (experiment.training_steps - FIRST) // (_DRAWS - 1))  # the whole run: windows slide
-        rng = np.random.default_rng(0)  # rewards that vary differently, as allocators may read
         for index in range(_DRAWS):
-            spread = np.full(prompts, np.nan) if index == 0 else rng.random(prompts)
-            yield replace(known, step=FIRST + index * stride, reward_std=spread, reward_mean=spread)
+            values = np.full(prompts, np.nan) if index == 0 else rng.random(prompts)
+            drawn = {name: Signal("prompt", values) for name in invented}
+            yield replace(known, step=FIRST + index * stride, known={**foreseen, **drawn})
         return
-    rng = np.random.default_rng(0)
-    unmeasured = np.setdiff1d(np.arange(steps), experiment.probe.measured(steps))
     ramp = np.linspace(1.0, 0.0, steps)
     curves = [ramp, ramp[::-1], *(rng.random(steps) for _ in range(_RANDOM_CURVES))]
     for index, curve in enumerate(curves):
-        entropy: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
-        entropy[:, unmeasured] = np.nan
-        base = entropy - 0.1 * rng.permutation(np.arange(1.0, prompts + 1))[:, None]
+        table: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
+        spread = 0.1 * rng.permutation(np.arange(1.0, prompts + 1))
+        drawn = {name: Signal(per, _made_up(source, per, table, spread)) for name, (source, per) in invented.items()}
         for step in (FIRST, LATE + index):
-            yield replace(known, step=step, entropy=entropy, base_entropy=base)
+            yield replace(known, step=step, known={**foreseen, **drawn})
+
+
+def _made_up(source: SignalSpec, per: Per, table: FloatArray, spread: FloatArray) -> FloatArray:
+    """One signal of a kind, from values (P, T) of steps and (P,) of prompts; NaN where its source measures nothing."""
+    if per == "prompt":
+        return spread
+    steps = table.shape[1]
+    values = table.copy()
+    values[:, np.setdiff1d(np.arange(steps), source.measured(steps))] = np.nan
+    return values if per == "prompt-step" else values.mean(axis=0)
 
 
 # --- noise that stays in images --------------------------------------------------------------------------------------

@@ -29,6 +29,25 @@ def euler(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) 
     return latents.float() + _spread(sigma_next - sigma, latents) * velocity.float()
 
 
+def start_latents(noise: Tensor, sigmas: Tensor) -> Tensor:
+    """What pure noise (B, C, H, W) stands for at the first level, as in the published pipelines.
+
+    Those of variance-preserving models (DDIM of SD 1.x and SDXL) begin below sigma 1 and take noise for the state
+    x = a x0 + s noise there, which has its variance; in flow coordinates that is x / (a + s), with
+    1 / (a + s) = sqrt(sigma^2 + (1 - sigma)^2). At sigma 1 it is the noise itself.
+    """
+    return noise * _state_share(sigmas[0])
+
+
+def final_latents(latents: Tensor, sigmas: Tensor) -> Tensor:
+    """What stands for the image when the last level is reached: the state x there. At sigma 0 nothing changes."""
+    return latents.float() / _state_share(sigmas[-1])
+
+
+def _state_share(sigma: Tensor) -> Tensor:
+    return (sigma.square() + (1 - sigma).square()).sqrt()
+
+
 def gaussian_log_prob(gaussian: Gaussian, next_latents: Tensor) -> Tensor:  # (B,) float32
     """mean over dimensions of -(x' - mean)^2 / (2 std^2) - log std - log sqrt(2 pi); std must be positive."""
     residual = squared_distance(gaussian, next_latents)

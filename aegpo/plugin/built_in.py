@@ -11,6 +11,7 @@ from aegpo.core.parts import (
     RewardSpec,
     SamplerSpec,
     SelectorSpec,
+    SignalSpec,
     TrackerSpec,
     TreeSpec,
 )
@@ -20,6 +21,7 @@ from aegpo.method.allocators import (
     EntropyAllocator,
     InvertedAllocator,
     KnapsackAllocator,
+    MedianSplitAllocator,
     RandomAllocator,
     RewardStdAllocator,
     UniformAllocator,
@@ -40,12 +42,14 @@ from aegpo.method.selectors import (
     FixedSelector,
     FractionSelector,
     LowestEntropySelector,
+    PeaksSelector,
     RandomSelector,
     SlidingWindowSelector,
     TopStdSelector,
     UniformSelector,
     WindowSelector,
 )
+from aegpo.method.signals import EntropySignal, RewardSignal, StepNoiseSignal
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
@@ -90,12 +94,21 @@ def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
 
 
 @hookimpl
+def aegpo_register_signals(registry: Registry[SignalSpec]) -> None:
+    """Attention entropy, what prompts brought, and the sampler's noise."""
+    registry.add(EntropySignal)
+    registry.add(RewardSignal)
+    registry.add(StepNoiseSignal)
+
+
+@hookimpl
 def aegpo_register_allocators(registry: Registry[AllocatorSpec]) -> None:
     """AEGPO's allocation, its controls and GRPO's."""
     registry.add(UniformAllocator)
     registry.add(RandomAllocator)
     registry.add(EntropyAllocator)
     registry.add(InvertedAllocator)
+    registry.add(MedianSplitAllocator)
     registry.add(RewardStdAllocator)
     registry.add(VarianceAllocator)
     registry.add(KnapsackAllocator)
@@ -111,6 +124,7 @@ def aegpo_register_selectors(registry: Registry[SelectorSpec]) -> None:
     registry.add(DepthPrunedSelector)
     registry.add(EntropyPeakSelector)
     registry.add(LowestEntropySelector)
+    registry.add(PeaksSelector)
     registry.add(RandomSelector)
     registry.add(FirstSelector)
     registry.add(FixedSelector)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from aegpo.core.records import FloatArray, IntArray
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.report.recorded import IDLE_STAGES, RecordedRun, Study
 from aegpo.report.statistics import Interval
 from aegpo.report.style import (
@@ -152,7 +153,7 @@ def _draw_entropy(axes: Any, table: FloatArray, chosen: FloatArray, look: Look) 
 
 
 def _entropies(runs: Sequence[RecordedRun]) -> FloatArray:  # (prompts of all steps, T)
-    tables = [row.entropy for run in runs for row in run.steps if row.entropy is not None]
+    tables = [row.signals[ENTROPY] for run in runs for row in run.steps if ENTROPY in row.signals]
     return np.concatenate(tables) if tables else np.zeros((0, 0))
 
 
@@ -192,9 +193,9 @@ def _allocated(runs: Sequence[RecordedRun]) -> tuple[IntArray, FloatArray]:
     rows = [row for run in runs for row in run.steps]
     counts = np.concatenate([row.counts for row in rows]).astype(np.int64)
     related = [
-        np.stack([row.delta / row.delta.mean(), np.asarray(row.counts, dtype=np.float64)], axis=1)
+        np.stack([delta / delta.mean(), np.asarray(row.counts, dtype=np.float64)], axis=1)
         for row in rows
-        if row.delta is not None and row.delta.mean() > 0  # before the first update the policy is the base
+        if (delta := row.signals.get(ENTROPY_DELTA)) is not None and delta.mean() > 0  # at first the policy is the base
     ]
     return counts, np.concatenate(related) if related else np.zeros((0, 2))
 

@@ -15,10 +15,10 @@ from aegpo.report.summary import Summary
 from aegpo.report.tables import (
     cost_table,
     difference_table,
-    probe_table,
     reach_table,
     score_tables,
     setting,
+    signals_table,
     versions_table,
 )
 from aegpo.report.templating import render
@@ -48,7 +48,7 @@ def page(study: Study, summary: Summary, plots: Sequence[Plot]) -> str:
             "scores": tuple(score_tables(summary)) if summary.scores else (),
             "of_scores": [plot for plot in plots if plot.name in OF_SCORES],
             "costs": (cost_table(summary), reach_table(summary)) if summary.costs else (),
-            "probes": probe_table(summary) if summary.probes else None,
+            "signals": signals_table(summary) if summary.signals else None,
             "others": [plot for plot in plots if plot.name not in OF_SCORES],
             "samples": _samples(study),
             "prompts": _prompts(study),

@@ -14,11 +14,13 @@ import numpy as np
 from aegpo.core.as_json import loads
 from aegpo.core.records import FloatArray
 from aegpo.errors import AegpoError
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.runs.evaluations import evaluated_steps, unevaluated
 from aegpo.runs.manifest import read_manifest
 from aegpo.runs.observers import read_dropped
 
 WEIGHTED_SUM = "weighted sum"  # label of what is optimised where several rewards are trained on
+_OLDER_SIGNALS = {"entropy": ENTROPY, "delta": ENTROPY_DELTA}  # key of version 0.1 -> signal
 _SHOWN = 5  # steps that a note names
 IDLE_STAGES = ("evaluation", "checkpoint")  # wall-clock that is not the method's
 
@@ -31,8 +33,7 @@ class RecordedStep:
     metrics: Mapping[str, float]
     counts: tuple[int, ...]  # P
     selected: tuple[tuple[int, ...], ...]  # P, the chosen denoising steps
-    entropy: FloatArray | None  # (P, T) nats
-    delta: FloatArray | None  # (P,) nats
+    signals: Mapping[str, FloatArray]  # by name: (P,), (T,) or (P, T); NaN at what was not known
 
 
 @dataclass(frozen=True)
@@ -218,21 +219,20 @@ def _seconds(path: Path) -> dict[int, Mapping[str, float]]:
 
 
 def _step(row: Mapping[str, Any], not_finite: dict[str, list[int]]) -> RecordedStep:
-    """One step, less what is not finite, which is noted; NaN in a table of entropies is what was not measured."""
+    """One step, less what is not finite, which is noted; NaN in a signal is what was not known."""
     metrics = {name: value for name, value in row["metrics"].items() if math.isfinite(value)}
-    tables: dict[str, FloatArray] = {}
-    for name in ("entropy", "delta"):
-        if row.get(name) is not None:
-            tables[name] = np.asarray(row[name], dtype=np.float64)
-            if np.isinf(tables[name]).any() or (name == "delta" and np.isnan(tables[name]).any()):
-                del tables[name]
-                not_finite.setdefault(name, []).append(row["step"])
+    older = {name: row[key] for key, name in _OLDER_SIGNALS.items() if row.get(key) is not None}
+    signals: dict[str, FloatArray] = {}
+    for name, values in (row.get("signals", {}) | older).items():
+        table = np.asarray(values, dtype=np.float64)
+        if np.isinf(table).any():
+            not_finite.setdefault(f"the signal {name!r}", []).append(row["step"])
+        else:
+            signals[name] = table
     for name in row["metrics"].keys() - metrics.keys():
         not_finite.setdefault(f"the metric {name!r}", []).append(row["step"])
     selected = tuple(tuple(steps) for steps in row["selected"])
-    return RecordedStep(
-        row["step"], metrics, tuple(row["counts"]), selected, tables.get("entropy"), tables.get("delta")
-    )
+    return RecordedStep(row["step"], metrics, tuple(row["counts"]), selected, signals)
 
 
 def _all_finite(row: RecordedEvaluation, not_finite: dict[str, list[int]]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aegpo.core.records import FloatArray
+from aegpo.method.signals.entropy_options import ENTROPY
 from aegpo.report.recorded import RecordedRun, Study
 from aegpo.report.statistics import (
     Interval,
@@ -21,6 +22,8 @@ from aegpo.report.statistics import (
 )
 
 RESIDUAL_NOISE = "residual_noise"  # the metric of a training step
+SIGNAL_FORWARDS = ("signal_forwards", "probe_forwards")  # the metric, and its name in version 0.1
+_SIGNALS = ("signals", "probe")  # the stage, and its name in version 0.1
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Cost:
     arm: str
     seeds: tuple[int, ...]
     steps: int
-    forwards: float  # velocity evaluations of rollouts and probe
-    probe_forwards: float
+    forwards: float  # velocity evaluations of rollouts and signals
+    signal_forwards: float
     trained_edges: float
     cost: float  # what `aegpo check` calls work: forwards + 3 x trained edges + frozen policies evaluated there
     relative_cost: float | None  # to the first arm's
@@ -72,13 +75,13 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class ProbeCost:
-    """What an arm's entropy probe took, mean over its finished seeds."""
+class SignalsCost:
+    """What an arm's signals took, mean over its finished seeds."""
 
     arm: str
-    settings: Mapping[str, str]  # of the probe: what its cost depends on
+    settings: Mapping[str, str]  # of attention entropy: what its cost depends on
     forwards: float  # of a training step
-    forwards_share: float  # of the forwards of rollouts and probe
+    forwards_share: float  # of the forwards of rollouts and signals
     seconds: float  # of a training step
     seconds_share: float | None  # of a training step without evaluations and checkpoints; None: no time recorded
     exact: bool  # every prompt of a step is measured at every denoising step, all rows
@@ -111,7 +114,7 @@ class Curve:
 
     arm: str
     steps: FloatArray  # (evaluations,)
-    forwards: FloatArray  # (evaluations,) mean over seeds, rollouts and probe
+    forwards: FloatArray  # (evaluations,) mean over seeds, rollouts and signals
     cost: FloatArray  # (evaluations,) mean over seeds
     seconds: FloatArray  # (evaluations,) mean over seeds, training only
     scores: Mapping[str, FloatArray]  # label -> (S, evaluations)
@@ -129,7 +132,7 @@ class Summary:
     target: float | None  # the first arm's final score under it
     scores: tuple[Score, ...]
     costs: tuple[Cost, ...]
-    probes: tuple[ProbeCost, ...]  # of arms that measure entropy
+    signals: tuple[SignalsCost, ...]  # of arms whose signals cost forwards
     noise: tuple[Noise, ...]  # of arms whose runs recorded it
     reach: tuple[Reach, ...]
     notes: tuple[str, ...]
@@ -163,7 +166,7 @@ def summarize(study: Study) -> Summary:
         target,
         scores,
         costs,
-        tuple(_probe(study, cost) for cost in costs if cost.probe_forwards > 0),
+        tuple(_signals(study, cost) for cost in costs if cost.signal_forwards > 0),
         tuple(_noise(study)),
         reach,
         study.notes,
@@ -257,7 +260,7 @@ def curve_of(arm: str, runs: Sequence[RecordedRun]) -> Curve:
 
 
 def _forwards(run: RecordedRun, step: int) -> float:
-    return run.spent(step, "forwards", "probe_forwards")
+    return run.spent(step, "forwards", *SIGNAL_FORWARDS)
 
 
 def _costs(study: Study, curves: Mapping[str, Curve], headline: str) -> tuple[Cost, ...]:
@@ -280,7 +283,7 @@ def _cost_row(runs: Sequence[RecordedRun], curve: Curve, cheapest: float, first:
         tuple(run.seed for run in runs),
         last,
         float(curve.forwards[-1]),
-        float(np.mean([run.spent(last, "probe_forwards") for run in runs])),
+        float(np.mean([run.spent(last, *SIGNAL_FORWARDS) for run in runs])),
         float(np.mean([run.spent(last, "trained_edges") for run in runs])),
         float(curve.cost[-1]),
         float(curve.cost[-1] / first.cost[-1]) if first is not None and first.cost[-1] > 0 else None,
@@ -295,16 +298,18 @@ def _stage_seconds(run: RecordedRun, stage: str) -> float:
     return sum(row.get(stage, 0.0) for row in run.seconds.values())
 
 
-def _probe(study: Study, cost: Cost) -> ProbeCost:
-    probe = study.finished(cost.arm)[0].experiment.get("probe", {})
+def _signals(study: Study, cost: Cost) -> SignalsCost:
+    experiment = study.finished(cost.arm)[0].experiment
+    probe = experiment.get("signals", {}).get(ENTROPY, experiment.get("probe", {}))
     exact = {"steps": "all", "rows": "all", "refresh": 1}
     shown = {name: str(probe[name]) for name in ("source", "samples", *exact) if name in probe}
-    seconds, training = cost.stage_seconds.get("probe", 0.0), cost.training_seconds / cost.steps
-    return ProbeCost(
+    seconds = sum(cost.stage_seconds.get(stage, 0.0) for stage in _SIGNALS)
+    training = cost.training_seconds / cost.steps
+    return SignalsCost(
         cost.arm,
         shown,
-        cost.probe_forwards / cost.steps,
-        cost.probe_forwards / cost.forwards,
+        cost.signal_forwards / cost.steps,
+        cost.signal_forwards / cost.forwards,
         seconds,
         seconds / training if training > 0 else None,
         all(probe.get(name, value) == value for name, value in exact.items()),

@@ -66,7 +66,7 @@ def cost_table(summary: Summary) -> Table:
         "arm",
         "steps",
         "forwards",
-        "of these probe",
+        "of these signals",
         "trained edges",
         "cost",
         "relative",
@@ -80,7 +80,7 @@ def cost_table(summary: Summary) -> Table:
             cost.arm,
             str(cost.steps),
             count(cost.forwards),
-            count(cost.probe_forwards),
+            count(cost.signal_forwards),
             count(cost.trained_edges),
             count(cost.cost),
             NONE if cost.relative_cost is None else f"{cost.relative_cost:.2f} x",
@@ -98,9 +98,9 @@ def cost_table(summary: Summary) -> Table:
     return Table("What it cost", (*columns, "gain at equal cost"), rows, note)
 
 
-def probe_table(summary: Summary) -> Table:
-    """What the entropy probe of every arm that has one cost, as a share of a training step."""
-    columns = ("arm", "probe", "forwards per step", "of forwards", "s per step", "of a step's time", "agreement")
+def signals_table(summary: Summary) -> Table:
+    """What the signals of every arm cost that spends forwards on them, as a share of a training step."""
+    columns = ("arm", "entropy", "forwards per step", "of forwards", "s per step", "of a step's time", "agreement")
     rows = tuple(
         (
             each.arm,
@@ -111,14 +111,14 @@ def probe_table(summary: Summary) -> Table:
             NONE if each.seconds_share is None else f"{100 * each.seconds_share:.1f} %",
             "exact" if each.exact else "not measured",
         )
-        for each in summary.probes
+        for each in summary.signals
     )
     note = (
         "Forwards include those for the base policy's entropies, which each prompt needs once. Agreement: of a step's "
         "ranking of prompts and steps with the probe that measures every prompt anew, at all steps and rows; what "
         "cheaper settings keep of it is measured by tools/bench.py probe, not in a run."
     )
-    return Table("What the entropy probe cost", columns, rows, note)
+    return Table("What signals cost", columns, rows, note)
 
 
 def noise_table(summary: Summary) -> Table:

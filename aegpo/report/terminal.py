@@ -11,14 +11,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from aegpo.report.summary import Summary
-from aegpo.report.tables import Table, cost_table, noise_table, probe_table, reach_table, score_tables
+from aegpo.report.tables import Table, cost_table, noise_table, reach_table, score_tables, signals_table
 from aegpo.report.wording import verdict
 
 # What a terminal that is too narrow does without, in this order; the page has it all.
 DISPENSABLE = (
     "seeds",
     "p (Holm)",
-    "of these probe",
+    "of these signals",
     "base",
     "CI also prompts",
     "s in all",
@@ -27,14 +27,14 @@ DISPENSABLE = (
     "detectable",
     "relative",
     "forwards per step",
-    "probe",
+    "entropy",
 )
 
 
 def show(summary: Summary, page: Path, console: Console) -> None:
     """Prints the final tables, the verdict and where the page is."""
     tables = [*score_tables(summary), cost_table(summary), reach_table(summary)] if summary.scores else []
-    tables += [probe_table(summary)] if summary.probes else []
+    tables += [signals_table(summary)] if summary.signals else []
     tables += [noise_table(summary)] if summary.noise else []
     for table in tables:
         print_table(table, console)

@@ -47,8 +47,7 @@ class Loop:
 
     def _train(self, should_stop: Callable[[], bool]) -> Literal["finished", "interrupted"]:
         run, spec = self._run, self._engine.experiment
-        if self._engine.probe is not None:
-            self._engine.probe.base.open(run.folder / "probe", run.first_step)
+        self._engine.sources.open(run.folder / "signals", run.first_step)
         if run.owes_evaluation:
             self._evaluate()
         while self._done < run.training_steps:
@@ -107,8 +106,7 @@ class Loop:
         if self._saved == self._done:
             return
         engine, number = self._engine, self._done
-        if engine.probe is not None:
-            engine.probe.base.write(number)
+        engine.sources.write(number)
         tensors, state = engine.state_dict(earlier)
         state["owes_evaluation"] = self._due(engine.experiment.evaluation.every) and self._evaluated != number
         checkpoint = checkpoints.Checkpoint(number, tensors, state)

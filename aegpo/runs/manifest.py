@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aegpo.config.older import modern
 from aegpo.config.validation import validate
 from aegpo.core.as_json import loads
 from aegpo.core.experiment import Experiment
@@ -200,8 +201,9 @@ def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> l
     A manifest of an earlier version lacks the fields that came since: they have the default of today, which is to mean
     what was done before there was a field.
     """
-    begun, _ = validate(type(experiment), manifest["experiment"])
-    old = manifest["experiment"] if begun is None else _plain(begun)
+    data = modern(manifest["experiment"])
+    begun, _ = validate(type(experiment), data)
+    old = data if begun is None else _plain(begun)
     return [
         _change(place, before, after, _ABSENT not in (before, after) and not _is_set(experiment, place))
         for place, before, after in _pairs(old, _plain(experiment), ())
@@ -219,6 +221,8 @@ def _outdated(run: Run, manifest: Mapping[str, Any]) -> bool:
 
 
 def _plain(experiment: Experiment) -> Any:
+    """What an experiment does, as JSON: options of signals that no part reads do nothing."""
+    experiment = experiment.model_copy(update={"signals": dict(experiment.sources)})
     return json.loads(json.dumps(experiment.model_dump(mode="json")))
 
 
@@ -230,6 +234,8 @@ def _is_set(spec: Spec, place: Location) -> bool:
             if name not in value.model_fields_set:
                 return False
             value = dict(value)[str(name)]
+        elif isinstance(value, Mapping):
+            value = value.get(name)
         elif isinstance(value, tuple) and isinstance(name, int) and name < len(value):
             value = value[name]
         else:

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from aegpo.core.as_json import loads
 
 REWARD = "reward"  # metric of a step: weighted reward, mean over rollouts
-FORWARDS = ("forwards", "probe_forwards")  # metrics of a step: velocity evaluations for rollouts and for entropies
+# metrics of a step: velocity evaluations for rollouts and for signals, which version 0.1 called a probe
+FORWARDS = ("forwards", "signal_forwards", "probe_forwards")
 
 
 @dataclass(frozen=True)

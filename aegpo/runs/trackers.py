@@ -15,7 +15,7 @@ from aegpo.core.as_json import loads
 from aegpo.core.files import append_row, write_atomically
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.parts import TrackerSpec
-from aegpo.core.records import Evaluation, FloatArray, RunInfo, StepReport
+from aegpo.core.records import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.evaluations import unevaluated
 
@@ -132,14 +132,15 @@ def _metrics_row(report: StepReport) -> dict[str, Any]:
         "prompts": [prompt.index for prompt in report.prompts],
         "counts": report.counts.tolist(),
         "selected": [np.flatnonzero(steps).tolist() for steps in report.selected],
-        "entropy": None if report.entropy is None else _without_nan(report.entropy),
-        "delta": None if report.delta is None else report.delta.tolist(),
+        "signals": {name: _without_nan(signal.values.tolist()) for name, signal in report.signals.items()},
     }
 
 
-def _without_nan(table: FloatArray) -> list[list[float | None]]:
-    """A table for JSON, which has no NaN: null at what was not measured."""
-    return [[None if math.isnan(value) else value for value in row] for row in table.tolist()]
+def _without_nan(values: Any) -> Any:
+    """A number, or a list of such, for JSON, which has no NaN: null at what is not known."""
+    if isinstance(values, list):
+        return [_without_nan(value) for value in values]
+    return None if math.isnan(values) else values
 
 
 def _evaluation_row(evaluation: Evaluation) -> dict[str, Any]:

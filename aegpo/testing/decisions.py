@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -11,8 +10,10 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import AllocatorSpec, SelectorSpec, TreeSpec
-from aegpo.core.records import Signals
+from aegpo.core.records import Per, Signal
+from aegpo.core.registry import suggestion
 from aegpo.core.sections import RolloutsSpec
+from aegpo.core.signals import Signals
 from aegpo.errors import ContractError, PlanError
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator
@@ -21,6 +22,7 @@ from aegpo.method.samplers import FlowSde
 from aegpo.method.selectors import UniformSelector
 from aegpo.method.trees import IndependentTree
 from aegpo.models.shapes import ShapesSpec
+from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
 from aegpo.testing.common import SIZES, check_equal, check_memory, check_spec, decision_rng, tree_inputs
 
@@ -37,7 +39,7 @@ def check_allocator(spec: AllocatorSpec) -> None:
         if any(spec.problems(_experiment(rollouts, allocator=spec))):
             continue
         tried += 1
-        for signals in _signals(prompts, steps, spec.needs_entropy):
+        for signals in _signals(prompts, steps, spec.reads):
             counts = first.allocate(signals, budget, decision_rng())
             contracts.check_counts(spec.kind, counts, signals, budget)
             check_equal(f"allocator {spec.kind!r}", counts, second.allocate(signals, budget, decision_rng()))
@@ -57,7 +59,7 @@ def check_selector(spec: SelectorSpec) -> None:
         if any(spec.problems(_experiment(rollouts, selector=spec))):
             continue
         tried += 1
-        for signals in _signals(prompts, steps, spec.needs_entropy):
+        for signals in _signals(prompts, steps, spec.reads):
             selected = first.select(signals, decision_rng())
             contracts.check_selection(spec.kind, selected, signals)
             check_equal(f"selector {spec.kind!r}", selected, second.select(signals, decision_rng()))
@@ -88,18 +90,31 @@ def check_tree(spec: TreeSpec) -> None:
         raise ContractError(f"tree {spec.kind!r} cannot plan for any of the usual counts and steps")
 
 
-def _signals(prompts: int, steps: int, entropy: bool) -> Iterator[Signals]:
-    """First, early and late training steps under flat, tied, rising, falling and random entropies."""
-    rng, sigmas = decision_rng(), np.linspace(1.0, 0.0, steps + 1)
+def _signals(prompts: int, steps: int, reads: Sequence[str]) -> Iterator[Signals]:
+    """First, early and late training steps under flat, tied, rising, falling and random signals of what is read."""
+    rng, sigmas, per = decision_rng(), np.linspace(1.0, 0.0, steps + 1), _provided(reads)
     ramp = np.linspace(0.0, 1.0, steps)
     curves = [np.zeros((prompts, steps)), np.tile(ramp, (prompts, 1)), np.tile(-ramp, (prompts, 1))]
     curves += [rng.random((prompts, steps)), rng.integers(0, 2, (prompts, steps)).astype(np.float64)]
     for step, curve, shift in product((1, 2, 10**6), curves, (np.zeros(prompts), rng.random(prompts))):
-        signals = Signals(step, prompts, sigmas, stds=FlowSde().table(sigmas).std)
-        spread = np.where(shift > 0.5, np.nan, shift)
-        signals = replace(signals, reward_std=spread, reward_mean=2 * spread)
-        known = {"entropy": 3 + curve, "base_entropy": 3 + curve + shift[:, None]} if entropy else {}
-        yield replace(signals, **known)
+        unseen = np.where(shift > 0.5, np.nan, shift)
+        for values in (shift, unseen):
+            every = {"prompt": values, "step": 3 + curve[0], "prompt-step": 3 + curve}
+            yield Signals(step, prompts, sigmas, {name: Signal(kind, every[kind]) for name, kind in per.items()})
+
+
+def _provided(reads: Sequence[str]) -> dict[str, Per]:
+    """What each signal that is read has a value for, by the installed sources.
+
+    Raises:
+        ContractError: if no source provides one.
+    """
+    sources = load_registries(plugin_manager()).signals
+    provided = {name: per for source in sources for name, per in source.spec.provides.items()}
+    for name in reads:
+        if name not in provided:
+            raise ContractError(f"no installed source provides the signal {name!r}; {suggestion(name, provided)}")
+    return {name: provided[name] for name in reads}
 
 
 def _experiment(
@@ -115,4 +130,5 @@ def _experiment(
         sampler=FlowSde(),
         advantage=GroupAdvantage(),
         objective=ClippedObjective(),
+        signals={entry.name: entry.spec(kind=entry.name) for entry in load_registries(plugin_manager()).signals},
     )

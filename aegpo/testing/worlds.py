@@ -135,11 +135,12 @@ def _evaluation(step: int) -> Evaluation:
 
 
 def _report(step: int) -> StepReport:
-    from aegpo.core.records import StepReport
+    from aegpo.core.records import Signal, StepReport
 
     metrics = {"reward": 0.5, "reward/palette": 0.5, "forwards": 40.0, "trained_edges": 20.0}
     selected = np.array([[True, False, True, False], [False, True, True, False]])
     prompts = (Prompt(0, "one red circle"), Prompt(3, "a green square"))
     entropy, delta = np.linspace(3.0, 4.0, 8).reshape(2, 4), np.array([0.1, 0.0])
     seconds = {"rollout": 0.2, "update": 0.1}
-    return StepReport(step, metrics, prompts, np.array([2, 4]), selected, entropy, delta, seconds)
+    signals = {"entropy": Signal("prompt-step", entropy), "entropy-delta": Signal("prompt", delta)}
+    return StepReport(step, metrics, prompts, np.array([2, 4]), selected, signals, seconds)

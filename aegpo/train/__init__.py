@@ -1,6 +1,6 @@
 """Train: one training step. Policy, engine, rollouts, replay, learning, scoring; imports models and the rooms above it.
 
-    list of prompts --stream--> prompts (P) --history, probe--> Signals --allocator--> counts (P,) --selector--> (P, T)
+    list of prompts --stream--> prompts (P) --sources--> Signals --allocator--> counts (P,) --selector--> (P, T)
     --tree--> RolloutPlan --roll_out(policy)--> Rollouts --rewards--> scores (N, R) --advantage--> credit (E,)
     --learner(objective)--> gradients, an optimizer step or several --> StepReport
 

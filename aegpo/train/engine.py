@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,18 @@ from aegpo.core import contracts
 from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Stateful
-from aegpo.core.records import Conditioning, Prompt, Rollouts, Signals, StepReport
+from aegpo.core.records import Rollouts, StepReport
 from aegpo.errors import AegpoError
 from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, residual_noise
-from aegpo.method.reward_history import RewardHistory
 from aegpo.prompts.lists import PromptStream, read_prompts, refuse_lacking, refuse_shared
-from aegpo.train.base_entropies import BaseCurves, depends_on
-from aegpo.train.entropy_probe import EntropyProbe
-from aegpo.train.execution import Show, Trunk
+from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import DIVERGED, Learner
 from aegpo.train.policy import Policy
 from aegpo.train.rollouts import roll_out
 from aegpo.train.scoring import Scoring, build_scorers
+from aegpo.train.signals import Sources
 
 
 class Engine:
@@ -43,7 +41,6 @@ class Engine:
         self.rewards = build_scorers(experiment.rewards, self.policy.device)
         self.guards = build_scorers(experiment.evaluation.rewards, self.policy.device)
         self.planner = Planner.build(experiment)
-        self.history = RewardHistory()
         self.advantage = experiment.advantage.build()
         self.learner = Learner.build(self.policy, experiment)
         training, held_out = read_prompts(experiment, "train"), read_prompts(experiment, "evaluation")
@@ -54,11 +51,7 @@ class Engine:
         seen = self.prompts.until(experiment.training_steps)
         self.policy.prepare([*seen, *(prompt.text for prompt in held_out)])
         self.policy.check(self.prompts.at(1)[0].text)
-        self.probe: EntropyProbe | None = None
-        if experiment.needs_entropy:
-            texts = [prompt.text for prompt in training]
-            curves = BaseCurves(depends_on(experiment, self.policy.how.sigmas, self.policy.model.policy, texts))
-            self.probe = EntropyProbe(self.policy.how, experiment.probe, curves)
+        self.sources = Sources(experiment, self.policy)
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
         self._reward_weights = torch.tensor([spec.weight for spec in experiment.rewards], device=self.policy.device)
         self._update_work = update_work(experiment)
@@ -81,16 +74,16 @@ class Engine:
         spec, watch = self.experiment, Stopwatch()
         rng, generator = self._randomness(number)
         prompts = self.prompts.at(number)
-        with watch("probe"), self._sampling("the probe measured"):
+        with watch("signals"), self._sampling("signals were measured"):
             cond = self.policy.encode([prompt.text for prompt in prompts])
-            signals, probe_forwards, trunk = self._signals(number, prompts, cond)
+            known = self.sources.measure(number, prompts)
         with watch("plan"), self._few_rollouts("rollouts were planned"):
-            planned = self.planner.plan(signals, rng)  # allocator: counts; selector: steps; tree: the forest
+            planned = self.planner.plan(known.signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan = planned.plan
         with Scoring(self.rewards, [prompts[row] for row in plan.group]) as scoring:
             with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():
                 rollouts = roll_out(
-                    self.policy.how, plan, cond, generator, prompts, trunk, self._inspected(scoring.show)
+                    self.policy.how, plan, cond, generator, prompts, known.trunk, self._inspected(scoring.show)
                 )
                 contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
             with watch("reward"):  # of which rewards in lanes of their own have done a part already
@@ -100,29 +93,19 @@ class Engine:
         with watch("update"), enough_memory("the policy was updated", fewer):
             learned = self.learner.update(rollouts, credit, cond, rng)
             self.learner.end_step(number)
-        spent = plan.forwards - (0 if trunk is None else trunk.saved(plan))
+        spent = plan.forwards - (0 if known.trunk is None else known.trunk.saved(plan))
         metrics = {
             **_describe(scores, self._reward_weights, rollouts),
             **learned,
             "residual_noise": residual_noise(plan, spec.step_table, spec.sigmas, self.policy.how.predicted_clean),
             "forwards": spent,
-            "probe_forwards": probe_forwards,
+            "signal_forwards": known.forwards,
             "trained_edges": plan.trained_edges,
-            "work": spent + probe_forwards + self._update_work * plan.trained_edges,
+            "work": spent + known.forwards + self._update_work * plan.trained_edges,
         }
-        delta = signals.delta if signals.entropy is not None else None
         return StepReport(
-            number, metrics, prompts, planned.counts, planned.selected, signals.entropy, delta, watch.seconds
+            number, metrics, prompts, planned.counts, planned.selected, known.signals.known, watch.seconds
         )
-
-    def _signals(self, number: int, prompts: Sequence[Prompt], cond: Conditioning) -> tuple[Signals, int, Trunk | None]:
-        signals = Signals(number, len(prompts), self.experiment.sigmas, stds=self.experiment.step_table.std)
-        signals = self.history.told(signals, prompts)
-        if self.probe is None:
-            return signals, 0, None
-        probed = self.probe.measure(number, prompts, cond)
-        signals = replace(signals, entropy=probed.entropy, base_entropy=probed.base_entropy)
-        return signals, probed.forwards, probed.trunk
 
     def _credit(self, rewards: Tensor, rollouts: Rollouts) -> Tensor:  # (N, R) -> (E,)
         """The credit of each trained edge; what prompts brought is remembered."""
@@ -130,7 +113,7 @@ class Engine:
         with self._few_rollouts("credit was given"), contracts.blaming("advantage", kind):
             credit = self.advantage.estimate(rewards, self._reward_weights, rollouts).to(self.policy.device)
         contracts.check_credit(kind, credit, rollouts.plan.trained_edges)
-        self.history.add(rollouts.prompts, rewards @ self._reward_weights, rollouts.plan.group)
+        self.sources.rewarded(rollouts.prompts, rewards @ self._reward_weights, rollouts.plan.group)
         return credit
 
     def _inspected(self, show: Show) -> Show:
@@ -167,6 +150,7 @@ class Engine:
         """Every part with a contract of its own, by kind and name as messages call it."""
         spec, plans = self.experiment, self.planner
         named: dict[str, object] = {f"reward {each.label!r}": each.reward for each in self.rewards + self.guards}
+        named |= {f"signals {kind!r}": source for kind, source in self.sources.built.items()}
         algorithm = {"allocator": plans.allocator, "selector": plans.selector, "tree": plans.tree}
         algorithm |= {"sampler": self.policy.how.sampler, "advantage": self.advantage}
         algorithm |= {"objective": self.learner.objective}
@@ -206,7 +190,7 @@ class Engine:
     def _stateful(self) -> dict[str, Stateful]:
         """Parts with memory, by their name in checkpoints."""
         plans = self.planner
-        parts: dict[str, object] = {"probe": self.probe, "history": self.history}
+        parts: dict[str, object] = {f"signal-{kind}": source for kind, source in self.sources.built.items()}
         parts |= {f"reward-{each.label}": each.reward for each in self.rewards + self.guards}
         parts |= {"allocator": plans.allocator, "selector": plans.selector, "tree": plans.tree}
         parts |= {"sampler": self.policy.how.sampler, "advantage": self.advantage, "objective": self.learner.objective}

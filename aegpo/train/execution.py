@@ -1,17 +1,15 @@
-"""How plans are executed: the network, the sampler, the noise levels, and trajectories that are known already."""
+"""How plans are executed: the network, the sampler, the noise levels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from aegpo.core.interfaces import Model, Sampler
-from aegpo.core.records import Conditioning, IntArray, RolloutPlan
-from aegpo.method.trees import trunk_levels
+from aegpo.core.records import Conditioning
 
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
 Show = Callable[[Tensor], None]  # is given images (b, 3, h, w) as soon as they are painted, in the order of rollouts
@@ -35,24 +33,3 @@ class Execution:
     predicted_clean: bool = False  # images come from a deterministic last step, whatever the trained one did
     model_kind: str = "(unnamed)"  # how messages call them
     sampler_kind: str = "(unnamed)"
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """Deterministic trajectories of some prompts that were computed already: trees may start with them.
-
-    A prompt whose plan has one tree starts it from this noise, and what the network says along the tree's trunk, up to
-    the first noisy step, is read off here.
-    """
-
-    prompt: IntArray  # (K,) rows of the step's Conditioning, each once
-    noise: Tensor  # (K, C, H, W)
-    velocity: tuple[Tensor, ...] = ()  # (K, C, H, W) float32 each, at the first levels
-
-    def levels(self, plan: RolloutPlan) -> IntArray:  # (K,)
-        """At how many levels of the plan the velocity of each prompt's only node is here."""
-        return np.minimum(trunk_levels(plan)[self.prompt], len(self.velocity))
-
-    def saved(self, plan: RolloutPlan) -> int:
-        """Velocity evaluations of the plan that need not be made."""
-        return int(self.levels(plan).sum())

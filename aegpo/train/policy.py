@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,14 +15,15 @@ from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model, Preparable, Resizable
 from aegpo.core.processes import refuse_several_processes
-from aegpo.core.records import Conditioning
+from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.adapters import add_adapters
 from aegpo.train.devices import STORAGE, choose_device
 from aegpo.train.execution import Execution, Show, Velocity, unseen
 from aegpo.train.rollouts import sample_deterministic
+from aegpo.train.start_noise import numbered_noise, signal_noise
 
-_NOISE = 4243  # keeps the start noise of numbered prompts apart from other streams of the same seed
+_SAMPLE = 16  # values of each weight that tell one network from another
 
 
 class Policy:
@@ -47,12 +48,45 @@ class Policy:
         self._sized = _resized(self.model, experiment)
         self.how = self._execution(self.model, experiment.rollouts.denoising_steps)
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.model.latent_shape
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(T+1,) the noise levels of training."""
+        return self.how.sigmas
+
+    @property
+    def storage(self) -> torch.dtype:
+        """In which dtype rollouts keep latents from one step to the next."""
+        return self.how.storage
+
+    @property
+    def micro_batch(self) -> int:
+        """How many latents go through the network at once."""
+        return self.how.micro_batch
+
     # --- what it says ------------------------------------------------------------------------------------------------
 
     def encode(self, texts: Sequence[str]) -> Conditioning:  # P
         """What the network is told about prompts."""
         with contracts.blaming("model", self.experiment.model.kind):
             return self.model.encode(texts)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W) float32, in the run's precision."""
+        return self.how.velocity(latents, sigma, cond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+        with contracts.blaming("model", self.experiment.model.kind):
+            return self.model.decode(latents)
+
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
+        """Inside, `tap` sees every attention call; the network's output does not change."""
+        return self.model.tap_attention(tap)
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Works on prompts ahead where the model can, so that no text encoder is needed in between."""
@@ -91,11 +125,13 @@ class Policy:
 
     def numbered_noise(self, first: int, count: int, seed: int) -> Tensor:  # (count, C, H, W)
         """Start noise of prompts `first`, `first` + 1, ...: one fixed noise for each number and seed."""
-        return torch.stack([self._one_noise(seed, first + index) for index in range(count)]).to(self.device)
+        shape, numbers = self._sized.latent_shape, range(first, first + count)
+        return torch.stack([numbered_noise(shape, seed, number) for number in numbers]).to(self.device)
 
-    def _one_noise(self, seed: int, number: int) -> Tensor:  # (C, H, W)
-        own = int(np.random.SeedSequence((_NOISE, seed, number)).generate_state(1)[0])
-        return torch.randn(self._sized.latent_shape, generator=torch.Generator().manual_seed(own))
+    def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:  # (P, C, H, W)
+        """Start noise for signals: one fixed noise for each prompt, seed and sample, whenever it is asked for."""
+        every = [signal_noise(self.latent_shape, seed, prompt.index, sample) for prompt in prompts]
+        return torch.stack(every).to(self.device)
 
     # --- whose weights it has ----------------------------------------------------------------------------------------
 
@@ -110,6 +146,12 @@ class Policy:
     def lagging(self) -> AbstractContextManager[None]:
         """Inside, it has the weights that sample rollouts: its own, unless the objective keeps older ones."""
         return self.weights.active(self.weights.old)
+
+    def identity(self) -> dict[str, Any]:
+        """What the base policy's answers depend on, as JSON; asked before anything is learned."""
+        spec = self.experiment
+        how = {"storage": spec.rollouts.storage, "precision": spec.precision, "sigmas": self.sigmas.tolist()}
+        return {**how, "model": spec.model.model_dump(mode="json"), "weights": fingerprint(self.model.policy)}
 
     # --- how it is executed ------------------------------------------------------------------------------------------
 
@@ -173,6 +215,15 @@ def _resized(model: Model, experiment: Experiment) -> Model:
             f"model {experiment.model.kind!r} paints one size only; leave out 'height' and 'width' of 'evaluation'"
         )
     return model.at(height, width)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Tells networks apart by names, shapes and a few values of every weight; cheap for billions of them."""
+    digest = hashlib.sha256()
+    for name, weight in network.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 # --- precision --------------------------------------------------------------------------------------------------------

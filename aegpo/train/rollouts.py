@@ -11,10 +11,10 @@ from torch import Tensor
 
 from aegpo.core import contracts
 from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Prompt, RolloutPlan, Rollouts
-from aegpo.method.samplers import euler
+from aegpo.core.signals import Trunk
+from aegpo.method.samplers import euler, final_latents, start_latents
 from aegpo.method.tails import second_order
-from aegpo.method.trees import trunk_levels
-from aegpo.train.execution import Execution, Show, Trunk, unseen
+from aegpo.train.execution import Execution, Show, unseen
 
 
 @torch.no_grad()
@@ -63,25 +63,6 @@ def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show
 def _decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, 3, h, w)
     with contracts.blaming("model", how.model_kind):
         return how.model.decode(latents)
-
-
-def start_latents(noise: Tensor, sigmas: Tensor) -> Tensor:
-    """What pure noise (B, C, H, W) stands for at the first level, as in the published pipelines.
-
-    Those of variance-preserving models (DDIM of SD 1.x and SDXL) begin below sigma 1 and take noise for the state
-    x = a x0 + s noise there, which has its variance; in flow coordinates that is x / (a + s), with
-    1 / (a + s) = sqrt(sigma^2 + (1 - sigma)^2). At sigma 1 it is the noise itself.
-    """
-    return noise * _spread(sigmas[0])
-
-
-def final_latents(latents: Tensor, sigmas: Tensor) -> Tensor:
-    """What stands for the image when the last level is reached: the state x there. At sigma 0 nothing changes."""
-    return latents.float() / _spread(sigmas[-1])
-
-
-def _spread(sigma: Tensor) -> Tensor:
-    return (sigma.square() + (1 - sigma).square()).sqrt()
 
 
 def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor) -> Tensor:
@@ -330,7 +311,7 @@ def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, generator: to
     else:
         noise = _drawn(int(plan.start.max()) + 1, how, generator)[torch.from_numpy(plan.start)].to(device)
     if trunk is not None:
-        rows, nodes = _pairs(_on_trunk(plan, trunk, trunk_levels(plan)[trunk.prompt] > 0, 0), device)
+        rows, nodes = _pairs(_on_trunk(plan, trunk, plan.trunk_levels[trunk.prompt] > 0, 0), device)
         noise[nodes] = trunk.noise[rows]
     return noise
 

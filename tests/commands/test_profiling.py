@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import worlds
 from PIL import Image
 from typer.testing import CliRunner
 from worlds import GaussianSpec, execution, restore
 
 from aegpo.commands.cli import app, main
 from aegpo.config.loading import parse_experiment
-from aegpo.core.records import Prompt, Signals
+from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
+from aegpo.method.signals import EntropySignal
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.profile import csvs
 from aegpo.report.profile.measure import measure_profile
@@ -26,7 +28,6 @@ from aegpo.report.profile.tables import SPARKS, sparkline
 from aegpo.runs import checkpoints
 from aegpo.runs.manifest import read_manifest
 from aegpo.train.engine import Engine
-from aegpo.train.entropy_probe import EntropyProbe
 
 GOLDEN = Path(__file__).parents[1] / "data" / "profile-spec.txt"
 SPEC = """
@@ -136,16 +137,15 @@ def test_delta_and_steps_are_what_the_probe_of_a_training_run_finds(profiled, ru
     restore(engine, checkpoints.load_step(run / "checkpoints", 2))
     rows = rows_of(profiled[1] / "prompts.csv")
     prompts = [Prompt(index, row["text"]) for index, row in enumerate(rows)]
-    probed = EntropyProbe(engine.policy.how, experiment.probe).measure(
-        1, prompts, engine.policy.model.encode([p.text for p in prompts])
-    )
-    signals = Signals(9, 4, experiment.sigmas, probed.entropy, probed.base_entropy)
-    np.testing.assert_allclose([float(row["delta_nats"]) for row in rows], signals.delta, rtol=2e-3, atol=2e-6)
-    np.testing.assert_allclose([float(row["entropy_nats"]) for row in rows], probed.entropy.mean(axis=1), rtol=1e-5)
+    found = EntropySignal().build(experiment).measure(1, prompts, engine.policy)
+    entropy, delta = found.values["entropy"], found.values["entropy-delta"]
+    signals = worlds.signals(9, 4, 4, entropy=entropy, entropy_delta=delta)
+    np.testing.assert_allclose([float(row["delta_nats"]) for row in rows], delta, rtol=2e-3, atol=2e-6)
+    np.testing.assert_allclose([float(row["entropy_nats"]) for row in rows], entropy.mean(axis=1), rtol=1e-5)
     chosen = experiment.selector.select(signals, np.random.default_rng(0))
     assert [row["steps"] for row in rows] == [" ".join(map(str, np.flatnonzero(steps))) for steps in chosen]
     for first in (0, 2):  # a training step has two prompts
-        more = int(signals.delta[first + 1] > signals.delta[first])
+        more = int(delta[first + 1] > delta[first])
         assert [int(row["rollouts"]) for row in rows[first : first + 2]] == ([4, 8] if more else [8, 4])
 
 

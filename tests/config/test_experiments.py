@@ -116,7 +116,11 @@ def test_the_arms_of_the_ablation_cost_the_same_rollouts(registries):
 def test_the_control_of_the_ablation_differs_from_aegpo_only_in_who_chooses(registries):
     arms = load_experiment_file(ABLATION, registries).arms
     aegpo, control = (arms[arm].model_dump(mode="json") for arm in ("aegpo", "control"))
-    assert {key for key in aegpo if aegpo[key] != control[key]} == {"allocator", "selector"}
+    assert {key for key in aegpo if aegpo[key] != control[key]} == {"allocator", "selector", "signals"}
+    assert (list(aegpo["signals"]), control["signals"]) == (
+        ["entropy"],
+        {},
+    )  # which is measured where somebody reads it
     for axis in ("allocator", "selector"):
         shared = set(control[axis]) - {"kind"}
         assert control[axis]["kind"] == "random"
@@ -142,10 +146,10 @@ def dearest(experiment) -> float:
     """
     found = cost(experiment)
     if experiment.rollouts.tail is None:
-        return found.work.high + found.probe
-    early = list(made_up_signals(experiment))[1 if experiment.needs_entropy else 0]
+        return found.work.high + found.signals
+    early = list(made_up_signals(experiment))[1 if experiment.sources else 0]
     plans = [plan_step(experiment, replace(early, step=step)) for step in range(2, experiment.training_steps + 1)]
-    return sum(plan.forwards + 3 * plan.trained_edges for plan in plans) / len(plans) + found.probe
+    return sum(plan.forwards + 3 * plan.trained_edges for plan in plans) / len(plans) + found.signals
 
 
 @pytest.mark.parametrize("path", [BASELINES, VARIANTS], ids=lambda path: path.stem)
@@ -238,5 +242,5 @@ def test_every_composed_arm_learns_from_two_steps(path, arm, tiny_spec):
     assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
     assert all(report.metrics["trained_edges"] > 0 for report in reports)
     assert any(not value.equal(before[name]) for name, value in engine.policy.model.policy.state_dict().items())
-    if experiment.allocator.needs_entropy:
+    if experiment.allocator.reads == ("entropy-delta",):
         assert sorted(reports[1].counts) == [experiment.allocator.low, experiment.allocator.high]

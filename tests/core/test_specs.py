@@ -18,7 +18,6 @@ from aegpo.core.sections import (
     CheckpointSpec,
     OptimizerSpec,
     PolicySpec,
-    ProbeSpec,
     PromptsSpec,
     RolloutsSpec,
     ScheduleSpec,
@@ -26,13 +25,14 @@ from aegpo.core.sections import (
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.selectors import EntropyPeakSelector, RandomSelector
+from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree
 from aegpo.models.shapes import ShapesSpec
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
 
-SECTIONS = (PromptsSpec, RolloutsSpec, PolicySpec, OptimizerSpec, ScheduleSpec, ProbeSpec, EvaluationSpec)
+SECTIONS = (PromptsSpec, RolloutsSpec, PolicySpec, OptimizerSpec, ScheduleSpec, EvaluationSpec)
 SECTIONS += (CheckpointSpec, Experiment)
 MINIMAL = {
     "model": "shapes",
@@ -103,7 +103,8 @@ def test_every_field_of_a_part_documents_itself(spec):
 @pytest.mark.parametrize("spec", builtin_specs(), ids=lambda spec: spec.__name__)
 def test_a_part_needs_nothing_but_its_name_unless_only_the_user_knows_it(spec):
     kind = spec.model_fields["kind"].default
-    asked = {"remote": {"url"}, "vlm-judge": {"url", "model"}, "vlm-preference": {"url", "model"}}.get(kind, set())
+    judges = {"vlm-judge": {"url", "model"}, "vlm-preference": {"url", "model"}}
+    asked = {"remote": {"url"}, "median-split": {"signal"}, "peaks": {"signal"}, **judges}.get(kind, set())
     assert {name for name, field in spec.model_fields.items() if field.is_required()} == asked
     if not asked:
         assert spec.model_validate({"kind": kind}) == spec()
@@ -112,7 +113,7 @@ def test_a_part_needs_nothing_but_its_name_unless_only_the_user_knows_it(spec):
 
 def test_every_option_of_a_section_documents_itself():
     parts = {"model", "rewards", "allocator", "selector", "tree", "sampler", "advantage", "objective", "trackers"}
-    sections = {"prompts", "rollouts", "policy", "optimizer", "probe", "evaluation", "checkpoint"}
+    sections = {"prompts", "rollouts", "policy", "optimizer", "evaluation", "checkpoint"}
     undocumented = [
         f"{section.__name__}.{name}"
         for section in SECTIONS
@@ -266,9 +267,9 @@ def test_rollouts_of_an_older_policy_cannot_take_over_the_probes_evaluations():
 
     parts = {"selector": EntropyPeakSelector(top_k=2), "objective": Lagging()}
     assert not [found for found in small_experiment(GaussianSpec(), **parts).problems() if not found.warning]
-    wrong = small_experiment(GaussianSpec(), probe=ProbeSpec(source="rollout"), **parts)
+    wrong = small_experiment(GaussianSpec(), signals={"entropy": EntropySignal(source="rollout")}, **parts)
     (problem,) = (found for found in wrong.problems() if not found.warning)
-    assert problem.location == ("probe", "source")
+    assert problem.location == ("signals", "entropy", "source")
     assert problem.message == (
         "objective 'clipped' samples rollouts by an older policy than the one that is probed, so they cannot take over "
         "its evaluations; use 'probe'"
@@ -277,10 +278,10 @@ def test_rollouts_of_an_older_policy_cannot_take_over_the_probes_evaluations():
 
 def test_the_probe_runs_only_if_a_chosen_part_asks():
     plain = small_experiment(GaussianSpec(), tree=BranchingTree())
-    assert not plain.needs_entropy
-    assert small_experiment(GaussianSpec(), allocator=EntropyAllocator()).needs_entropy
-    assert small_experiment(GaussianSpec(), selector=EntropyPeakSelector()).needs_entropy
-    assert not small_experiment(GaussianSpec(), allocator=RandomAllocator(), selector=RandomSelector()).needs_entropy
+    assert not plain.sources
+    for parts in ({"allocator": EntropyAllocator()}, {"selector": EntropyPeakSelector()}):
+        assert list(small_experiment(GaussianSpec(), **parts).sources) == ["entropy"]
+    assert not small_experiment(GaussianSpec(), allocator=RandomAllocator(), selector=RandomSelector()).sources
 
 
 def test_the_noise_levels_of_the_spec_are_those_of_the_loaded_model(tiny_spec, tiny_model):
@@ -315,8 +316,7 @@ def test_a_spec_with_nothing_to_load_is_its_own_part():
     for spec in (UniformAllocator(), RandomSelector(), BranchingTree()):
         assert spec.build() is spec
     assert BrightnessReward().build(None) is not None
-    assert not AllocatorSpec(kind="any").needs_entropy
-    assert not SelectorSpec(kind="any").needs_entropy
+    assert AllocatorSpec(kind="any").reads == SelectorSpec(kind="any").reads == ()
     assert not ObjectiveSpec(kind="any").needs_base
     assert RewardSpec(kind="any").label == "any"
 

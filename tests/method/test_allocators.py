@@ -8,18 +8,21 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import worlds
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GaussianSpec, small_experiment
 
 from aegpo.core.contracts import check_counts
-from aegpo.core.records import Prompt, Signals
+from aegpo.core.records import Prompt
 from aegpo.core.sections import PromptsSpec, RolloutsSpec
+from aegpo.core.signals import Signals
 from aegpo.errors import PlanError
 from aegpo.method.allocators import (
     EntropyAllocator,
     InvertedAllocator,
     KnapsackAllocator,
+    MedianSplitAllocator,
     RandomAllocator,
     RewardStdAllocator,
     UniformAllocator,
@@ -27,26 +30,17 @@ from aegpo.method.allocators import (
     most_valuable,
     proportional,
 )
-from aegpo.method.reward_history import RewardHistory
+from aegpo.method.signals.rewards import RewardHistory
 from aegpo.train.engine import Engine
 
 
 def signals(delta, step: int = 100) -> Signals:
-    """Signals of P prompts with the given delta-entropies over 4 denoising steps."""
-    delta = np.asarray(delta, dtype=np.float64)
-    base = np.linspace(1.0, 3.0, 4)[None].repeat(len(delta), axis=0)
-    signs = np.array([1.0, -1.0, 1.0, -1.0])  # movements in both directions count
-    return Signals(step, len(delta), np.linspace(1, 0, 5), base + delta[:, None] * signs, base)
+    """Signals of P prompts with the given delta-entropies."""
+    return worlds.signals(step, len(delta), 4, entropy_delta=delta)
 
 
 halves = st.integers(1, 8)
 bounds = st.tuples(st.integers(2, 12), st.integers(2, 12)).map(sorted).filter(lambda pair: sum(pair) % 2 == 0)
-
-
-def test_delta_is_the_mean_absolute_difference_over_steps():
-    entropy, base = np.array([[1.0, 2.0], [3.0, 3.0]]), np.array([[1.5, 1.0], [3.0, 3.0]])
-    found = Signals(1, 2, np.array([1.0, 0.5, 0.0]), entropy, base).delta
-    assert found.tolist() == [0.75, 0.0]
 
 
 @given(st.integers(1, 16), st.integers(2, 20))
@@ -83,7 +77,7 @@ def test_a_prompt_that_moved_further_never_gets_less(data, half, pair):
     counts = EntropyAllocator(low=low, high=high).allocate(given_signals, half * (low + high), np.random.default_rng(0))
     assert counts.sum() == half * (low + high)
     check_counts("entropy", counts, given_signals, half * (low + high))
-    ranked = counts[np.argsort(given_signals.delta, kind="stable")]
+    ranked = counts[np.argsort(given_signals.by_prompt("entropy-delta"), kind="stable")]
     assert (np.diff(ranked) >= 0).all()
 
 
@@ -99,9 +93,7 @@ def test_a_tie_away_from_the_median_does_not_matter():
 
 @pytest.mark.parametrize("delta", [[0.0, 0.0, 0.0, 0.0], [0.1, 0.2, 0.2, 0.3], [0.2, 0.2, 0.2, 0.9]])
 def test_a_tie_at_the_median_gives_every_prompt_the_same(delta):
-    base = np.ones((4, 4))
-    tied = Signals(9, 4, np.linspace(1, 0, 5), base + np.array(delta)[:, None], base)
-    counts = EntropyAllocator().allocate(tied, 48, np.random.default_rng(0))
+    counts = EntropyAllocator().allocate(signals(delta, step=9), 48, np.random.default_rng(0))
     assert counts.tolist() == [12, 12, 12, 12]
 
 
@@ -115,9 +107,29 @@ def test_warm_up_is_uniform_and_then_over(warmup):
         assert np.array_equal(counts, equal) == (step <= warmup)
 
 
-def test_only_the_entropy_allocator_needs_the_probe():
-    needs = [allocator.needs_entropy for allocator in (UniformAllocator(), RandomAllocator(), EntropyAllocator())]
-    assert needs == [False, False, True]
+def test_only_what_an_allocator_reads_is_measured():
+    parts = (UniformAllocator(), RandomAllocator(), EntropyAllocator(), MedianSplitAllocator(signal="words"))
+    assert [part.reads for part in parts] == [(), (), ("entropy-delta",), ("words",)]
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4, unique=True), st.integers(1, 4))
+def test_the_entropy_allocator_is_a_median_split_of_delta(delta, step):
+    named = EntropyAllocator().allocate(signals(delta, step), 48, np.random.default_rng(0))
+    split = MedianSplitAllocator(signal="entropy-delta").allocate(signals(delta, step), 48, np.random.default_rng(0))
+    assert np.array_equal(named, split)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([5, 9, 2, 7], [8, 16, 8, 16]),
+        ([np.nan, 9, 2, 1], [16, 16, 8, 8]),  # unknown counts as the mean of the others
+        ([np.nan] * 4, [12] * 4),
+    ],
+)
+def test_any_signal_of_prompts_may_split_them(words, expected):
+    allocator, known = MedianSplitAllocator(signal="words"), worlds.signals(9, 4, 4, words=words)
+    assert allocator.allocate(known, 48, np.random.default_rng(0)).tolist() == expected
 
 
 def problems(allocator, prompts: int, budget: int) -> list[str]:
@@ -185,7 +197,7 @@ def test_proportional_counts_are_neymans():
 
 
 def known(std) -> Signals:
-    return Signals(5, len(std), np.linspace(1, 0, 5), reward_std=np.array(std, dtype=np.float64))
+    return worlds.signals(5, len(std), 4, reward_std=std)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +247,7 @@ def test_no_split_is_worth_more_by_the_knapsack(data, sizes):
     prompts, low, more = sizes
     budget = data.draw(st.integers(prompts * low, prompts * (low + more)))
     rate = np.array(data.draw(st.lists(st.integers(0, 16), min_size=prompts, max_size=prompts))) / 16
-    signals = Signals(5, prompts, np.linspace(1, 0, 5), reward_mean=rate)
+    signals = worlds.signals(5, prompts, 4, reward_mean=rate)
     counts = KnapsackAllocator(low=low, high=low + more).allocate(signals, budget, np.random.default_rng(0))
     check_counts("knapsack", counts, signals, budget)
 
@@ -259,19 +271,19 @@ def test_no_split_is_worth_more_by_the_knapsack(data, sizes):
     ],
 )
 def test_the_knapsack_is_filled_with_rare_success(rate, expected):
-    signals = Signals(5, 4, np.linspace(1, 0, 5), reward_mean=np.array(rate))
+    signals = worlds.signals(5, 4, 4, reward_mean=rate)
     assert KnapsackAllocator(low=8, high=24).allocate(signals, 48, np.random.default_rng(0)).tolist() == expected
 
 
 def test_before_anything_is_known_all_get_the_same():
-    blank = Signals(1, 4, np.linspace(1, 0, 5))
+    blank = worlds.signals(1, 4, 4, reward_mean=[np.nan] * 4, reward_std=[np.nan] * 4)
     for allocator in (KnapsackAllocator(), VarianceAllocator(), RewardStdAllocator()):
         assert allocator.allocate(blank, 48, np.random.default_rng(0)).tolist() == [12] * 4
 
 
 @pytest.mark.parametrize(("rate", "shown"), [([0.5, 5.6], "5.6"), ([-0.25, 0.5], "-0.25")])
 def test_a_knapsack_of_rewards_that_are_no_rates_is_refused(rate, shown):
-    signals = Signals(5, 2, np.linspace(1, 0, 5), reward_mean=np.array(rate))
+    signals = worlds.signals(5, 2, 4, reward_mean=rate)
     with pytest.raises(PlanError, match=rf"rate of success, but found {shown}; give it rewards between 0 and 1"):
         KnapsackAllocator().allocate(signals, 24, np.random.default_rng(0))
 
@@ -286,7 +298,7 @@ def test_reward_history_is_the_mean_variance_over_visits_and_survives_a_checkpoi
     prompts, group = (Prompt(4, "a"), Prompt(2, "b")), np.array([0, 0, 0, 1, 1])
     seen = [rng.normal(size=5) for _ in range(3)]
     for scores in seen:
-        history.add(prompts, torch.from_numpy(scores), group)
+        history.rewarded(prompts, torch.from_numpy(scores), group)
     expected = [np.sqrt(np.mean([s[rows].var(ddof=1) for s in seen])) for rows in (slice(0, 3), slice(3, 5))]
     restored = RewardHistory()
     restored.load_state_dict(json.loads(json.dumps(history.state_dict())))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from worlds import GaussianSpec, small_experiment
+from worlds import GaussianSpec, signals, small_experiment
 
 from aegpo.core.parts import AllocatorSpec
-from aegpo.core.records import Signals
-from aegpo.core.sections import OptimizerSpec, ProbeSpec, PromptsSpec, RolloutsSpec
+from aegpo.core.sections import OptimizerSpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator
 from aegpo.method.costs import Range, cost
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.planning import LATE, made_up_signals, plan_step
 from aegpo.method.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
+from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree, IndependentTree
 
 MODEL = GaussianSpec()
@@ -28,7 +28,7 @@ def test_independent_rollouts_cost_leaves_times_steps():
     assert spent.trained_edges == Range(48 * 9, 48 * 9)
     assert spent.work == Range(480 + 3 * 432, 480 + 3 * 432)
     assert spent.per_rollout == 10
-    assert (spent.probe, spent.probe_base) == (0, 0)
+    assert (spent.signals, spent.signals_base) == (0, 0)
 
 
 def test_splits_at_fixed_steps_cost_what_the_tree_has_nodes():
@@ -61,11 +61,11 @@ def test_the_probe_costs_the_policy_in_every_step_and_the_base_once_a_prompt():
         MODEL, rollouts=ROLLOUTS, allocator=EntropyAllocator(), training_steps=10, prompts=PromptsSpec(train_count=16)
     )
     spent = cost(experiment)
-    assert spent.probe == 4 * 10
-    assert spent.probe_base == 16 * 10  # 40 prompts are drawn from 16
+    assert spent.signals == 4 * 10
+    assert spent.signals_base == 16 * 10  # 40 prompts are drawn from 16
     assert spent.total_work(10).low == 10 * (spent.work.low + 40) + 160
     few = cost(experiment.model_copy(update={"training_steps": 2}))
-    assert few.probe_base == 2 * 4 * 10  # 8 prompts are drawn, each once
+    assert few.signals_base == 2 * 4 * 10  # 8 prompts are drawn, each once
 
 
 PEAKS = {"tree": BranchingTree(), "selector": EntropyPeakSelector(top_k=4), "rollouts": ROLLOUTS}
@@ -73,8 +73,8 @@ PEAKS = {"tree": BranchingTree(), "selector": EntropyPeakSelector(top_k=4), "rol
 
 def test_a_probe_of_fewer_steps_or_more_samples_costs_what_its_trajectories_do():
     def spent(**probe):
-        experiment = small_experiment(MODEL, training_steps=10, probe=ProbeSpec(**probe), **PEAKS)
-        return cost(experiment).probe, cost(experiment).probe_base
+        experiment = small_experiment(MODEL, training_steps=10, signals={"entropy": EntropySignal(**probe)}, **PEAKS)
+        return cost(experiment).signals, cost(experiment).signals_base
 
     assert spent() == (4 * 10, 8 * 10)  # of the policy in every step; of the base once for each of the 8 prompts
     assert spent(steps=(0, 1, 2, 5)) == (4 * 6, 8 * 6)
@@ -86,7 +86,7 @@ def test_a_probe_of_fewer_steps_or_more_samples_costs_what_its_trajectories_do()
 
 def test_trees_that_start_from_the_probe_cost_less_by_their_trunks():
     def forwards(**probe):
-        return cost(small_experiment(MODEL, probe=ProbeSpec(**probe), **PEAKS)).forwards
+        return cost(small_experiment(MODEL, signals={"entropy": EntropySignal(**probe)}, **PEAKS)).forwards
 
     own, shared = forwards(), forwards(source="rollout")
     assert (own.low - shared.low, own.high - shared.high) == (4 * 6, 4 * 1)  # splits from step 5, and from step 0
@@ -98,11 +98,11 @@ def test_trees_that_start_from_the_probe_cost_less_by_their_trunks():
 def test_the_made_up_signals_are_in_and_after_every_warm_up_and_have_unequal_deltas():
     experiment = small_experiment(MODEL, rollouts=ROLLOUTS, allocator=EntropyAllocator(warmup=1000))
     seen = set()
-    for signals in made_up_signals(experiment):
-        assert len(set(signals.delta)) == 4
-        counts = experiment.allocator.allocate(signals, 48, np.random.default_rng(0))
-        assert sorted(counts) == ([8, 8, 16, 16] if signals.step >= LATE else [12, 12, 12, 12])
-        seen.add(signals.step >= LATE)
+    for known in made_up_signals(experiment):
+        assert len(set(known.by_prompt("entropy-delta"))) == 4
+        counts = experiment.allocator.allocate(known, 48, np.random.default_rng(0))
+        assert sorted(counts) == ([8, 8, 16, 16] if known.step >= LATE else [12, 12, 12, 12])
+        seen.add(known.step >= LATE)
     assert seen == {True, False}
 
 
@@ -121,8 +121,8 @@ def test_an_arm_that_draws_at_random_is_planned_many_times():
     assert cost(experiment).forwards.low < cost(experiment).forwards.high
 
 
-def test_signals_have_no_entropy_where_no_part_reads_it():
-    assert all(signals.entropy is None for signals in made_up_signals(small_experiment(MODEL)))
+def test_nothing_is_made_up_that_no_part_reads():
+    assert all(signals.known == {} for signals in made_up_signals(small_experiment(MODEL)))
 
 
 @pytest.mark.parametrize("allocator", [RandomAllocator(), EntropyAllocator()])
@@ -134,10 +134,10 @@ def test_the_range_holds_the_plan_of_any_entropies(allocator, selector, tree):
     rng = np.random.default_rng(1)
     for step in range(20):
         entropy = rng.random((4, 10))
-        plan = plan_step(experiment, Signals(step + 2, 4, experiment.sigmas, entropy, rng.random((4, 10))))
+        plan = plan_step(experiment, signals(step + 2, 4, 10, entropy=entropy, entropy_delta=rng.random(4)))
         assert plan.num_rollouts == spent.leaves.low == spent.leaves.high == 48
         assert spent.trained_edges.low <= plan.trained_edges <= spent.trained_edges.high
-        if selector.needs_entropy:
+        if selector.reads:
             assert spent.forwards.low <= plan.forwards <= spent.forwards.high
 
 

@@ -6,14 +6,16 @@ from itertools import groupby
 
 import numpy as np
 import pytest
+import worlds
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from worlds import GaussianSpec, small_experiment
 
 from aegpo.core.contracts import check_selection
-from aegpo.core.records import Signals
+from aegpo.core.records import Signal
 from aegpo.core.sections import RolloutsSpec
+from aegpo.core.signals import Signals
 from aegpo.method.planning import made_up_signals
 from aegpo.method.samplers import CpsSampler, DanceSde, FlowSde
 from aegpo.method.selectors import (
@@ -23,6 +25,7 @@ from aegpo.method.selectors import (
     FixedSelector,
     FractionSelector,
     LowestEntropySelector,
+    PeaksSelector,
     RandomSelector,
     SlidingWindowSelector,
     TopStdSelector,
@@ -33,7 +36,7 @@ from aegpo.method.selectors import (
 
 def signals(entropy) -> Signals:
     entropy = np.asarray(entropy, dtype=np.float64)
-    return Signals(3, len(entropy), np.linspace(1, 0, entropy.shape[1] + 1), entropy, entropy)
+    return worlds.signals(3, *entropy.shape, entropy=entropy)
 
 
 def chosen(selector, entropy, seed: int = 0) -> list[list[int]]:
@@ -134,7 +137,7 @@ GAPS = [[1.0, np.nan, 3.0, np.nan, 2.0, 9.0], [4.0, np.nan, 3.0, np.nan, 2.0, 9.
 
 @pytest.mark.parametrize("local_maxima", [False, True])
 def test_steps_that_were_not_measured_are_never_peaks(local_maxima):
-    assert signals(GAPS).measured.tolist() == [0, 2, 4, 5]
+    assert signals(GAPS).measured("entropy").tolist() == [0, 2, 4, 5]
     assert chosen(EntropyPeakSelector(top_k=2, local_maxima=local_maxima), GAPS) == [[2, 4], [0, 2]]
     assert chosen(EntropyPeakSelector(top_k=2, scope="batch", local_maxima=local_maxima), GAPS) == [[0, 2], [0, 2]]
 
@@ -144,14 +147,24 @@ def test_local_maxima_are_those_among_the_measured_steps():
     assert chosen(EntropyPeakSelector(top_k=2, local_maxima=True), entropy) == [[0, 4]]
 
 
-def test_delta_is_the_mean_over_the_measured_steps():
-    entropy, base = np.array([[1.0, np.nan, 3.0]]), np.array([[2.0, np.nan, 3.5]])
-    assert Signals(1, 1, np.linspace(1, 0, 4), entropy, base).delta.tolist() == [0.75]
+def test_only_what_a_selector_reads_is_measured():
+    parts = (UniformSelector(), RandomSelector(), EntropyPeakSelector(), PeaksSelector(signal="knee"), TopStdSelector())
+    assert [part.reads for part in parts] == [(), (), ("entropy",), ("knee",), ("step-noise",)]
 
 
-def test_only_entropy_peaks_need_the_probe():
-    needs = [selector.needs_entropy for selector in (UniformSelector(), RandomSelector(), EntropyPeakSelector())]
-    assert needs == [False, False, True]
+@given(curves(), st.data(), st.booleans())
+def test_the_entropy_peaks_are_the_peaks_of_that_signal(entropy, data, local_maxima):
+    top_k = data.draw(st.integers(1, entropy.shape[1] - 1))
+    named = EntropyPeakSelector(top_k=top_k, local_maxima=local_maxima)
+    assert chosen(named, entropy) == chosen(
+        PeaksSelector(signal="entropy", top_k=top_k, local_maxima=local_maxima), entropy
+    )
+
+
+def test_peaks_of_a_signal_of_steps_are_the_same_for_every_prompt():
+    known = worlds.signals(1, 3, 4, step_noise=[0.1, 0.4, 0.2, 0.3])
+    selected = PeaksSelector(signal="step-noise", top_k=2).select(known, np.random.default_rng(0))
+    assert selected.tolist() == [[False, True, True, False]] * 3
 
 
 def steps_of(selector, num_steps: int, step: int = 1, seed: int = 0, prompts: int = 1) -> list[list[int]]:
@@ -170,7 +183,7 @@ def test_the_lowest_entropies_are_the_peaks_of_the_negative(entropy, data, scope
     top_k = data.draw(st.integers(1, entropy.shape[1] - 1))
     lowest, peaks = (kind(top_k=top_k, scope=scope) for kind in (LowestEntropySelector, EntropyPeakSelector))
     assert chosen(lowest, entropy) == chosen(peaks, -entropy)
-    assert lowest.needs_entropy
+    assert lowest.reads == ("entropy",)
 
 
 def test_first_and_fixed_steps_are_the_same_for_every_prompt():
@@ -189,7 +202,7 @@ def test_first_and_fixed_steps_are_the_same_for_every_prompt():
 def test_top_std_steps_are_where_the_sampler_adds_most_noise(sampler, expected):
     even = np.linspace(1, 0, 11)
     sigmas = 3 * even / (1 + 2 * even)
-    known = Signals(1, 1, sigmas, stds=sampler.table(sigmas).std)
+    known = Signals(1, 1, sigmas, {"step-noise": Signal("step", sampler.table(sigmas).std)})
     selected = TopStdSelector(top_k=2).select(known, np.random.default_rng(0))
     assert np.flatnonzero(selected[0]).tolist() == expected
 
@@ -198,7 +211,8 @@ def test_the_planner_knows_the_stds_of_the_run():
     experiment = small_experiment(
         GaussianSpec(), selector=TopStdSelector(top_k=2), sampler=CpsSampler(convention="gaussian")
     )
-    assert np.array_equal(next(made_up_signals(experiment)).stds, experiment.sampler.table(experiment.sigmas).std)
+    known = next(made_up_signals(experiment))
+    assert np.array_equal(known.by_step("step-noise")[0], experiment.sampler.table(experiment.sigmas).std)
     assert list(experiment.problems()) == []
 
 
@@ -323,7 +337,7 @@ def test_more_steps_than_there_are_are_refused():
     ]
     assert problems(EntropyPeakSelector(top_k=4, min_gap=2), 11) == []
     assert problems(EntropyPeakSelector(top_k=4, min_gap=2), 10) == [
-        "4 steps at least 2 apart may not fit in 9, whatever the entropies; 'top_k' of at most 3 always does"
+        "4 steps at least 2 apart may not fit in 9, whatever the values; 'top_k' of at most 3 always does"
     ]
 
 

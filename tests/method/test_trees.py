@@ -15,7 +15,7 @@ from aegpo.method.objectives import ClippedObjective
 from aegpo.method.planning import problems as plan_problems
 from aegpo.method.samplers import CpsSampler
 from aegpo.method.selectors import FirstSelector, FixedSelector, UniformSelector
-from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree, forest, trunk_levels
+from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree, forest
 
 RNG = np.random.default_rng(0)
 
@@ -232,7 +232,7 @@ def test_a_prompt_with_a_single_node_has_nothing_to_compare_and_is_not_trained()
 def test_a_trunk_is_the_levels_at_which_every_rollout_of_a_prompt_is_the_same(question, tree):
     counts, steps = question
     plan = tree.plan(counts, steps, RNG)
-    lengths = trunk_levels(plan)
+    lengths = plan.trunk_levels
     assert lengths.shape == counts.shape
     for prompt, length in enumerate(lengths):
         sizes = [int((nodes == prompt).sum()) for nodes in plan.prompt]

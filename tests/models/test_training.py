@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from worlds import CPU, run_loop, small_experiment
 
 from aegpo.core.experiment import EvaluationSpec
-from aegpo.core.sections import PolicySpec, ProbeSpec, PromptsSpec
+from aegpo.core.sections import PolicySpec, PromptsSpec
 from aegpo.method.allocators import EntropyAllocator
 from aegpo.method.selectors import EntropyPeakSelector
+from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree
 from aegpo.models.adapters import add_adapters
 from aegpo.models.flux import FluxSpec
@@ -65,7 +66,7 @@ def experiment_of(kind, folder, prompts, **changes):
         "selector": EntropyPeakSelector(top_k=2),
         "tree": BranchingTree(),
         "policy": PolicySpec(train="lora", rank=2, alpha=4),
-        "probe": ProbeSpec(block=BLOCKS[kind]),
+        "signals": {"entropy": EntropySignal(block=BLOCKS[kind])},
         "evaluation": EvaluationSpec(every=2, images=1),
     }
     return small_experiment(**fields | changes)

@@ -24,7 +24,7 @@ REPORT = {
     "scores": [TABLE],
     "of_scores": [PLOT],
     "costs": [TABLE],
-    "probes": TABLE,
+    "signals": TABLE,
     "others": [PLOT],
     "samples": [Sample(EVIL, EVIL)],
     "prompts": [EVIL],

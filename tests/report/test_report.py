@@ -95,7 +95,7 @@ def test_costs_count_the_probe_and_three_for_each_trained_edge(reported):
     costs = {row["arm"]: row for row in numbers["costs"]}
     assert costs["grpo"]["cost"] == 40 * (640 + 3 * 600)
     assert costs["aegpo"]["forwards"] == 40 * (420 + 160)
-    assert costs["aegpo"]["probe_forwards"] == 40 * 160
+    assert costs["aegpo"]["signal_forwards"] == 40 * 160
     assert costs["aegpo"]["relative_cost"] == pytest.approx((580 + 960) / 2440)
     assert costs["grpo"]["training_seconds"] == pytest.approx(40 * (0.001 + 1.6 + 0.2 + 3.0))
     assert costs["grpo"]["total_seconds"] == pytest.approx(40 * 4.801 + 9 * 2.0)

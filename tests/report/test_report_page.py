@@ -24,7 +24,7 @@ def test_the_probe_is_told_as_a_share_of_a_step_beside_how_exact_it_is(tmp_path)
     fewer = replace(AEGPO, name="fewer-rows", probe={**whole, "rows": 12, "source": "rollout"})
     arms = (GRPO, replace(AEGPO, probe=whole), fewer)
     html, numbers, terminal = report(write_experiment(tmp_path, arms))
-    exact, cheap = numbers["probes"]
+    exact, cheap = numbers["signals"]
     assert (exact["arm"], exact["forwards"], exact["exact"]) == ("aegpo", 160, True)
     assert exact["forwards_share"] == pytest.approx(160 / 580)
     assert exact["seconds"] == pytest.approx(0.4)
@@ -33,7 +33,7 @@ def test_the_probe_is_told_as_a_share_of_a_step_beside_how_exact_it_is(tmp_path)
     row = r"aegpo +source probe, samples 1, steps all, rows all, refresh 1 +160 +27\.6 % +0\.40 +12\.3 % +exact"
     assert re.search(row, terminal)
     assert re.search(r"fewer-rows +source rollout, samples 1, steps all, rows 12, .* not measured", terminal)
-    assert "What the entropy probe cost" in html
+    assert "What signals cost" in html
 
 
 def test_noise_left_in_images_gets_a_panel_where_it_was_recorded(tmp_path):
@@ -48,9 +48,9 @@ def test_noise_left_in_images_gets_a_panel_where_it_was_recorded(tmp_path):
 
 def test_neither_probe_nor_noise_is_mentioned_where_there_is_none(tmp_path):
     html, numbers, terminal = report(write_experiment(tmp_path, (GRPO, RANDOM)))
-    assert numbers["probes"] == numbers["noise"] == []
+    assert numbers["signals"] == numbers["noise"] == []
     for text in (html, terminal):
-        assert "entropy probe cost" not in text
+        assert "signals cost" not in text
         assert "Noise left" not in text
     assert not (tmp_path / "report" / "noise.png").exists()
 

@@ -13,8 +13,9 @@ from test_sample_and_export import run
 from worlds import CPU
 
 from aegpo.errors import AegpoError
+from aegpo.method.signals.base_entropies import BaseCurves
 from aegpo.models.sd3 import Sd3Spec
-from aegpo.train.base_entropies import BaseCurves
+from aegpo.prompts.lists import numbered
 
 
 @contextmanager
@@ -44,8 +45,8 @@ def test_trackers_that_cannot_write_end_the_run_with_one_message(tiny_weights, t
 
 def test_entropies_of_the_base_that_cannot_be_kept_leave_no_half_a_file(tmp_path):
     curves = BaseCurves()
-    curves.open(tmp_path, 0)
-    curves.add(1, list(range(100)), np.zeros((100, 50)))
+    curves.open(tmp_path, 0, {"model": "any"})
+    curves.add(1, numbered(map(str, range(100))), np.zeros((100, 50)))
     with files_up_to(1000), pytest.raises(OSError, match="File too large"):
         curves.write(1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

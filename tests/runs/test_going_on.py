@@ -62,7 +62,7 @@ def begun(path: Path, change=lambda manifest: None, seed: int = 0) -> Run:
 def without_new_fields(manifest):
     """As a version would have written it that did not know these fields yet."""
     del manifest["experiment"]["rollouts"]["decode"]
-    del manifest["experiment"]["probe"]
+    del manifest["experiment"]["signals"]
     del manifest["experiment"]["rewards"][0]["weight"]
     del manifest["rules"]
 

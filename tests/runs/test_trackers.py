@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from aegpo.core.records import Evaluation, Prompt, RunInfo, StepReport
+from aegpo.core.records import Evaluation, Prompt, RunInfo, Signal, StepReport
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.progress import Pace, Record, Standing, display
 from aegpo.runs.trackers import (
@@ -32,16 +32,20 @@ def an_evaluation(step):
     return Evaluation(("a red circle", "two squares"), scores, base, images, seconds=1.5)
 
 
+DELTA = np.array([0.1, 0.2])
+
+
 def a_report(step, entropy=True):
     """A step of two prompts, six rollouts and three denoising steps."""
     return StepReport(
         step,
-        {"reward": 0.1 * step, "forwards": 18, "probe_forwards": 6},
+        {"reward": 0.1 * step, "forwards": 18, "signal_forwards": 6},
         (Prompt(5, "a red circle"), Prompt(2, "two squares")),
         np.array([2, 4]),
         np.array([[True, False, True], [False, True, False]]),
-        np.full((2, 3), 0.1) * step if entropy else None,
-        np.array([0.1, 0.2]) if entropy else None,
+        {"entropy": Signal("prompt-step", np.full((2, 3), 0.1) * step), "entropy-delta": Signal("prompt", DELTA)}
+        if entropy
+        else {},
         {"rollout": 0.5, "update": 0.25},
     )
 
@@ -49,11 +53,11 @@ def a_report(step, entropy=True):
 def test_steps_that_were_not_measured_are_null_in_the_record(tmp_path):
     (observer := JsonlTracker().build(tmp_path)).aegpo_on_run_start(a_run(tmp_path))
     report = a_report(1)
-    report.entropy[:, 1] = np.nan
+    report.signals["entropy"].values[:, 1] = np.nan
     observer.aegpo_on_step_end(a_run(tmp_path), report)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text
-    assert json.loads(text)["entropy"] == [[0.1, None, 0.1]] * 2
+    assert json.loads(text)["signals"]["entropy"] == [[0.1, None, 0.1]] * 2
 
 
 def a_run(folder, first_step=0):
@@ -90,22 +94,20 @@ def test_metrics_have_a_row_for_each_training_step(tmp_path):
     assert [row["step"] for row in recorded] == [1, 2, 3, 4]
     assert recorded[0] == {
         "step": 1,
-        "metrics": {"reward": 0.1, "forwards": 18.0, "probe_forwards": 6.0},
+        "metrics": {"reward": 0.1, "forwards": 18.0, "signal_forwards": 6.0},
         "prompts": [5, 2],
         "counts": [2, 4],
         "selected": [[0, 2], [1]],
-        "entropy": [[0.1] * 3] * 2,
-        "delta": [0.1, 0.2],
+        "signals": {"entropy": [[0.1] * 3] * 2, "entropy-delta": [0.1, 0.2]},
     }
 
 
-def test_entropy_and_delta_are_null_where_nothing_reads_them(tmp_path):
+def test_there_are_no_signals_where_nothing_reads_them(tmp_path):
     observer, run = JsonlTracker().build(tmp_path), a_run(tmp_path)
     observer.aegpo_on_run_start(run)
     observer.aegpo_on_step_end(run, a_report(1, entropy=False))
     row = rows(tmp_path / "metrics.jsonl")[0]
-    assert row["entropy"] is None
-    assert row["delta"] is None
+    assert row["signals"] == {}
 
 
 def test_evaluations_images_and_timings_have_files_of_their_own(tmp_path):

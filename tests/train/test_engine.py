@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import types
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,12 +17,13 @@ import aegpo
 from aegpo.core.experiment import EvaluationSpec, experiment_type
 from aegpo.core.parts import AllocatorSpec, RewardSpec
 from aegpo.core.records import Evaluation, StepReport
-from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, ProbeSpec, PromptsSpec, RolloutsSpec
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.advantages import DepthAdvantage
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
+from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
@@ -100,10 +101,11 @@ def assert_same_report(one: StepReport, other: StepReport) -> None:
     assert one.step == other.step
     assert dict(one.metrics) == dict(other.metrics)
     assert one.prompts == other.prompts
-    for name in ("counts", "selected", "entropy", "delta"):
-        mine, yours = getattr(one, name), getattr(other, name)
-        assert (mine is None) == (yours is None)
-        assert mine is None or np.array_equal(mine, yours, equal_nan=mine.dtype.kind == "f"), name
+    assert np.array_equal(one.counts, other.counts)
+    assert np.array_equal(one.selected, other.selected)
+    assert one.signals.keys() == other.signals.keys()
+    for name, signal in one.signals.items():
+        assert np.array_equal(signal.values, other.signals[name].values, equal_nan=True), name
 
 
 def assert_same_evaluations(one: Recorder, *others: Recorder) -> None:
@@ -121,9 +123,9 @@ def assert_same_evaluations(one: Recorder, *others: Recorder) -> None:
 # --- equal arms ------------------------------------------------------------------------------------------------------
 
 
-def without_probe(metrics):
-    """The metrics of a step, less what its probe cost."""
-    return {**metrics, "probe_forwards": 0, "work": metrics["work"] - metrics["probe_forwards"]}
+def without_signals(metrics):
+    """The metrics of a step, less what its signals cost."""
+    return {**metrics, "signal_forwards": 0, "work": metrics["work"] - metrics["signal_forwards"]}
 
 
 def test_the_entropy_allocator_in_warm_up_is_the_uniform_one(tiny_spec):
@@ -132,11 +134,12 @@ def test_the_entropy_allocator_in_warm_up_is_the_uniform_one(tiny_spec):
     one, other = build(uniform)[0], build(warming)[0]
     for number in (1, 2):
         plain, probed = one.step(number), other.step(number)
-        assert plain.metrics["probe_forwards"] == 0
-        assert probed.metrics["probe_forwards"] == 2 * 2 * 4
-        assert without_probe(probed.metrics) == plain.metrics
+        assert plain.metrics["signal_forwards"] == 0
+        assert probed.metrics["signal_forwards"] == 2 * 2 * 4
+        assert without_signals(probed.metrics) == plain.metrics
         assert np.array_equal(plain.counts, probed.counts)
-        assert plain.entropy is plain.delta is None
+        assert plain.signals == {}
+        assert set(probed.signals) == {"entropy", "entropy-delta"}
     assert_same_weights(one, other)
 
 
@@ -146,7 +149,7 @@ def test_all_peaks_are_the_uniform_selector(tiny_spec):
     one, other = build(uniform)[0], build(peaks)[0]
     plain, probed = one.step(1), other.step(1)
     assert np.array_equal(plain.selected, probed.selected)
-    assert without_probe(probed.metrics) == plain.metrics
+    assert without_signals(probed.metrics) == plain.metrics
     assert_same_weights(one, other)
 
 
@@ -204,18 +207,18 @@ def test_a_step_reports_what_it_did_and_what_it_cost():
     assert report.prompts == engine.prompts.at(1)
     assert sorted(report.counts) == [2, 6]
     assert report.selected.sum(axis=1).tolist() == [2, 2]
-    assert set(report.seconds) == {"probe", "plan", "rollout", "reward", "update"}
+    assert set(report.seconds) == {"signals", "plan", "rollout", "reward", "update"}
     metrics = report.metrics
     assert metrics["forwards"] == 8 * 4
     assert metrics["trained_edges"] == 8 * 2
-    assert metrics["probe_forwards"] == 0
+    assert metrics["signal_forwards"] == 0
     assert metrics["work"] == 8 * 4 + 3 * 8 * 2
     assert metrics["reward"] == metrics["reward/brightness"]
     assert 0 < metrics["reward_std"] < 1
     assert metrics["ratio_error"] == 0.0
     assert set(metrics) == {
         *("reward", "reward_std", "reward/brightness", "loss", "ratio", "clipped", "approx_kl", "ratio_error"),
-        *("grad_norm", "updated_edges", "forwards", "probe_forwards", "trained_edges", "work", "residual_noise"),
+        *("grad_norm", "updated_edges", "forwards", "signal_forwards", "trained_edges", "work", "residual_noise"),
     }
 
 
@@ -258,12 +261,13 @@ def test_every_aegpo_part_works_together(tiny_spec):
     engine, _ = build(experiment)
     first, second = engine.step(1), engine.step(2)
     assert first.counts.tolist() == [6, 6]  # the policy is the base: every delta ties at zero
-    assert first.delta.tolist() == [0.0, 0.0]
+    assert first.signals["entropy-delta"].values.tolist() == [0.0, 0.0]
     assert sorted(second.counts) == [4, 8]
-    assert second.counts[second.delta.argmax()] == 8
+    assert second.counts[second.signals["entropy-delta"].values.argmax()] == 8
     for report in (first, second):
-        highest = np.sort(report.entropy[:, :3], axis=1)
-        assert np.array_equal(np.sort(report.entropy[report.selected].reshape(2, 3), axis=1), highest)
+        entropy = report.signals["entropy"].values
+        highest = np.sort(entropy[:, :3], axis=1)
+        assert np.array_equal(np.sort(entropy[report.selected].reshape(2, 3), axis=1), highest)
 
 
 def test_training_raises_the_reward():
@@ -286,10 +290,10 @@ def test_baselines_never_look_at_the_attention(tiny_spec, parts, monkeypatch):
     asked: list[object] = []
     original = engine.policy.model.tap_attention
     monkeypatch.setattr(engine.policy.model, "tap_attention", lambda tap: asked.append(tap) or original(tap))
-    assert engine.step(1).metrics["probe_forwards"] == 0
+    assert engine.step(1).metrics["signal_forwards"] == 0
     engine.evaluator.evaluate()
     assert not asked
-    assert engine.probe is None
+    assert engine.sources.built == {}
 
 
 def test_the_probe_pays_for_each_prompts_base_once(tiny_spec):
@@ -297,7 +301,7 @@ def test_the_probe_pays_for_each_prompts_base_once(tiny_spec):
         tiny_spec, prompts=PromptsSpec(train_count=4, evaluation_count=4), selector=EntropyPeakSelector(top_k=2)
     )
     engine, _ = build(experiment)
-    assert [engine.step(number).metrics["probe_forwards"] for number in (1, 2, 3, 4)] == [16, 16, 8, 8]
+    assert [engine.step(number).metrics["signal_forwards"] for number in (1, 2, 3, 4)] == [16, 16, 8, 8]
 
 
 def test_gradients_are_clipped_to_the_norm():
@@ -432,7 +436,10 @@ AEGPO = {
 KINDS_OF_RUN = {
     "full": {},
     "aegpo": AEGPO,
-    "aegpo, rows and a trunk": {**AEGPO, "probe": ProbeSpec(rows=16, steps=(0, 1, 2), source="rollout", refresh=3)},
+    "aegpo, rows and a trunk": {
+        **AEGPO,
+        "signals": {"entropy": EntropySignal(rows=16, steps=(0, 1, 2), source="rollout", refresh=3)},
+    },
     "lora and ema": {**AEGPO, "policy": LORA},
     "controls with many updates": {
         "rollouts": BUDGET,
@@ -462,8 +469,8 @@ def test_stop_and_resume_is_the_run_that_never_stopped(tiny_spec, tmp_path, chan
     for name, tensor in one.tensors.items():  # NaN, at steps that were not measured, counts as equal
         torch.testing.assert_close(tensor, other.tensors[name], atol=0, rtol=0, equal_nan=True)
     assert one.state == other.state
-    kept = [sorted(path.name for path in (tmp_path / name / "probe").rglob("*.*")) for name in ("straight", "broken")]
-    assert bool(kept[0]) == bool(kept[1]) == experiment.needs_entropy
+    kept = [sorted(path.name for path in (tmp_path / name / "signals").rglob("*.*")) for name in ("straight", "broken")]
+    assert bool(kept[0]) == bool(kept[1]) == bool(experiment.sources)
 
 
 # --- foreign parts ---------------------------------------------------------------------------------------------------
@@ -471,8 +478,6 @@ def test_stop_and_resume_is_the_run_that_never_stopped(tiny_spec, tmp_path, chan
 
 class Alternating:
     """Gives the first prompts more at odd calls and fewer at even ones, and is an observer too."""
-
-    needs_entropy = False
 
     def __init__(self, spec: AlternatingAllocator) -> None:
         self.spec, self.calls, self.totals, self.told = spec, 0, torch.zeros(2, dtype=torch.int64), []
@@ -499,7 +504,6 @@ class AlternatingAllocator(AllocatorSpec):
     """A part with memory, as a plugin would bring it."""
 
     kind: Literal["alternating"] = "alternating"
-    needs_entropy: ClassVar[bool] = False
 
     def build(self):
         return Alternating(self)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from worlds import GaussianSpec, execution, plan_of
+from worlds import Asked, GaussianSpec, execution, plan_of
 
 from aegpo.attention.entropy import measure_call
 from aegpo.core.records import AttentionCall, Prompt
-from aegpo.core.sections import ProbeSpec
+from aegpo.core.signals import Trunk
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.method.samplers import euler
+from aegpo.method.signals import EntropySignal
+from aegpo.method.signals.base_entropies import BaseCurves
+from aegpo.method.signals.entropy_probe import EntropyProbe
 from aegpo.method.trees import BranchingTree, IndependentTree
-from aegpo.train.base_entropies import BaseCurves, fingerprint
-from aegpo.train.entropy_probe import EntropyProbe, start_noise
-from aegpo.train.execution import Trunk
+from aegpo.train.policy import fingerprint
 from aegpo.train.rollouts import roll_out
+from aegpo.train.start_noise import signal_noise
 
 PROMPTS = tuple(
     Prompt(index, text)
@@ -33,8 +36,27 @@ def dense(query, key, scale: float) -> torch.Tensor:
     return torch.special.entr(weights).sum(dim=-1)
 
 
-def probe_of(model, base=None, micro_batch: int = 64, **spec) -> EntropyProbe:
-    return EntropyProbe(execution(model, STEPS, micro_batch=micro_batch), ProbeSpec(**spec), base)
+class Probed:
+    """A probe of a model, and what it measured."""
+
+    def __init__(self, model, spec: EntropySignal, micro_batch: int = 64, storage=torch.float32) -> None:
+        self.probe = EntropyProbe(spec)
+        self.policy = Asked(execution(model, STEPS, micro_batch=micro_batch, storage=storage))
+
+    def measure(self, step, prompts) -> SimpleNamespace:
+        found = self.probe.measure(step, prompts, self.policy)
+        base = self.probe.base_entropies(prompts)
+        return SimpleNamespace(
+            entropy=found.values["entropy"],
+            delta=found.values["entropy-delta"],
+            base_entropy=base,
+            forwards=found.forwards,
+            trunk=found.trunk,
+        )
+
+
+def probe_of(model, micro_batch: int = 64, **spec) -> Probed:
+    return Probed(model, EntropySignal(**spec), micro_batch)
 
 
 def encoded(model, prompts=PROMPTS):
@@ -42,7 +64,7 @@ def encoded(model, prompts=PROMPTS):
 
 
 def measure(probe, model, prompts=PROMPTS, step: int = 1):
-    return probe.measure(step, prompts, encoded(model, prompts))
+    return probe.measure(step, prompts)
 
 
 def perturb(model) -> None:
@@ -84,11 +106,21 @@ def test_the_probe_measures_every_layer_along_the_deterministic_trajectory(tiny_
 def test_every_block_of_a_joint_attention_can_be_read(tiny_model, block):
     found = measure(probe_of(tiny_model, block=block), tiny_model).entropy
     calls: list[AttentionCall] = []
-    noise = torch.stack([start_noise(tiny_model.latent_shape, 0, prompt.index) for prompt in PROMPTS])
+    noise = torch.stack([signal_noise(tiny_model.latent_shape, 0, prompt.index) for prompt in PROMPTS])
     with torch.no_grad(), tiny_model.tap_attention(calls.append):
         tiny_model.velocity(noise, torch.ones(3), encoded(tiny_model))
     expected = torch.stack([measure_call(call, [block])[block].entropy.mean(dim=1) for call in calls]).mean(dim=0)
     np.testing.assert_allclose(found[:, 0], expected.numpy(), atol=1e-6)
+
+
+def test_delta_is_the_mean_distance_from_the_base_over_the_measured_steps(tiny_model):
+    probe = probe_of(tiny_model, steps=(0, 2))
+    measure(probe, tiny_model)
+    perturb(tiny_model)
+    moved = measure(probe, tiny_model, step=2)
+    expected = np.abs(moved.entropy - moved.base_entropy)[:, [0, 2]].mean(axis=1)
+    assert np.array_equal(moved.delta, expected)
+    assert (expected > 1e-4).all()
 
 
 def test_before_training_the_policy_is_the_base_and_every_delta_is_exactly_zero(tiny_model):
@@ -174,7 +206,7 @@ def test_samples_are_further_start_noises_whose_curves_are_averaged(tiny_model):
     assert found.forwards == 3 * 2 * 3 * STEPS
     first = measure(probe_of(tiny_model), tiny_model)
     assert np.abs(found.entropy - first.entropy).max() > 1e-4
-    noises = [start_noise(tiny_model.latent_shape, 0, 0, sample) for sample in range(3)]
+    noises = [signal_noise(tiny_model.latent_shape, 0, 0, sample) for sample in range(3)]
     assert len({float(noise.sum()) for noise in noises}) == 3
     curves = []
     for sample in range(3):
@@ -266,7 +298,8 @@ def test_only_what_was_measured_in_this_step_is_a_trunk(tiny_model):
 def test_a_trunk_in_half_precision_storage_is_the_rollouts_own_trajectory(tiny_model):
     how = execution(tiny_model, STEPS, storage=torch.bfloat16)
     cond, plan = encoded(tiny_model), TREES["late splits"]
-    trunk = EntropyProbe(how, ProbeSpec(source="rollout")).measure(1, PROMPTS, cond).trunk
+    probe = Probed(tiny_model, EntropySignal(source="rollout"), storage=torch.bfloat16)
+    trunk = probe.measure(1, PROMPTS).trunk
     found = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk=trunk)
     expected = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk=Trunk(trunk.prompt, trunk.noise))
     torch.testing.assert_close(found.images, expected.images, atol=1e-2, rtol=0)
@@ -275,77 +308,76 @@ def test_a_trunk_in_half_precision_storage_is_the_rollouts_own_trajectory(tiny_m
 # --- what is remembered ----------------------------------------------------------------------------------------------
 
 KEY = {"model": "tiny"}
+FOUR, SEVEN = Prompt(4, "four"), Prompt(7, "seven")
+
+
+def opened(folder, step: int, key=KEY) -> BaseCurves:
+    base = BaseCurves()
+    base.open(folder, step, key)
+    return base
 
 
 def test_the_base_on_disk_is_taken_back_bit_for_bit(tiny_model, tmp_path):
-    base = BaseCurves(KEY)
-    base.open(tmp_path, 0)
-    first = measure(probe_of(tiny_model, base), tiny_model, PROMPTS[:2], step=1)
-    base.write(10)
-    second = measure(probe_of(tiny_model, base), tiny_model, step=11)
-    base.write(20)
+    probe = probe_of(tiny_model)
+    probe.probe.open(tmp_path, 0, KEY)
+    first = measure(probe, tiny_model, PROMPTS[:2], step=1)
+    probe.probe.write(10)
+    second = measure(probe, tiny_model, step=11)
+    probe.probe.write(20)
     perturb(tiny_model)
 
-    late = BaseCurves(KEY)
-    late.open(tmp_path, 20)
-    again = measure(probe_of(tiny_model, late), tiny_model, step=21)
+    late = probe_of(tiny_model)
+    late.probe.open(tmp_path, 20, KEY)
+    again = measure(late, tiny_model, step=21)
     assert again.forwards == 3 * STEPS
     assert np.array_equal(again.base_entropy, second.base_entropy)
 
-    early = BaseCurves(KEY)  # of an older checkpoint: what came later is forgotten, and measured again
-    early.open(tmp_path, 10)
-    assert early.missing([0, 1, 2]) == [2]
-    assert np.array_equal(early.get([0, 1]), first.base_entropy)
-    late = BaseCurves(KEY)
-    late.open(tmp_path, 20)
-    assert late.missing([0, 1, 2]) == [2]
+    early = probe_of(tiny_model)  # of an older checkpoint: what came later is forgotten, and measured again
+    early.probe.open(tmp_path, 10, KEY)
+    assert np.array_equal(early.probe.base_entropies(PROMPTS[:2]), first.base_entropy)
+    assert measure(early, tiny_model, step=11).forwards == (3 + 1) * STEPS
 
 
 def test_what_was_measured_after_the_checkpoint_is_left_for_the_next_one(tmp_path):
-    base = BaseCurves(KEY)
-    base.open(tmp_path, 0)
-    base.add(9, [4], np.ones((1, 2)))
-    base.add(10, [7], np.zeros((1, 2)))
+    base = opened(tmp_path, 0)
+    base.add(9, [FOUR], np.ones((1, 2)))
+    base.add(10, [SEVEN], np.zeros((1, 2)))
     base.write(9)
-    after = BaseCurves(KEY)
-    after.open(tmp_path, 9)
-    assert after.missing([4, 7]) == [1]
+    assert opened(tmp_path, 9).missing([FOUR, SEVEN]) == [1]
     base.write(10)
-    again = BaseCurves(KEY)
-    again.open(tmp_path, 10)
-    assert np.array_equal(again.get([4, 7]), [[1, 1], [0, 0]])
-    early = BaseCurves(KEY)
-    early.open(tmp_path, 8)
-    assert early.missing([4, 7]) == [0, 1]
+    assert np.array_equal(opened(tmp_path, 10).get([FOUR, SEVEN]), [[1, 1], [0, 0]])
+    assert opened(tmp_path, 8).missing([FOUR, SEVEN]) == [0, 1]
+
+
+def test_a_prompt_of_another_text_is_another_one_though_its_place_is_the_same(tmp_path):
+    base = opened(tmp_path, 0)
+    base.add(1, [FOUR], np.ones((1, 2)))
+    base.write(1)
+    assert opened(tmp_path, 1).missing([Prompt(4, "for"), FOUR]) == [0]
 
 
 def test_another_model_or_probe_reads_another_folder(tmp_path):
-    base = BaseCurves(KEY)
-    base.open(tmp_path, 0)
-    base.add(1, [0], np.ones((1, 3)))
+    base = opened(tmp_path, 0)
+    base.add(1, [FOUR], np.ones((1, 3)))
     base.write(1)
-    other = BaseCurves({"model": "other"})
-    other.open(tmp_path, 1)
-    assert other.missing([0]) == [0]
+    assert opened(tmp_path, 1, {"model": "other"}).missing([FOUR]) == [0]
 
 
 def test_a_file_that_is_damaged_or_of_another_probe_is_refused(tmp_path):
-    base = BaseCurves(KEY)
-    base.open(tmp_path, 0)
-    base.add(1, [0], np.ones((1, 3)))
+    base = opened(tmp_path, 0)
+    base.add(1, [FOUR], np.ones((1, 3)))
     base.write(1)
     (path,) = tmp_path.rglob("*.safetensors")
-    other = BaseCurves({"model": "other"})
-    other.open(tmp_path, 1)
-    other.add(1, [0], np.ones((1, 3)))
+    other = opened(tmp_path, 1, {"model": "other"})
+    other.add(1, [FOUR], np.ones((1, 3)))
     other.write(1)
     (theirs,) = (each for each in tmp_path.rglob("*.safetensors") if each != path)
     path.write_bytes(theirs.read_bytes())
     with pytest.raises(CheckpointError, match="holds entropies of another probe; delete it: they are measured anew"):
-        BaseCurves(KEY).open(tmp_path, 1)
+        opened(tmp_path, 1)
     path.write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match=r"step-000001\.safetensors is damaged \(.*\); delete it"):
-        BaseCurves(KEY).open(tmp_path, 1)
+        opened(tmp_path, 1)
 
 
 def test_networks_are_told_apart_by_their_weights(tiny_model):
@@ -359,14 +391,14 @@ def test_curves_that_still_hold_are_part_of_the_state(tiny_model):
     probe = probe_of(tiny_model, refresh=3)
     first = measure(probe, tiny_model, PROMPTS[:2])
     restored = probe_of(tiny_model, refresh=3)
-    restored.load_state_dict(probe.state_dict())
+    restored.probe.load_state_dict(probe.probe.state_dict())
     perturb(tiny_model)
     again = measure(restored, tiny_model, PROMPTS[:2], step=2)
     assert np.array_equal(again.entropy, first.entropy)
     exact = probe_of(tiny_model)
     measure(exact, tiny_model)
-    assert exact.state_dict() == {}
-    exact.load_state_dict({})
+    assert exact.probe.state_dict() == {}
+    exact.probe.load_state_dict({})
 
 
 # --- what cannot be measured -----------------------------------------------------------------------------------------
@@ -377,8 +409,8 @@ def test_a_block_the_network_does_not_have_is_refused(tiny_model, block):
     with pytest.raises(AegpoError) as error:
         measure(probe_of(tiny_model, block=block), tiny_model)
     assert str(error.value) == (
-        f"probe: the network has no {block!r} attention in these layers; it has joint, image-image, image-text, "
-        "text-image, text-text"
+        f"signals.entropy: the network has no {block!r} attention in these layers; it has joint, image-image, "
+        "image-text, text-image, text-text"
     )
 
 
@@ -386,7 +418,8 @@ def test_a_pattern_that_matches_no_layer_is_refused_with_the_layers(tiny_model):
     with pytest.raises(AegpoError) as error:
         measure(probe_of(tiny_model, layers=("blocks.*", "mid*")), tiny_model)
     assert str(error.value) == (
-        "probe: no layer matches 'blocks.*', 'mid*'; layers are transformer_blocks.0.attn, transformer_blocks.1.attn"
+        "signals.entropy: no layer matches 'blocks.*', 'mid*'; layers are transformer_blocks.0.attn, "
+        "transformer_blocks.1.attn"
     )
 
 
@@ -395,6 +428,6 @@ def test_a_network_without_softmax_attention_is_refused():
     with pytest.raises(AegpoError) as error:
         measure(probe_of(model), model, [Prompt(0, "0.5")])
     assert str(error.value) == (
-        "probe: the network made no softmax attention call that can be watched, so it has no attention entropy; "
-        "choose parts that read none"
+        "signals.entropy: the network made no softmax attention call that can be watched, so it has no attention "
+        "entropy; choose parts that read none"
     )

@@ -1,6 +1,6 @@
 """At which denoising steps trajectories explore and learn."""
 
-from aegpo.method.selectors.entropy import EntropyPeakSelector, LowestEntropySelector
+from aegpo.method.selectors.peaks import EntropyPeakSelector, LowestEntropySelector, PeaksSelector
 from aegpo.method.selectors.plain import (
     CountedSelector,
     FirstSelector,
@@ -21,6 +21,7 @@ __all__ = [
     "FixedSelector",
     "FractionSelector",
     "LowestEntropySelector",
+    "PeaksSelector",
     "RandomSelector",
     "Selector",
     "SlidingWindowSelector",

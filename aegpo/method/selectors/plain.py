@@ -11,7 +11,9 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import SelectorSpec
-from aegpo.core.records import BoolArray, FloatArray, Signals
+from aegpo.core.records import BoolArray, FloatArray
+from aegpo.core.signals import Signals
+from aegpo.method.signals.noise import STEP_NOISE
 
 
 class Selector(SelectorSpec):
@@ -142,11 +144,14 @@ class TopStdSelector(CountedSelector):
 
     kind: Literal["top-std"] = "top-std"
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The std of the sampler's noise at each step."""
+        return (STEP_NOISE,)
+
     def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)
         """The `top_k` highest transition stds of the schedule; earlier steps win ties."""
-        assert signals.stds is not None, "every plan knows its sampler's stds"
-        scores = np.tile(signals.stds, (signals.num_prompts, 1))
-        return highest(scores, self.top_k, self.eligible(signals.num_steps))
+        return highest(signals.by_step(STEP_NOISE), self.top_k, self.eligible(signals.num_steps))
 
 
 def misplaced(field: str, steps: tuple[int, ...], denoising_steps: int) -> Iterator[str]:

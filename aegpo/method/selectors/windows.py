@@ -11,7 +11,8 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import SelectorSpec
-from aegpo.core.records import BoolArray, Signals
+from aegpo.core.records import BoolArray
+from aegpo.core.signals import Signals
 from aegpo.method.selectors.plain import Selector, same_steps
 
 

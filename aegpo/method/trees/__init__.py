@@ -1,6 +1,6 @@
 """The forest of a training step: rollouts side by side, trajectories that branch, children of trunks."""
 
-from aegpo.method.trees.splitting import BranchingTree, IndependentTree, forest, trunk_levels
+from aegpo.method.trees.splitting import BranchingTree, IndependentTree, forest
 from aegpo.method.trees.trunk import TrunkTree
 
-__all__ = ["BranchingTree", "IndependentTree", "TrunkTree", "forest", "trunk_levels"]
+__all__ = ["BranchingTree", "IndependentTree", "TrunkTree", "forest"]

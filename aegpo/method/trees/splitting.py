@@ -54,22 +54,6 @@ def forest(
     )
 
 
-def trunk_levels(plan: RolloutPlan) -> IntArray:  # (P,)
-    """How many levels, from the first, each prompt has a single node at that no noise has reached.
-
-    What the network says there depends on nothing but the prompt and its start noise. 0 for several trees, and where
-    the plan says which start noise each root has.
-    """
-    prompts = int(plan.group.max()) + 1
-    lengths: IntArray = np.zeros(prompts, dtype=np.int64)
-    alone = np.full(prompts, plan.start is None)
-    for level in range(plan.num_steps if plan.tail is None else plan.tail.start):
-        alone &= np.bincount(plan.prompt[level], minlength=prompts) == 1
-        lengths += alone
-        alone[plan.prompt[level + 1][plan.noisy[level]]] = False
-    return lengths
-
-
 def spread(parents: int, children: int) -> IntArray:  # (children,)
     """The parent of each child: as equal numbers as possible, the larger ones evenly spaced."""
     return np.arange(children, dtype=np.int64) * parents // children

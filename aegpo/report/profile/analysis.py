@@ -8,12 +8,15 @@ from functools import cached_property
 import numpy as np
 
 from aegpo.core.parts import SelectorSpec
-from aegpo.core.records import BoolArray, FloatArray, IntArray, Signals
+from aegpo.core.records import BoolArray, FloatArray, IntArray, Signal
+from aegpo.core.signals import Signals
 from aegpo.errors import AegpoError
 from aegpo.method.planning import LATE
 from aegpo.method.selectors import EntropyPeakSelector
+from aegpo.method.signals.entropy import EntropySignal, entropy_options
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.report.profile.measure import Profile
-from aegpo.report.profile.target import Target
+from aegpo.report.profile.target import READS, Target
 
 TOP_K = EntropyPeakSelector().top_k
 
@@ -50,7 +53,12 @@ class Analysis:
     @property
     def block(self) -> str:
         """The block that the experiment's selector and allocator read."""
-        return self.target.experiment.probe.block
+        return self.options.block
+
+    @property
+    def options(self) -> EntropySignal:
+        """How the experiment measures entropy."""
+        return entropy_options(self.target.experiment)
 
     @property
     def sigmas(self) -> FloatArray:  # (T+1,)
@@ -69,7 +77,7 @@ class Analysis:
         """What chooses steps here: the experiment's selector, or entropy peaks where that reads no entropy."""
         spec = self.target.experiment.selector
         steps = self.target.experiment.rollouts.denoising_steps
-        return spec if spec.needs_entropy else EntropyPeakSelector(top_k=min(TOP_K, steps - 1))
+        return spec if self._told("selector") else EntropyPeakSelector(top_k=min(TOP_K, steps - 1))
 
     @property
     def selector_is_foreign(self) -> bool:
@@ -85,7 +93,7 @@ class Analysis:
     def counts(self) -> IntArray | None:  # (P,) rollouts, 0 for what is left over after whole training steps
         """Rollouts of each prompt if these prompts came in this order; None if the allocator reads no entropy."""
         spec = self.target.experiment
-        if not spec.allocator.needs_entropy or self.policy is None:
+        if not self._told("allocator") or self.policy is None:
             return None
         each, counts = spec.rollouts.prompts_per_step, np.zeros(len(self.texts), dtype=np.int64)
         for first in range(0, len(self.texts) - each + 1, each):
@@ -96,11 +104,17 @@ class Analysis:
 
     def _signals(self, rows: slice) -> Signals:
         """What the probe would tell the parts about some of the prompts, after any warm-up."""
-        spec = self.target.experiment
         entropy, base = self.shown.curves(self.block)[rows].copy(), self.base.curves(self.block)[rows].copy()
-        unmeasured = np.setdiff1d(np.arange(entropy.shape[1]), spec.probe.measured(entropy.shape[1]))
-        entropy[:, unmeasured] = base[:, unmeasured] = np.nan
-        return Signals(LATE, len(entropy), self.sigmas, entropy, base)
+        steps = self.options.measured(entropy.shape[1])
+        delta = np.abs(entropy - base).take(steps, axis=1).mean(axis=1)
+        entropy[:, np.setdiff1d(np.arange(entropy.shape[1]), steps)] = np.nan
+        known = {ENTROPY: Signal("prompt-step", entropy), ENTROPY_DELTA: Signal("prompt", delta)}
+        return Signals(LATE, len(entropy), self.sigmas, known)
+
+    def _told(self, field: str) -> bool:
+        """True if a part reads something, and nothing but what is profiled."""
+        reads = self.target.experiment.reads.get(field, ())
+        return bool(reads) and READS.issuperset(reads)
 
     @cached_property
     def peaks(self) -> IntArray:
@@ -128,10 +142,11 @@ def analyse(target: Target, base: Profile, policy: Profile | None) -> Analysis:
     Raises:
         AegpoError: if the network does not have the block that the experiment reads.
     """
-    if target.experiment.probe.block not in base.blocks:
+    block = entropy_options(target.experiment).block
+    if block not in base.blocks:
         has = ", ".join(base.blocks)
         raise AegpoError(
-            f"the experiment reads the block {target.experiment.probe.block!r}, which these layers do not have; they "
-            f"have {has}; set 'probe.block'"
+            f"the experiment reads the block {block!r}, which these layers do not have; they "
+            f"have {has}; set 'signals.entropy.block'"
         )
     return Analysis(target, base, policy)

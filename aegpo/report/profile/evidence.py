@@ -19,16 +19,17 @@ from torch import Tensor
 
 from aegpo.core import contracts
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Prompt, RolloutPlan
+from aegpo.core.signals import Trunk
+from aegpo.method.signals.entropy import entropy_options
 from aegpo.method.trees import IndependentTree
 from aegpo.report.profile.analysis import Analysis
 from aegpo.report.profile.measure import Profile
 from aegpo.report.statistics import Interval, bootstrap_interval, holm, permutation_p, spearman
 from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
-from aegpo.train.entropy_probe import start_noise
-from aegpo.train.execution import Trunk
 from aegpo.train.rollouts import roll_out, sample_deterministic
 from aegpo.train.scoring import score
+from aegpo.train.start_noise import signal_noise
 
 CHILDREN = 8  # noisy children of each trunk state
 NOISES = 8  # start noises of which a prompt's reward is the mean
@@ -118,12 +119,12 @@ def measure_reward_std(
     engine: Engine, prompts: Sequence[Prompt], steps: IntArray, children: int, say: Say
 ) -> FloatArray:
     """(P, S) standard deviation of rewards over the children of each prompt's trunk at each step."""
-    how, seed = engine.policy.how, engine.experiment.probe.seed
+    how, seed = engine.policy.how, entropy_options(engine.experiment).seed
     generator, parts = torch.Generator().manual_seed(seed), []
     for first in range(0, len(prompts), _AT_ONCE):
         part = prompts[first : first + _AT_ONCE]
         plan, branched = branch_plan(len(part), len(how.sigmas) - 1, steps, children)
-        starts = [start_noise(how.model.latent_shape, seed, first + row) for row in range(len(part))]
+        starts = [signal_noise(how.model.latent_shape, seed, first + row) for row in range(len(part))]
         trunk = Trunk(np.arange(len(part)), torch.stack(starts).to(how.sigmas.device))
         cond = how.model.encode([prompt.text for prompt in part])
         rollouts = roll_out(how, plan, cond, generator, trunk=trunk)
@@ -195,10 +196,10 @@ def _hits(chosen: BoolArray, spread: FloatArray) -> float:
 
 def rewards_at(engine: Engine, prompts: Sequence[Prompt]) -> FloatArray:  # (NOISES, P)
     """Rewards of the engine's policy, deterministic sampler, the same start noises whenever it is asked."""
-    how, seed, shape = engine.policy.how, engine.experiment.probe.seed, engine.policy.model.latent_shape
+    how, seed, shape = engine.policy.how, entropy_options(engine.experiment).seed, engine.policy.model.latent_shape
     cond, found = how.model.encode([prompt.text for prompt in prompts]), []
     for sample in range(NOISES):
-        noise = torch.stack([start_noise(shape, seed, row, sample) for row in range(len(prompts))])
+        noise = torch.stack([signal_noise(shape, seed, row, sample) for row in range(len(prompts))])
         with torch.no_grad():
             images = sample_deterministic(how, noise.to(how.sigmas.device), cond)
         found.append(total_reward(engine, images, prompts))

@@ -16,10 +16,10 @@ from torch import Tensor
 from aegpo.attention.entropy import Block, attention_entropy, blocks_of, measure_call
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray
 from aegpo.errors import AegpoError
-from aegpo.method.samplers import euler
-from aegpo.train.entropy_probe import nothing_measured, start_noise
+from aegpo.method.samplers import euler, final_latents, start_latents
+from aegpo.method.signals.entropy_probe import nothing_measured
 from aegpo.train.execution import Execution
-from aegpo.train.rollouts import final_latents, start_latents
+from aegpo.train.start_noise import signal_noise
 
 MAPS = 6  # prompts whose entropies are kept token by token
 
@@ -85,7 +85,7 @@ def measure_profile(
     images: list[Tensor] = []
     for first in range(0, len(texts), how.micro_batch):
         part = texts[first : first + how.micro_batch]
-        noise = [start_noise(how.model.latent_shape, seed, first + index) for index in range(len(part))]
+        noise = [signal_noise(how.model.latent_shape, seed, first + index) for index in range(len(part))]
         latents = start_latents(torch.stack(noise).to(how.sigmas.device), how.sigmas)
         record = _Record(layers, rows, seed, maps=max(0, MAPS - first))
         latents = final_latents(_follow(how, latents, how.model.encode(part), record), how.sigmas)

@@ -14,8 +14,11 @@ from aegpo.core.parts import Registries
 from aegpo.core.records import Prompt
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.prompts.lists import read_prompts, refuse_lacking
 from aegpo.runs.opening import Options, find_run
+
+READS = frozenset((ENTROPY, ENTROPY_DELTA))  # what of a profile parts may read
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def _of_file(request: ProfileRequest, registries: Registries) -> Target:
 
 def _readers(experiment: Experiment) -> int:
     """How many parts read entropy."""
-    return int(experiment.allocator.needs_entropy) + int(experiment.selector.needs_entropy)
+    return sum(bool(READS & set(names)) for names in experiment.reads.values())
 
 
 def _of_run(request: ProfileRequest, registries: Registries) -> Target:

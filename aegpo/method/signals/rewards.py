@@ -1,17 +1,33 @@
-"""What a run remembers of its prompts' rewards, for parts that decide by them."""
+"""What a run remembers of its prompts' rewards, for parts that decide by them. It costs nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from aegpo.core.records import FloatArray, Prompt, Signals
+from aegpo.core.experiment import Experiment
+from aegpo.core.interfaces import Policy
+from aegpo.core.parts import SignalSpec
+from aegpo.core.records import FloatArray, IntArray, Per, Prompt
+from aegpo.core.signals import Measurement
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+REWARD_MEAN, REWARD_STD = "reward-mean", "reward-std"
+
+
+class RewardSignal(SignalSpec):
+    """Mean and spread of each prompt's weighted rewards so far, over its visits; unknown until it was asked."""
+
+    kind: Literal["reward-statistics"] = "reward-statistics"
+    provides: ClassVar[Mapping[str, Per]] = {REWARD_MEAN: "prompt", REWARD_STD: "prompt"}
+
+    def build(self, experiment: Experiment) -> RewardHistory:
+        """A memory with nothing in it."""
+        return RewardHistory()
 
 
 class RewardHistory:
@@ -22,7 +38,11 @@ class RewardHistory:
             int, tuple[int, float, float]
         ] = {}  # prompt -> visits, mean of their variances, of their means
 
-    def add(self, prompts: Sequence[Prompt], rewards: Tensor, group: np.ndarray) -> None:  # (N,), (N,)
+    def measure(self, step: int, prompts: Sequence[Prompt], policy: Policy) -> Measurement:
+        """`reward-mean` and `reward-std` (P,); NaN where a prompt was not seen yet."""
+        return Measurement({REWARD_MEAN: self.mean(prompts), REWARD_STD: self.std(prompts)})
+
+    def rewarded(self, prompts: Sequence[Prompt], rewards: Tensor, group: IntArray) -> None:  # (N,), (N,)
         """Remembers a training step's weighted rewards; `group` is the row of `prompts` each belongs to."""
         values = rewards.double().cpu().numpy()
         for row, prompt in enumerate(prompts):
@@ -30,10 +50,6 @@ class RewardHistory:
             own, visits = values[group == row], visits + 1
             variance += (float(own.var(ddof=1)) - variance) / visits
             self._known[prompt.index] = (visits, variance, mean + (float(own.mean()) - mean) / visits)
-
-    def told(self, signals: Signals, prompts: Sequence[Prompt]) -> Signals:
-        """The signals with what is known of these prompts' rewards."""
-        return replace(signals, reward_std=self.std(prompts), reward_mean=self.mean(prompts))
 
     def std(self, prompts: Sequence[Prompt]) -> FloatArray:  # (P,)
         """The spread of each prompt's rewards; NaN where it was not seen yet."""

@@ -1,4 +1,4 @@
-"""The entropy probe: what turns attention entropies along trajectories into the signals of a training step."""
+"""The entropy probe: what turns attention entropies along trajectories into signals of a training step."""
 
 from __future__ import annotations
 
@@ -6,32 +6,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aegpo.attention.entropy import measure_call
+from aegpo.core.interfaces import Policy
 from aegpo.core.parts import JOINT_BLOCKS
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
-from aegpo.core.sections import ProbeSpec
+from aegpo.core.signals import Measurement, Trunk
 from aegpo.errors import SettingError
-from aegpo.method.samplers import euler
-from aegpo.train.base_entropies import BaseCurves
-from aegpo.train.execution import Execution, Trunk
-from aegpo.train.rollouts import start_latents
-
-_SEEDS = 1_000_003  # keeps the start noises of prompts apart under neighbouring seeds
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What the probe found out about a step's prompts, and what that took."""
-
-    entropy: FloatArray  # (P, T) nats, current policy; NaN at steps that are not measured
-    base_entropy: FloatArray  # (P, T) nats, base policy
-    forwards: int  # velocity evaluations
-    trunk: Trunk | None  # of the prompts that were measured now; None unless rollouts start from it
+from aegpo.method.samplers import euler, start_latents
+from aegpo.method.signals.base_entropies import BaseCurves
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA, EntropyOptions
 
 
 @dataclass(frozen=True)
@@ -55,37 +45,45 @@ class EntropyProbe:
     """Measures Entropy(t) of prompts along deterministic trajectories.
 
     A prompt's start noise is fixed for the whole run, so that changes of entropy are changes of the policy. The base
-    policy never changes: its entropies are measured once for each prompt and kept in `base`.
+    policy never changes: its entropies are measured once for each prompt and kept, in files where there is a folder.
     """
 
-    def __init__(self, how: Execution, spec: ProbeSpec, base: BaseCurves | None = None) -> None:
-        self._how, self._spec = how, spec
-        self._steps = spec.measured(len(how.sigmas) - 1)
-        self.base = base or BaseCurves()
+    def __init__(self, spec: EntropyOptions) -> None:
+        self._spec = spec
+        self._base = BaseCurves()
         self._kept: dict[int, _Kept] = {}
 
-    @property
-    def _cost(self) -> int:
-        """Velocity evaluations of one prompt."""
-        return self._spec.samples * (self._steps[-1] + 1)
+    def measure(self, step: int, prompts: Sequence[Prompt], policy: Policy) -> Measurement:
+        """`entropy` (P, T) nats of a training step's prompts, and `entropy-delta` (P,) nats.
 
-    def measure(self, step: int, prompts: Sequence[Prompt], cond: Conditioning) -> Probed:
-        """Entropies of a training step's prompts, of the policy and of the base."""
-        index = [prompt.index for prompt in prompts]
-        due = self._due(step, index)
-        found = self._trajectories(prompts, cond, due, base=False) if due else None
+        Steps that are not measured are NaN: they cannot be chosen by their entropy and do not enter delta.
+        """
+        cond = policy.encode([prompt.text for prompt in prompts])
+        due = self._due(step, [prompt.index for prompt in prompts])
+        found = self._trajectories(prompts, cond, due, policy) if due else None
         if found is not None:
-            fresh = zip((index[row] for row in due), found.curves, strict=True)
+            fresh = zip((prompts[row].index for row in due), found.curves, strict=True)
             self._kept.update({prompt: _Kept(step, curve) for prompt, curve in fresh})
-        missing = self.base.missing(index)
+        missing = self._base.missing(prompts)
         if missing:
-            curves = self._trajectories(prompts, cond, missing, base=True).curves
-            self.base.add(step, [index[row] for row in missing], curves)
-        entropy = np.stack([self._kept[prompt].curve for prompt in index])
+            with policy.base():
+                curves = self._trajectories(prompts, cond, missing, policy).curves
+            self._base.add(step, [prompts[row] for row in missing], curves)
+        entropy = np.stack([self._kept[prompt.index].curve for prompt in prompts])
         trunk = None
         if found is not None and self._spec.source == "rollout":
             trunk = Trunk(np.array(due, dtype=np.int64), found.noise, found.velocity)
-        return Probed(entropy, self.base.get(index), (len(due) + len(missing)) * self._cost, trunk)
+        steps = self._steps(policy)
+        delta: FloatArray = np.abs(entropy - self._base.get(prompts)).take(steps, axis=1).mean(axis=1)
+        spent = (len(due) + len(missing)) * self._spec.cost(len(policy.sigmas) - 1).policy
+        return Measurement({ENTROPY: entropy, ENTROPY_DELTA: delta}, spent, trunk)
+
+    def base_entropies(self, prompts: Sequence[Prompt]) -> FloatArray:  # (P, T)
+        """The base policy's curves of prompts that were measured, in nats; NaN at steps that are not measured."""
+        return self._base.get(prompts)
+
+    def _steps(self, policy: Policy) -> tuple[int, ...]:
+        return self._spec.measured(len(policy.sigmas) - 1)
 
     def _due(self, step: int, index: Sequence[int]) -> list[int]:
         """Rows of the prompts that have no curve, or one that no longer holds; each prompt once."""
@@ -97,38 +95,51 @@ class EntropyProbe:
 
     @torch.no_grad()
     def _trajectories(
-        self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], base: bool
+        self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], policy: Policy
     ) -> _Trajectories:
         """Follows every sample of the prompts in `rows`, all of them abreast."""
-        samples, device = self._spec.samples, cond.text.device
-        starts = [self._start(prompts[row], sample) for sample in range(samples) for row in rows]
-        noise, every = torch.stack(starts).to(device), cond.select(torch.tensor(list(rows) * samples, device=device))
-        latents, count = start_latents(noise, self._how.sigmas).to(self._how.storage), len(rows)
-        curves = np.full((count, len(self._how.sigmas) - 1), np.nan)
+        samples, count, steps = self._spec.samples, len(rows), self._steps(policy)
+        chosen = [prompts[row] for row in rows]
+        noise = torch.cat([policy.start_noise(chosen, self._spec.seed, sample) for sample in range(samples)])
+        every = cond.select(torch.tensor(list(rows) * samples, device=noise.device))
+        latents = start_latents(noise, policy.sigmas).to(policy.storage)
+        curves = np.full((count, len(policy.sigmas) - 1), np.nan)
         velocities: list[Tensor] = []
-        for level in range(self._steps[-1] + 1):
-            with self._how.model.base() if base else nullcontext():
-                velocity, entropy = self._evaluate(level, latents.float(), every)
+        for level in range(steps[-1] + 1):
+            velocity, entropy = self._evaluate(policy, level, latents.float(), every)
             if entropy is not None:
                 curves[:, level] = entropy.view(samples, count).mean(dim=0).double().cpu().numpy()
             velocities.append(velocity[:count])
-            sigma, sigma_next = (self._how.sigmas[place].expand(len(latents)) for place in (level, level + 1))
-            latents = euler(latents, velocity, sigma, sigma_next).to(self._how.storage)
+            sigma, sigma_next = (policy.sigmas[place].expand(len(latents)) for place in (level, level + 1))
+            latents = euler(latents, velocity, sigma, sigma_next).to(policy.storage)
         return _Trajectories(curves, noise[:count], tuple(velocities))
 
-    def _evaluate(self, level: int, latents: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(
+        self, policy: Policy, level: int, latents: Tensor, cond: Conditioning
+    ) -> tuple[Tensor, Tensor | None]:
         """Velocity (B, C, H, W) at a level, and entropies (B,) where it is measured."""
-        sigma, velocities, entropies = self._how.sigmas[level], [], []
-        for rows in torch.split(torch.arange(len(latents), device=latents.device), self._how.micro_batch):
-            tap, measured = _LayerMean(self._spec), level in self._steps
-            with self._how.model.tap_attention(tap.see) if measured else nullcontext():
-                velocities.append(self._how.velocity(latents[rows], sigma.expand(len(rows)), cond.select(rows)))
+        sigma, velocities, entropies = policy.sigmas[level], [], []
+        measured = level in self._steps(policy)
+        for rows in torch.split(torch.arange(len(latents), device=latents.device), policy.micro_batch):
+            tap = _LayerMean(self._spec)
+            with policy.tap_attention(tap.see) if measured else nullcontext():
+                velocities.append(policy.velocity(latents[rows], sigma.expand(len(rows)), cond.select(rows)))
             if measured:
                 entropies.append(tap.mean())
         return torch.cat(velocities), torch.cat(entropies) if entropies else None
 
-    def _start(self, prompt: Prompt, sample: int) -> Tensor:  # (C, H, W)
-        return start_noise(self._how.model.latent_shape, self._spec.seed, prompt.index, sample)
+    def open(self, folder: Path, step: int, identity: Mapping[str, Any]) -> None:
+        """Takes back the base policy's curves of a run that goes on after a training step, and keeps new ones there.
+
+        Raises:
+            CheckpointError: if a file is damaged or of another probe.
+        """
+        how = self._spec.model_dump(mode="json", exclude={"refresh", "source"})
+        self._base.open(folder, step, {"probe": how, **identity})
+
+    def write(self, step: int) -> None:
+        """Puts the base policy's new curves on disk."""
+        self._base.write(step)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The last curves of the policy by prompt, where they hold for longer than their own step."""
@@ -152,7 +163,7 @@ class EntropyProbe:
 class _LayerMean:
     """Sees the attention calls of one evaluation and gives their mean entropy."""
 
-    def __init__(self, spec: ProbeSpec) -> None:
+    def __init__(self, spec: EntropyOptions) -> None:
         self._spec = spec
         self._values: list[Tensor] = []  # (B,) each
         self._seen: dict[str, str] = {}  # layer -> kind
@@ -173,7 +184,7 @@ class _LayerMean:
             SettingError: if no call was measured; the message says why.
         """
         if not self._values:
-            raise SettingError(nothing_measured(self._spec.block, self._spec.layers, self._seen), "probe")
+            raise SettingError(nothing_measured(self._spec.block, self._spec.layers, self._seen), "signals", "entropy")
         return torch.stack(self._values).mean(dim=0)
 
 
@@ -194,11 +205,3 @@ def nothing_measured(block: str, patterns: Sequence[str], seen: Mapping[str, str
 def _abridged(names: Sequence[str]) -> str:
     shown = [*names[:3], "...", names[-1]] if len(names) > 5 else names
     return ", ".join(shown)
-
-
-def start_noise(shape: tuple[int, int, int], seed: int, prompt: int, sample: int = 0) -> Tensor:  # (C, H, W)
-    """The start noise of a prompt's probe trajectory, the same whenever it is asked for."""
-    own = seed * _SEEDS + prompt
-    if sample > 0:  # the CPU's generator reads 32 bits of a seed, so that samples cannot just be far apart
-        own = int(np.random.SeedSequence((own % 2**64, sample)).generate_state(1)[0])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(own))

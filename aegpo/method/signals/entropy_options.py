@@ -1,0 +1,91 @@
+"""How attention entropy is measured as a signal: its options and their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from aegpo.core.experiment import Experiment
+from aegpo.core.parts import SignalSpec
+from aegpo.core.problems import Problem
+from aegpo.core.records import Per
+from aegpo.core.sections import NotNegative, Positive
+from aegpo.core.signals import SignalCost
+
+ENTROPY, ENTROPY_DELTA = "entropy", "entropy-delta"
+
+
+class EntropyOptions(SignalSpec):
+    """What is measured of attention entropy, what it costs, and where it is impossible. All options: our choices."""
+
+    kind: Literal["entropy"] = "entropy"
+    provides: ClassVar[Mapping[str, Per]] = {ENTROPY: "prompt-step", ENTROPY_DELTA: "prompt"}
+    block: Literal["joint", "image-image", "image-text", "text-image", "text-text", "self", "cross"] = Field(
+        default="joint",
+        description="whose entropy: joint = every row over all keys; image-text and its like = the first's rows, the "
+        "softmax renormalised over the second's keys; self, cross = a UNet's two kinds of layer (our choice: joint); "
+        "with guidance, the mean of both evaluations. Padding words count where the network attends to them, as SD3 "
+        "does",
+    )
+    steps: Literal["all"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)] = Field(
+        default="all",
+        description="denoising steps that are measured, counted from 0; the trajectory ends after the last of them, "
+        "and the others can neither be chosen by their entropy nor move delta (nothing is interpolated)",
+    )
+    rows: Literal["all"] | Positive = Field(
+        default="all",
+        description="query rows measured in each call: all, or so many of them, image and text alike in share",
+    )
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        default=("*",), description="layers whose mean is taken, by name; * and ? are wildcards"
+    )
+    samples: Positive = Field(default=1, description="start noises of each prompt whose curves are averaged")
+    refresh: Positive = Field(
+        default=1,
+        description="training steps for which a prompt's curve holds; then it is measured when it comes again",
+    )
+    source: Literal["probe", "rollout"] = Field(
+        default="probe",
+        description="probe: trajectories of its own. rollout: a prompt with one tree starts it from the probe's first "
+        "start noise, and the tree takes over the probe's evaluations up to its first noisy step",
+    )
+    seed: int = Field(
+        default=0, description="start noise of the probe trajectories, fixed for each prompt, and which rows"
+    )
+
+    def measured(self, denoising_steps: int) -> tuple[int, ...]:
+        """The denoising steps that are measured, in order."""
+        return tuple(range(denoising_steps)) if self.steps == "all" else tuple(sorted(self.steps))
+
+    def cost(self, denoising_steps: int) -> SignalCost:
+        """A trajectory to the last measured step for each sample, of the policy and once of the base."""
+        levels = self.measured(denoising_steps)[-1] + 1
+        trajectory = self.samples * levels
+        return SignalCost(trajectory, trajectory, self.refresh, levels if self.source == "rollout" else 0)
+
+    def problems(self, experiment: Experiment) -> Iterator[Problem]:
+        """A block the model lacks, steps that a trajectory does not have, and a trunk of another policy."""
+        blocks, objective = experiment.model.attention_blocks, experiment.objective
+        if blocks is not None and self.block not in blocks:
+            message = f"model {experiment.model.kind!r} has no {self.block!r} attention; it has {', '.join(blocks)}"
+            yield Problem(("block",), message)
+        for message in self._wrong_steps(experiment.rollouts.denoising_steps):
+            yield Problem(("steps",), message)
+        if self.source == "rollout" and objective.keeps_old:
+            message = (
+                f"objective {objective.kind!r} samples rollouts by an older policy than the one that is probed, so "
+                "they cannot take over its evaluations; use 'probe'"
+            )
+            yield Problem(("source",), message)
+
+    def _wrong_steps(self, denoising_steps: int) -> Iterator[str]:
+        """Steps that a trajectory does not have, or that are named twice, in words."""
+        steps = self.measured(denoising_steps)
+        if steps[-1] >= denoising_steps:
+            yield f"no denoising step {steps[-1]}: a trajectory has {denoising_steps}, counted from 0"
+        twice = [step for step, following in pairwise(steps) if step == following]
+        if twice:
+            yield f"step {twice[0]} is named twice; name it once"

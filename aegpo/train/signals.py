@@ -1,0 +1,80 @@
+"""The sources of signals that a run measures: built, asked once a step, kept on disk, and told what prompts brought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from aegpo.core import contracts
+from aegpo.core.experiment import Experiment
+from aegpo.core.interfaces import Filed, Rewarded, SignalSource
+from aegpo.core.records import IntArray, Prompt, Signal
+from aegpo.core.signals import Signals, Trunk
+from aegpo.train.policy import Policy
+
+
+@dataclass(frozen=True)
+class Known:
+    """What all sources found out about a step's prompts, and what that took."""
+
+    signals: Signals
+    forwards: int = 0  # velocity evaluations of single latents
+    trunk: Trunk | None = None  # that rollouts may start from
+
+
+class Sources:
+    """The sources of an experiment, by kind: those that provide what a chosen part reads, and no others."""
+
+    def __init__(self, experiment: Experiment, policy: Policy) -> None:
+        self._experiment, self._policy = experiment, policy
+        self.built: dict[str, SignalSource] = {}
+        for kind, spec in experiment.sources.items():
+            with contracts.blaming("signals", kind):
+                self.built[kind] = spec.build(experiment)
+        # Now: later the weights are no longer the base policy's.
+        filed = any(isinstance(source, Filed) for source in self.built.values())
+        self._identity = policy.identity() if filed else {}
+
+    def measure(self, step: int, prompts: Sequence[Prompt]) -> Known:
+        """Signals of a training step's prompts.
+
+        Raises:
+            ContractError: if a source fails, or measures what it must not; the message names it.
+        """
+        signals = Signals(step, len(prompts), self._experiment.sigmas)
+        known, forwards, trunk = dict[str, Signal](), 0, None
+        for kind, source in self.built.items():
+            provides = self._experiment.signals[kind].provides
+            with contracts.blaming("signals", kind):
+                found = source.measure(step, prompts, self._policy)
+                contracts.check_measurement(kind, provides, found, signals)
+            known |= {name: Signal(provides[name], values) for name, values in found.values.items()}
+            forwards, trunk = forwards + found.forwards, trunk or found.trunk
+        return Known(Signals(step, len(prompts), self._experiment.sigmas, known), forwards, trunk)
+
+    def rewarded(self, prompts: Sequence[Prompt], rewards: Tensor, group: IntArray) -> None:
+        """Tells those that learn from it what a step's prompts brought: (N,) rewards, (N,) rows of `prompts`."""
+        for kind, source in self.built.items():
+            if isinstance(source, Rewarded):
+                with contracts.blaming("signals", kind):
+                    source.rewarded(prompts, rewards, group)
+
+    def open(self, folder: Path, step: int) -> None:
+        """Opens the files of those that keep any, as they were after a training step.
+
+        Raises:
+            CheckpointError: if a file is damaged or of something else.
+        """
+        for kind, source in self._filed().items():
+            source.open(folder / kind, step, self._identity)
+
+    def write(self, step: int) -> None:
+        """Puts on disk what was measured up to a training step."""
+        for source in self._filed().values():
+            source.write(step)
+
+    def _filed(self) -> Mapping[str, Filed]:
+        return {kind: source for kind, source in self.built.items() if isinstance(source, Filed)}

@@ -1,0 +1,179 @@
+"""Sources of signals: from outside, for nobody, and those that break what they promise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+from command_line import aegpo as command
+from repository import ROOT
+from settling import Settling, SettlingSignal
+from worlds import SOURCES, GaussianSpec, small_experiment
+
+from aegpo.core.experiment import experiment_type
+from aegpo.core.parts import SignalSpec
+from aegpo.core.records import Per
+from aegpo.core.sections import PromptsSpec, RolloutsSpec
+from aegpo.core.signals import Measurement
+from aegpo.errors import ContractError, PluginError
+from aegpo.method.allocators import KnapsackAllocator, MedianSplitAllocator, RewardStdAllocator
+from aegpo.method.costs import cost
+from aegpo.method.selectors import PeaksSelector
+from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.testing import check_allocator
+from aegpo.train.engine import Engine
+
+ROLLOUTS = RolloutsSpec(prompts_per_step=2, rollouts_per_step=12, denoising_steps=4)
+BY_SETTLING = {
+    "rollouts": ROLLOUTS,
+    "allocator": MedianSplitAllocator(signal="restlessness", low=4, high=8, warmup=0),
+    "selector": PeaksSelector(signal="change", top_k=2),
+    "signals": {**SOURCES, "settling": SettlingSignal(seed=3)},
+}
+
+
+def test_a_signal_from_outside_drives_allocator_and_selector():
+    engine = Engine.build(small_experiment(GaussianSpec(), **BY_SETTLING))
+    report = engine.step(1)
+    change, restless = (report.signals[name].values for name in ("change", "restlessness"))
+    assert np.array_equal(report.counts, np.where(restless > np.median(restless), 8, 4))
+    best = np.sort(np.argsort(-change[:, :3], axis=1, kind="stable")[:, :2], axis=1)
+    assert [np.flatnonzero(row).tolist() for row in report.selected] == best.tolist()
+    assert report.metrics["signal_forwards"] == 2 * 4
+    measured = Settling(3).measure(1, engine.prompts.at(1), engine.policy).values
+    assert engine.step(2).metrics["signal_forwards"] == 2 * 4
+    assert measured["change"].shape == (2, 4)
+
+
+def test_its_cost_is_part_of_check():
+    plain = small_experiment(GaussianSpec(), rollouts=ROLLOUTS)
+    assert cost(plain).signals == 0
+    spent = cost(small_experiment(GaussianSpec(), **BY_SETTLING))
+    assert (spent.signals, spent.signals_base) == (2 * 4, 0)
+
+
+def test_a_run_by_a_signal_from_outside_is_recorded_and_reported(tmp_path):
+    path = tmp_path / "settling.yaml"
+    path.write_text(
+        f"extends: {ROOT / 'experiments' / 'smoke.yaml'}\nname: settling\ntraining_steps: 2\n"
+        "prompts: {train_count: 8, evaluation_count: 4}\n"
+        "rollouts: {prompts_per_step: 2, rollouts_per_step: 12, denoising_steps: 5}\n"
+        "optimizer: {rollouts_per_update: 12}\n"
+        "arms:\n  settling:\n    allocator: {kind: median-split, signal: restlessness, low: 4, high: 8}\n"
+        "    selector: {kind: peaks, signal: change, top_k: 2}\n    tree: branching\n"
+    )
+    plugin = str(ROOT / "tests" / "settling.py")
+    shown = command("check", str(path), "--plugin", plugin)
+    assert shown.code == 0, shown.stderr
+    assert " 10 + 0 once " in shown.stdout
+    done = command("run", str(path), "--plugin", plugin, "--out", str(tmp_path))
+    assert done.code == 0, done.stderr
+    rows = [json.loads(line) for line in next(tmp_path.rglob("metrics.jsonl")).read_text().splitlines()]
+    assert [np.shape(row["signals"]["change"]) for row in rows] == [(2, 5)] * 2
+    assert (tmp_path / "settling" / "report" / "report.html").exists()
+
+
+# --- who is measured -------------------------------------------------------------------------------------------------
+
+
+def test_only_sources_that_somebody_reads_are_built_and_they_stand_in_the_manifest():
+    names = experiment_type(load_registries(plugin_manager()))
+    fields = {"model": {"kind": "shapes"}, "rewards": [{"kind": "palette"}]}
+    quiet = names.model_validate(fields)
+    assert quiet.signals == {}
+    peaks = names.model_validate({**fields, "selector": "entropy-peak", "signals": {"entropy": {"rows": 9}}})
+    assert peaks.model_dump()["signals"]["entropy"]["rows"] == 9
+    split = names.model_validate({**fields, "allocator": {"kind": "median-split", "signal": "reward-std"}})
+    assert split.model_dump()["signals"] == {"reward-statistics": {"kind": "reward-statistics"}}
+    assert peaks.model_copy(update={"allocator": KnapsackAllocator()}).sources.keys() == {
+        "entropy",
+        "reward-statistics",
+    }
+
+
+def test_what_prompts_brought_is_told_to_the_sources_that_learn_from_it():
+    prompts = PromptsSpec(train_count=2, evaluation_count=2)
+    experiment = small_experiment(GaussianSpec(), allocator=RewardStdAllocator(low=2, high=6), prompts=prompts)
+    engine = Engine.build(experiment)
+    assert np.isnan(engine.step(1).signals["reward-std"].values).all()
+    known = engine.sources.measure(5, engine.prompts.at(5)).signals
+    assert np.isfinite(known.by_prompt("reward-std")).all()
+    with pytest.raises(ContractError, match=r"no signal 'entropy' was measured: a part reads what it declares"):
+        known.by_step("entropy")
+    with pytest.raises(ContractError, match="signal 'reward-std' has values by prompt, none of denoising steps"):
+        known.by_step("reward-std")
+
+
+# --- sources that break their promise --------------------------------------------------------------------------------
+
+
+class Odd(SignalSpec):
+    """Returns what it is told to."""
+
+    kind: Literal["odd"] = "odd"
+    provides: ClassVar[Mapping[str, Per]] = {"oddity": "prompt"}
+
+    def build(self, experiment):
+        return self
+
+    def measure(self, step, prompts, policy):
+        return ANSWER[0](prompts)
+
+
+ANSWER: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda prompts: Measurement({"odd": np.zeros(2)}),
+            "signal source 'odd' measured 'odd'; it provides 'oddity'",
+        ),
+        (
+            lambda prompts: Measurement({"oddity": np.zeros((2, 4))}),
+            "signal source 'odd' returned signal 'oddity' of shape (2, 4), float64; (2,), float64 was asked",
+        ),
+        (
+            lambda prompts: Measurement({"oddity": np.array([np.inf, 0.0])}),
+            "signal source 'odd' returned an infinite value of signal 'oddity'; NaN says that it is unknown",
+        ),
+        (lambda prompts: prompts[9], "signals 'odd' failed with IndexError: tuple index out of range"),
+    ],
+)
+def test_a_source_that_breaks_its_promise_is_blamed(answer, message):
+    ANSWER[:] = [answer]
+    parts = {"allocator": MedianSplitAllocator(signal="oddity", low=2, high=6), "signals": {"odd": Odd()}}
+    engine = Engine.build(small_experiment(GaussianSpec(), **parts))
+    with pytest.raises(ContractError) as error:
+        engine.step(1)
+    assert error.value.message == message
+    assert error.value.location == ("signals",)
+
+
+class Asking(SignalSpec):
+    """Cannot be built by its name alone."""
+
+    kind: Literal["asking"] = "asking"
+    provides: ClassVar[Mapping[str, Per]] = {"answer": "prompt"}
+    question: str
+
+
+def test_a_source_whose_options_have_no_defaults_is_refused_by_name():
+    registries = load_registries(plugin_manager())
+    registries.signals.add(Asking)
+    with pytest.raises(PluginError, match="registers signals 'asking' without a default for 'question'; parts ask"):
+        experiment_type(registries)
+
+
+def test_a_part_whose_signal_no_source_provides_does_not_conform():
+    with pytest.raises(ContractError, match="no installed source provides the signal 'knee'; known: entropy, "):
+        check_allocator(MedianSplitAllocator(signal="knee"))
+
+
+def test_the_stranger_is_no_part_of_the_box():
+    assert "settling" not in load_registries(plugin_manager()).signals.names
+    assert "settling" in load_registries(plugin_manager([str(ROOT / "tests" / "settling.py")])).signals.names

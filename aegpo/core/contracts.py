@@ -63,13 +63,13 @@ def check_measurement(name: str, provides: Mapping[str, Per], found: Measurement
 
 
 def check_counts(name: str, counts: IntArray, signals: Signals, budget: int) -> None:
-    """An allocator's (P,) int64: each at least 2, in all exactly the budget."""
+    """An allocator's (P,) int64: each 0 or at least 2, in all exactly the budget."""
     who = f"allocator {name!r}"
     _check_array(who, "counts", counts, (signals.num_prompts,), "int64")
-    if (low := np.flatnonzero(counts < LEAST_GROUP)).size:
+    if (low := np.flatnonzero((counts < LEAST_GROUP) & (counts != 0))).size:
         raise ContractError(
             f"{who} returned {counts[low[0]]} rollouts for prompt {low[0]} of the step; "
-            f"a group needs at least {LEAST_GROUP} to be compared"
+            f"a group needs at least {LEAST_GROUP} to be compared, or none: then the prompt is not asked this time"
         )
     if (total := int(counts.sum())) != budget:
         raise ContractError(f"{who} returned {total} rollouts for a budget of {budget}")

@@ -179,7 +179,7 @@ class Allocator(Protocol):
     """Splits a step's rollout budget over its prompts."""
 
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:
-        """(P,) rollouts per prompt, each >= 2, in all `budget`."""
+        """(P,) rollouts per prompt, in all `budget`; each at least 2, or 0: it is not asked this time."""
 
 
 @runtime_checkable
@@ -195,7 +195,7 @@ class Tree(Protocol):
     """Turns counts and steps into a plan."""
 
     def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
-        """(P,) rollouts and (P, T) chosen steps -> a plan with exactly `counts` leaves a prompt.
+        """(P,) rollouts, at least 2 each, and (P, T) chosen steps -> a plan with exactly `counts` leaves a prompt.
 
         The children of a level are in the order of their parents; any other order is refused.
         """

@@ -113,7 +113,7 @@ class RolloutPlan:
         """How many levels, from the first, each prompt has a single node at that no noise has reached.
 
         What the network says there depends on nothing but the prompt and its start noise. 0 for several trees, and
-        where the plan says which start noise each root has.
+        where the plan says which start noise each root has. P ends with the last prompt that has a rollout.
         """
         prompts = int(self.group.max()) + 1
         lengths: IntArray = np.zeros(prompts, dtype=np.int64)

@@ -86,7 +86,13 @@ class Trunk:
 
     def levels(self, plan: RolloutPlan) -> IntArray:  # (K,)
         """At how many levels of the plan the velocity of each prompt's only node is here."""
-        return np.minimum(plan.trunk_levels[self.prompt], len(self.velocity))
+        return np.minimum(self.alone(plan), len(self.velocity))
+
+    def alone(self, plan: RolloutPlan) -> IntArray:  # (K,)
+        """At how many levels of the plan each prompt has one node only, which no noise has reached."""
+        lengths = np.zeros(max(int(self.prompt.max()) + 1, len(plan.trunk_levels)), dtype=np.int64)
+        lengths[: len(plan.trunk_levels)] = plan.trunk_levels
+        return lengths[self.prompt]
 
     def saved(self, plan: RolloutPlan) -> int:
         """Velocity evaluations of the plan that need not be made."""

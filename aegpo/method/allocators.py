@@ -38,7 +38,7 @@ class UniformAllocator(AllocatorSpec):
 class _SplitAllocator(AllocatorSpec):
     """Half of the prompts get `low` rollouts, the other half `high`."""
 
-    low: int = Field(8, ge=2, description="rollouts of the lower half (AEGPO, Sec. 4.1)")
+    low: int = Field(8, ge=0, description="rollouts of the lower half (AEGPO, Sec. 4.1); 0: it is not asked")
     high: int = Field(16, ge=2, description="rollouts of the upper half (AEGPO, Sec. 4.1)")
 
     def split(self, order: IntArray) -> IntArray:  # (P,) prompts from low to high -> (P,) counts
@@ -53,6 +53,8 @@ class _SplitAllocator(AllocatorSpec):
         if self.high < self.low:
             yield f"'high' ({self.high}) is below 'low' ({self.low})"
             return
+        if self.low == 1:
+            yield "'low' is 1, which has nothing to be compared with; 0 does not ask the prompt, 2 compares"
         if prompts % 2:
             near = f"{prompts - 1} and {prompts + 1}" if prompts > 1 else "2"
             yield f"a median split needs an even number of prompts per step, not {prompts}; nearest: {near}"

@@ -61,8 +61,7 @@ class Planner:
             selected = self.selector.select(signals, rng)
             contracts.check_selection(spec.selector.kind, selected, signals)
         with contracts.blaming("tree", spec.tree.kind):
-            plan = self.tree.plan(counts, selected, rng)
-            contracts.check_plan(spec.tree.kind, plan, counts, selected)
+            plan = self._grown(counts, selected, rng)
         with contracts.blaming("objective", spec.objective.kind):
             contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
         with contracts.blaming("sampler", spec.sampler.kind):
@@ -74,6 +73,18 @@ class Planner:
             plan = with_tail(plan, spec.sigmas, spec.rollouts.tail)
             contracts.check_forest("'rollouts.tail'", plan, counts, plan.num_steps)
         return Planned(counts, selected, plan)
+
+    def _grown(self, counts: IntArray, selected: BoolArray, rng: np.random.Generator) -> RolloutPlan:
+        """The tree's forest; a tree never hears of prompts that were given no rollouts."""
+        asked = np.flatnonzero(counts)
+        plan = self.tree.plan(counts[asked], selected[asked], rng)
+        contracts.check_plan(self.experiment.tree.kind, plan, counts[asked], selected[asked])
+        return plan if len(asked) == len(counts) else _of_step(plan, asked)
+
+
+def _of_step(plan: RolloutPlan, asked: IntArray) -> RolloutPlan:
+    """A plan for some prompts of a step, whose rows are `asked`, as a plan of the step."""
+    return replace(plan, prompt=tuple(asked[nodes] for nodes in plan.prompt))
 
 
 def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:

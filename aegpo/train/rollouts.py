@@ -311,7 +311,7 @@ def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, generator: to
     else:
         noise = _drawn(int(plan.start.max()) + 1, how, generator)[torch.from_numpy(plan.start)].to(device)
     if trunk is not None:
-        rows, nodes = _pairs(_on_trunk(plan, trunk, plan.trunk_levels[trunk.prompt] > 0, 0), device)
+        rows, nodes = _pairs(_on_trunk(plan, trunk, trunk.alone(plan) > 0, 0), device)
         noise[nodes] = trunk.noise[rows]
     return noise
 

@@ -139,7 +139,7 @@ def test_delta_and_steps_are_what_the_probe_of_a_training_run_finds(profiled, ru
     prompts = [Prompt(index, row["text"]) for index, row in enumerate(rows)]
     found = EntropySignal().build(experiment).measure(1, prompts, engine.policy)
     entropy, delta = found.values["entropy"], found.values["entropy-delta"]
-    signals = worlds.signals(9, 4, 4, entropy=entropy, entropy_delta=delta)
+    signals = worlds.signals(9, *entropy.shape, entropy=entropy, entropy_delta=delta)
     np.testing.assert_allclose([float(row["delta_nats"]) for row in rows], delta, rtol=2e-3, atol=2e-6)
     np.testing.assert_allclose([float(row["entropy_nats"]) for row in rows], entropy.mean(axis=1), rtol=1e-5)
     chosen = experiment.selector.select(signals, np.random.default_rng(0))

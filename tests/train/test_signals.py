@@ -58,12 +58,11 @@ def test_its_cost_is_part_of_check():
 def test_a_run_by_a_signal_from_outside_is_recorded_and_reported(tmp_path):
     path = tmp_path / "settling.yaml"
     path.write_text(
-        f"extends: {ROOT / 'experiments' / 'smoke.yaml'}\nname: settling\ntraining_steps: 2\n"
+        "name: settling\nmodel: shapes\nrewards: [palette]\ntraining_steps: 2\ntrackers: [jsonl]\n"
         "prompts: {train_count: 8, evaluation_count: 4}\n"
         "rollouts: {prompts_per_step: 2, rollouts_per_step: 12, denoising_steps: 5}\n"
-        "optimizer: {rollouts_per_update: 12}\n"
-        "arms:\n  settling:\n    allocator: {kind: median-split, signal: restlessness, low: 4, high: 8}\n"
-        "    selector: {kind: peaks, signal: change, top_k: 2}\n    tree: branching\n"
+        "allocator: {kind: median-split, signal: restlessness, low: 4, high: 8}\n"
+        "selector: {kind: peaks, signal: change, top_k: 2}\ntree: branching\nevaluation: {images: 2}\n"
     )
     plugin = str(ROOT / "tests" / "settling.py")
     shown = command("check", str(path), "--plugin", plugin)
@@ -73,7 +72,7 @@ def test_a_run_by_a_signal_from_outside_is_recorded_and_reported(tmp_path):
     assert done.code == 0, done.stderr
     rows = [json.loads(line) for line in next(tmp_path.rglob("metrics.jsonl")).read_text().splitlines()]
     assert [np.shape(row["signals"]["change"]) for row in rows] == [(2, 5)] * 2
-    assert (tmp_path / "settling" / "report" / "report.html").exists()
+    assert (tmp_path / "settling" / "report.html").exists()
 
 
 # --- who is measured -------------------------------------------------------------------------------------------------

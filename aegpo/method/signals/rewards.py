@@ -45,7 +45,8 @@ class RewardHistory:
     def rewarded(self, prompts: Sequence[Prompt], rewards: Tensor, group: IntArray) -> None:  # (N,), (N,)
         """Remembers a training step's weighted rewards; `group` is the row of `prompts` each belongs to."""
         values = rewards.double().cpu().numpy()
-        for row, prompt in enumerate(prompts):
+        for row in np.unique(group).tolist():
+            prompt = prompts[row]
             visits, variance, mean = self._known.get(prompt.index, (0, 0.0, 0.0))
             own, visits = values[group == row], visits + 1
             variance += (float(own.var(ddof=1)) - variance) / visits

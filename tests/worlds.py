@@ -32,6 +32,7 @@ from aegpo.method.trees import IndependentTree
 from aegpo.models.adapters import add_adapters
 from aegpo.models.base_policy import BasePolicy
 from aegpo.plugin.manager import plugin_manager
+from aegpo.prompts.curricula import ShuffleCurriculum
 from aegpo.runs.checkpoints import Checkpoint, load_latest
 from aegpo.runs.folders import Run
 from aegpo.runs.loop import Loop, owes_evaluation
@@ -194,6 +195,7 @@ def small_experiment(model: ModelSpec, **changes: Any) -> Experiment:
         "prompts": PromptsSpec(train_count=8, evaluation_count=4),
         "rollouts": RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=4),
         "rewards": (BrightnessReward(),),
+        "curriculum": ShuffleCurriculum(),
         "allocator": UniformAllocator(),
         "selector": UniformSelector(),
         "tree": IndependentTree(),

@@ -231,7 +231,7 @@ def bench_branching(experiment: Experiment, repeats: int) -> tuple[list[Figure],
     """Wall-clock of a branching rollout as a share of independent rollouts with the same leaves."""
     wanted = experiment.rollouts.model_copy(update={"denoising_steps": STEPS})
     engine = Engine.build(experiment.model_copy(update={"rollouts": wanted}))
-    texts = [prompt.text for prompt in engine.prompts.at(1)]
+    texts = [prompt.text for prompt in engine.asked(1)]
     figures: list[Figure] = []
     lines: list[str] = []
     for prompts in sorted({1, len(texts)}):

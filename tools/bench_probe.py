@@ -77,7 +77,7 @@ class Bench:
         self.rest = [0.0, 0.0]  # processor seconds of steps without the probe, and steps
         for number in range(1, train + 1):
             self._train(number)
-        self.batches = [self.engine.prompts.at(train + 1 + each) for each in range(batches)]
+        self.batches = [self.engine.asked(train + 1 + each) for each in range(batches)]
         self.exact, _ = self.run(EXACT)
         self.per_forward = self._per_forward()
 

@@ -76,9 +76,20 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
     table.caption = (
         "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch, "
         "and 1 more for each frozen policy evaluated there.\n"
-        "signals = forwards that measure what parts read: of the policy in a mean step, of the base once a prompt."
+        "signals = forwards that measure what parts read: of the policy in a mean step, of the base once a prompt.\n"
+        + _asked(figures)
     )
     return table
+
+
+def _asked(figures: Mapping[str, Cost]) -> str:
+    """How many prompts are encoded ahead, and what that takes, for arms that differ in it."""
+    arms: dict[str, list[str]] = {}
+    for arm, cost in figures.items():
+        kept = "" if cost.encodings is None else f", {cost.encodings / 2**30:.2f} GiB on disk at most"
+        arms.setdefault(f"{cost.candidates:,}{kept}", []).append(arm)
+    told = "; ".join(text if len(arms) == 1 else f"{text} ({', '.join(names)})" for text, names in arms.items())
+    return f"prompts that a run may ask, encoded ahead: {told}."
 
 
 def memory(figures: Mapping[str, Footprint], room: int | None) -> Table:

@@ -49,8 +49,8 @@ def file_schema(registries: Registries) -> dict[str, Any]:
 def _allow_names(schema: dict[str, Any], registries: Registries) -> None:
     """Lets the bare name of a part stand for it, wherever one is chosen."""
     names, fields = {registry.axis: registry.names for registry in registries}, schema["properties"]
-    for key in ("model", "allocator", "selector", "tree", "sampler", "advantage", "objective"):
-        fields[key] = _or_name(fields[key], names[f"{key}s"])
+    for key in ("model", "curriculum", "allocator", "selector", "tree", "sampler", "advantage", "objective"):
+        fields[key] = _or_name(fields[key], registries.of(key).names)
     sources = fields["signals"].pop("additionalProperties")["discriminator"]["mapping"]
     fields["signals"]["properties"] = {kind: {"$ref": place} for kind, place in sources.items()}
     fields["signals"]["additionalProperties"] = False

@@ -62,6 +62,16 @@ def check_measurement(name: str, provides: Mapping[str, Per], found: Measurement
             raise ContractError(f"{who} returned an infinite value of signal {signal!r}; NaN says that it is unknown")
 
 
+def check_choice(name: str, chosen: IntArray, prompts: int, count: int) -> None:
+    """A curriculum's (count,) int64 indices of a list of `prompts`, each once."""
+    who = f"curriculum {name!r}"
+    _check_array(who, "a choice", chosen, (count,), "int64")
+    if (outside := chosen[(chosen < 0) | (chosen >= prompts)]).size:
+        raise ContractError(f"{who} chose prompt {outside[0]}; the list has {prompts}, counted from 0")
+    if len(np.unique(chosen)) < count:
+        raise ContractError(f"{who} chose a prompt twice for one step; each comes once")
+
+
 def check_counts(name: str, counts: IntArray, signals: Signals, budget: int) -> None:
     """An allocator's (P,) int64: each 0 or at least 2, in all exactly the budget."""
     who = f"allocator {name!r}"

@@ -18,6 +18,7 @@ from aegpo.core import contracts
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
+    CurriculumSpec,
     ModelSpec,
     ObjectiveSpec,
     PartSpec,
@@ -73,6 +74,7 @@ class Experiment(Spec):
     prompts: PromptsSpec = PromptsSpec()
     rollouts: RolloutsSpec = RolloutsSpec()
     rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field(min_length=1)
+    curriculum: SerializeAsAny[CurriculumSpec]
     allocator: SerializeAsAny[AllocatorSpec]
     selector: SerializeAsAny[SelectorSpec]
     tree: SerializeAsAny[TreeSpec]
@@ -105,10 +107,13 @@ class Experiment(Spec):
     def reads(self) -> Mapping[str, tuple[str, ...]]:
         """The signals that each part of the method reads, by field; parts that read none are left out."""
         found = dict[str, tuple[str, ...]]()
-        for field, part in (("allocator", self.allocator), ("selector", self.selector)):
+        for field, part in self._readers().items():
             with contracts.blaming(field, part.kind):
                 found[field] = tuple(part.reads)
         return {field: names for field, names in found.items() if names}
+
+    def _readers(self) -> Mapping[str, CurriculumSpec | AllocatorSpec | SelectorSpec]:
+        return {"curriculum": self.curriculum, "allocator": self.allocator, "selector": self.selector}
 
     def source(self, signal: str) -> SignalSpec | None:
         """The source that provides a signal; None: there is none."""
@@ -125,6 +130,7 @@ class Experiment(Spec):
     def algorithm(self) -> Mapping[str, PartSpec]:
         """The parts that make up the method, by field."""
         return {
+            "curriculum": self.curriculum,
             "allocator": self.allocator,
             "selector": self.selector,
             "tree": self.tree,
@@ -196,10 +202,13 @@ class Experiment(Spec):
         """Signals that nobody provides, and what is wrong with the sources of those that are read."""
         for field, names in self.reads.items():
             for name in names:
-                if self.source(name) is None:
+                if (source := self.source(name)) is None:
                     known = {signal for source in self.registered_signals.values() for signal in source.provides}
                     message = f"reads the signal {name!r}, which no source provides; {suggestion(name, known)}"
                     yield Problem((field,), message)
+                elif field == "curriculum" and not source.of_list:
+                    message = f"reads {name!r} of the whole list, which source {source.kind!r} does not know for free"
+                    yield Problem((field,), f"{message}; read it in an allocator, or choose another signal")
         for kind, source in self.signals.items():
             if source.kind != kind:
                 yield Problem(
@@ -218,6 +227,7 @@ def _nearest_divisors(total: int, wrong: int) -> str:
 
 
 DEFAULTS = {  # GRPO, as Flow-GRPO has it: the parts an experiment has where its file names none
+    "curriculum": "shuffle",
     "allocator": "uniform",
     "selector": "uniform",
     "tree": "independent",

@@ -1,4 +1,4 @@
-"""The hooks: ten to register parts, five to observe a run.
+"""The hooks: eleven to register parts, five to observe a run.
 
 A registry answers "which one?"; a hook answers "who else wants to know?". Registration hooks receive a registry and
 call ``registry.add(SpecClass)``. Observer hooks are told what happened; what they return is ignored and they cannot
@@ -15,6 +15,7 @@ import pluggy
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
+    CurriculumSpec,
     ModelSpec,
     ObjectiveSpec,
     RewardSpec,
@@ -42,6 +43,11 @@ def aegpo_register_models(registry: Registry[ModelSpec]) -> None:
 @hookspec
 def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
     """Adds scorers of images, chosen by the list `rewards`."""
+
+
+@hookspec
+def aegpo_register_curricula(registry: Registry[CurriculumSpec]) -> None:
+    """Adds rules that choose each step's prompts from the list, chosen by `curriculum`."""
 
 
 @hookspec

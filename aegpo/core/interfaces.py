@@ -175,6 +175,20 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class Curriculum(Protocol):
+    """Chooses the prompts of a training step from the whole list."""
+
+    def candidates(self, steps: int) -> IntArray:
+        """The prompts that so many training steps may ask, by index: they are encoded before the first."""
+
+    def choose(self, known: Signals, count: int, rng: np.random.Generator) -> IntArray:
+        """What is known of the whole list before a training step -> (count,) indices, each once.
+
+        A pure function of `known`, the generator, which is of (seed, step), and its own state.
+        """
+
+
+@runtime_checkable
 class Allocator(Protocol):
     """Splits a step's rollout budget over its prompts."""
 

@@ -1,4 +1,4 @@
-"""Specs of the ten kinds of part, what they find wrong with an experiment, and their registries.
+"""Specs of the eleven kinds of part, what they find wrong with an experiment, and their registries.
 
 Nothing here imports torch.
 """
@@ -15,6 +15,7 @@ from pydantic import Field
 from aegpo.core.interfaces import (
     Advantage,
     Allocator,
+    Curriculum,
     ForwardObjective,
     Model,
     Objective,
@@ -67,6 +68,11 @@ class ModelSpec(PartSpec):
     @property
     def dimensions(self) -> int | None:
         """C x H x W of the latents; None: known once it is loaded."""
+        return None
+
+    @property
+    def encoding_bytes(self) -> int | None:
+        """What one prompt's encoding takes on disk at most; None: none is kept there."""
         return None
 
     def footprint(self, experiment: Any) -> Footprint | None:
@@ -128,6 +134,7 @@ class SignalSpec(Spec):
 
     kind: str
     provides: ClassVar[Mapping[str, Per]]  # name of each signal -> what it has a value for
+    of_list: ClassVar[bool] = False  # it knows them of the whole list at once, for free: curricula may read them
 
     def measured(self, denoising_steps: int) -> tuple[int, ...]:
         """The denoising steps of which it knows something, in order; the others are NaN."""
@@ -148,6 +155,21 @@ class SignalSpec(Spec):
     def build(self, experiment: Any) -> SignalSource:
         """The source; a spec with nothing to load is its own part."""
         return cast(SignalSource, self)
+
+
+class CurriculumSpec(PartSpec):
+    """A rule that chooses the prompts of each training step from the whole list."""
+
+    kind: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the signals it reads, of every prompt of the list: their sources must know them for free."""
+        return ()
+
+    def build(self, prompts: int, per_step: int, seed: int) -> Curriculum:
+        """The curriculum of a list of so many `prompts`, `per_step` of which are asked at once."""
+        raise NotImplementedError(f"curriculum {self.kind!r} does not define build(prompts, per_step, seed)")
 
 
 class AllocatorSpec(PartSpec):
@@ -263,6 +285,7 @@ class TrackerSpec(Spec):
 PART_AXES: Mapping[str, type[Spec]] = {
     "models": ModelSpec,
     "rewards": RewardSpec,
+    "curricula": CurriculumSpec,
     "signals": SignalSpec,
     "allocators": AllocatorSpec,
     "selectors": SelectorSpec,
@@ -280,6 +303,7 @@ class Registries:
 
     models: Registry[ModelSpec]
     rewards: Registry[RewardSpec]
+    curricula: Registry[CurriculumSpec]
     signals: Registry[SignalSpec]
     allocators: Registry[AllocatorSpec]
     selectors: Registry[SelectorSpec]
@@ -291,13 +315,14 @@ class Registries:
 
     @classmethod
     def empty(cls) -> Registries:
-        """Ten registries with nothing in them."""
+        """Eleven registries with nothing in them."""
         registries: dict[str, Any] = {axis: Registry(axis, base) for axis, base in PART_AXES.items()}
         return cls(**registries)
 
     def of(self, axis: str) -> Registry[Any]:
         """The registry that an experiment's key such as `allocator` chooses from."""
-        return next(registry for registry in self if registry.axis == f"{axis}s")
+        plural = "curricula" if axis == "curriculum" else f"{axis}s"
+        return next(registry for registry in self if registry.axis == plural)
 
     def __iter__(self) -> Iterator[Registry[Any]]:
         return (getattr(self, axis) for axis in PART_AXES)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
-from aegpo.core.records import Prompt, RolloutPlan
+from aegpo.core.interfaces import Curriculum
+from aegpo.core.records import Prompt, RolloutPlan, Signal
 from aegpo.core.sections import DatasetPrompts
-from aegpo.core.signals import SignalCost
+from aegpo.core.signals import SignalCost, Signals
 from aegpo.method.planning import made_up_signals, plan_step
-from aegpo.prompts.lists import PromptStream, numbered, read_prompts, refuse_shared
+from aegpo.prompts.lists import numbered, read_prompts, refuse_few, refuse_shared
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
 
@@ -47,6 +49,8 @@ class Cost:
     per_rollout: float  # forwards of a rollout, the middle of the range
     signals: float  # of the policy, mean over the run's steps; 0 where no part reads a signal that costs anything
     signals_base: int  # of the base policy, once in a run for every prompt that occurs
+    candidates: int  # prompts that the run may ask, which are encoded ahead
+    encodings: int | None  # bytes that these take on disk at most; None: they are kept nowhere
 
     def total_work(self, training_steps: int) -> Range:
         """Work and signals of a whole run."""
@@ -69,6 +73,7 @@ def cost(experiment: Experiment) -> Cost:
     leaves = _range(plan.num_rollouts for plan in plans)
     update = update_work(experiment)
     seen = min(len(prompts), experiment.rollouts.prompts_per_step * experiment.training_steps)
+    candidates, each_encoding = _candidates(experiment, len(prompts)), experiment.model.encoding_bytes
     sources = _sources(experiment)
     measured = sum(each.policy * _measurements(experiment, prompts, each.refresh) for each in sources)
     return Cost(
@@ -79,6 +84,8 @@ def cost(experiment: Experiment) -> Cost:
         per_rollout=(forwards.low + forwards.high) / (leaves.low + leaves.high),
         signals=measured / experiment.training_steps,
         signals_base=seen * sum(each.base for each in sources),
+        candidates=candidates,
+        encodings=None if each_encoding is None else candidates * each_encoding,
     )
 
 
@@ -97,17 +104,33 @@ def _sources(experiment: Experiment) -> list[SignalCost]:
 
 
 def _measurements(experiment: Experiment, prompts: Sequence[Prompt], refresh: int) -> int:
-    """How many prompts a source measures in a run, of the policy: all of every step, or those it knows no more."""
+    """How many prompts a source measures in a run, of the policy: all of every step, or those it knows no more.
+
+    A curriculum that reads rewards is asked as if nothing became known.
+    """
     per_step = experiment.rollouts.prompts_per_step
     if refresh == 1:
         return per_step * experiment.training_steps
-    stream, measured, total = PromptStream(prompts, per_step, experiment.seed), dict[int, int](), 0
+    curriculum, measured, total = _curriculum(experiment, len(prompts)), dict[int, int](), 0
+    unknown = {name: Signal("prompt", np.full(len(prompts), np.nan)) for name in experiment.curriculum.reads}
     for step in range(1, experiment.training_steps + 1):
-        for prompt in stream.at(step):
-            if measured.get(prompt.index, -refresh) <= step - refresh:
-                measured[prompt.index] = step
+        known = Signals(step, len(prompts), experiment.sigmas, unknown)
+        for prompt in curriculum.choose(known, per_step, np.random.default_rng(step)).tolist():
+            if measured.get(prompt, -refresh) <= step - refresh:
+                measured[prompt] = step
                 total += 1
     return total
+
+
+def _curriculum(experiment: Experiment, prompts: int) -> Curriculum:
+    with contracts.blaming("curriculum", experiment.curriculum.kind):
+        return experiment.curriculum.build(prompts, experiment.rollouts.prompts_per_step, experiment.seed)
+
+
+def _candidates(experiment: Experiment, prompts: int) -> int:
+    """How many prompts the curriculum may ask."""
+    with contracts.blaming("curriculum", experiment.curriculum.kind):
+        return len(_curriculum(experiment, prompts).candidates(experiment.training_steps))
 
 
 def _forwards(experiment: Experiment, plan: RolloutPlan) -> Iterator[int]:
@@ -130,7 +153,7 @@ def _prompts(experiment: Experiment) -> tuple[Prompt, ...]:
     if unread_prompts(experiment):
         return numbered(map(str, range(experiment.prompts.train_count)))  # at most as many
     prompts = read_prompts(experiment, "train")
-    PromptStream(prompts, experiment.rollouts.prompts_per_step, experiment.seed)
+    refuse_few(prompts, experiment.rollouts.prompts_per_step)
     refuse_shared(prompts, read_prompts(experiment, "evaluation"))
     return prompts
 

@@ -6,6 +6,7 @@ from aegpo.core.hookspecs import hookimpl
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
+    CurriculumSpec,
     ModelSpec,
     ObjectiveSpec,
     RewardSpec,
@@ -56,6 +57,7 @@ from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
+from aegpo.prompts.curricula import BoundaryCurriculum, ShuffleCurriculum
 from aegpo.rewards.aesthetic import AestheticReward
 from aegpo.rewards.clip import ClipReward
 from aegpo.rewards.hpsv2 import Hpsv2Reward
@@ -91,6 +93,13 @@ def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
     registry.add(RemoteReward)
     registry.add(VlmJudgeReward)
     registry.add(VlmPreferenceReward)
+
+
+@hookimpl
+def aegpo_register_curricula(registry: Registry[CurriculumSpec]) -> None:
+    """The usual order, and prompts at the boundary of what is learned."""
+    registry.add(ShuffleCurriculum)
+    registry.add(BoundaryCurriculum)
 
 
 @hookimpl

@@ -82,7 +82,7 @@ def plugin_manager(modules: Sequence[str] = ()) -> pluggy.PluginManager:
 
 
 def load_registries(manager: pluggy.PluginManager) -> Registries:
-    """The ten registries, filled by each plugin's registration hooks; every entry knows who ships it.
+    """The eleven registries, filled by each plugin's registration hooks; every entry knows who ships it.
 
     Raises:
         PluginError: for a spec class that cannot be registered, or a hook that fails.

@@ -1,4 +1,4 @@
-"""Which prompts a step has: a list, shuffled anew every epoch, as a pure function of (seed, step)."""
+"""The lists of prompts: read, numbered, and refused where a run could not use them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Problem
-from aegpo.core.records import IntArray, Prompt
+from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts
 from aegpo.errors import AegpoError, SettingError
 from aegpo.prompts.sources import read_dataset, read_file, read_places
 
 Split = Literal["train", "evaluation"]
-_SHUFFLE = 7919  # keeps the stream of shuffles apart from the stream of decisions
 
 
 def read_prompts(experiment: Experiment, split: Split) -> tuple[Prompt, ...]:
@@ -148,31 +145,12 @@ def refuse_shared(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
         )
 
 
-class PromptStream:
-    """Training prompts in epochs; `at(step)` needs no memory, so a resumed run goes on where it was."""
+def refuse_few(prompts: Sequence[Prompt], per_step: int) -> None:
+    """A step's prompts must not come twice.
 
-    def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int) -> None:
-        """`prompts` by their index, as `read_prompts` gives them."""
-        if len(prompts) < per_step:
-            message = f"{len(prompts)} training prompts are fewer than the {per_step} of a step"
-            raise SettingError(message, "prompts")
-        self._prompts, self._per_step, self._seed = tuple(prompts), per_step, seed
-        self._last: tuple[int, IntArray] | None = None  # the epoch asked for last, and its order
-
-    def at(self, step: int) -> tuple[Prompt, ...]:  # P
-        """The prompts of a training step, counted from 1; every prompt once before any comes again."""
-        first = (step - 1) * self._per_step
-        return tuple(self._nth(position) for position in range(first, first + self._per_step))
-
-    def until(self, last_step: int) -> tuple[str, ...]:
-        """The texts that steps 1 to `last_step` have, each once: of a long list and a short run, a small part."""
-        if last_step * self._per_step >= len(self._prompts):
-            return tuple(dict.fromkeys(prompt.text for prompt in self._prompts))
-        return tuple(dict.fromkeys(prompt.text for step in range(1, last_step + 1) for prompt in self.at(step)))
-
-    def _nth(self, position: int) -> Prompt:
-        epoch, place = divmod(position, len(self._prompts))
-        if self._last is None or self._last[0] != epoch:
-            rng = np.random.default_rng((_SHUFFLE, self._seed, epoch))
-            self._last = epoch, rng.permutation(len(self._prompts))
-        return self._prompts[int(self._last[1][place])]
+    Raises:
+        AegpoError: if the list is shorter than a step.
+    """
+    if len(prompts) < per_step:
+        message = f"{len(prompts)} training prompts are fewer than the {per_step} of a step"
+        raise SettingError(message, "prompts")

@@ -23,6 +23,7 @@ from aegpo.method.selectors import UniformSelector
 from aegpo.method.trees import IndependentTree
 from aegpo.models.shapes import ShapesSpec
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.curricula import ShuffleCurriculum
 from aegpo.rewards.palette import PaletteReward
 from aegpo.testing.common import SIZES, check_equal, check_memory, check_spec, decision_rng, tree_inputs
 
@@ -124,6 +125,7 @@ def _experiment(
         rollouts=rollouts,
         model=ShapesSpec(),
         rewards=(PaletteReward(),),
+        curriculum=ShuffleCurriculum(),
         allocator=allocator or UniformAllocator(),
         selector=selector or UniformSelector(),
         tree=IndependentTree(),

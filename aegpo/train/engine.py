@@ -18,11 +18,11 @@ from aegpo.core import contracts
 from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Stateful
-from aegpo.core.records import Rollouts, StepReport
+from aegpo.core.records import Prompt, Rollouts, StepReport
 from aegpo.errors import AegpoError
 from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, residual_noise
-from aegpo.prompts.lists import PromptStream, read_prompts, refuse_lacking, refuse_shared
+from aegpo.prompts.lists import read_prompts, refuse_few, refuse_lacking, refuse_shared
 from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import DIVERGED, Learner
@@ -30,6 +30,8 @@ from aegpo.train.policy import Policy
 from aegpo.train.rollouts import roll_out
 from aegpo.train.scoring import Scoring, build_scorers
 from aegpo.train.signals import Sources
+
+_CURRICULUM = 6151  # keeps the draws of curricula apart from the stream of decisions
 
 
 class Engine:
@@ -47,10 +49,14 @@ class Engine:
         refuse_shared(training, held_out)
         refuse_lacking(experiment.rewards, training, "train")
         refuse_lacking((*experiment.rewards, *experiment.evaluation.rewards), held_out, "evaluation")
-        self.prompts = PromptStream(training, experiment.rollouts.prompts_per_step, experiment.seed)
-        seen = self.prompts.until(experiment.training_steps)
-        self.policy.prepare([*seen, *(prompt.text for prompt in held_out)])
-        self.policy.check(self.prompts.at(1)[0].text)
+        refuse_few(training, experiment.rollouts.prompts_per_step)
+        self.prompts = training
+        with contracts.blaming("curriculum", experiment.curriculum.kind):
+            per_step = experiment.rollouts.prompts_per_step
+            self.curriculum = experiment.curriculum.build(len(training), per_step, experiment.seed)
+            asked = [training[row] for row in self.curriculum.candidates(experiment.training_steps)]
+        self.policy.prepare(list(dict.fromkeys(prompt.text for prompt in (*asked, *held_out))))
+        self.policy.check(asked[0].text)
         self.sources = Sources(experiment, self.policy)
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
         self._reward_weights = torch.tensor([spec.weight for spec in experiment.rewards], device=self.policy.device)
@@ -73,7 +79,7 @@ class Engine:
         """Training step `number`, counted from 1; a pure function of the weights, the parts' state and (seed, step)."""
         spec, watch = self.experiment, Stopwatch()
         rng, generator = self._randomness(number)
-        prompts = self.prompts.at(number)
+        prompts = self.asked(number)
         with watch("signals"), self._sampling("signals were measured"):
             cond = self.policy.encode([prompt.text for prompt in prompts])
             known = self.sources.measure(number, prompts)
@@ -106,6 +112,16 @@ class Engine:
         return StepReport(
             number, metrics, prompts, planned.counts, planned.selected, known.signals.known, watch.seconds
         )
+
+    def asked(self, number: int) -> tuple[Prompt, ...]:  # P
+        """The prompts of training step `number`, as far as is known now."""
+        spec, count = self.experiment, self.experiment.rollouts.prompts_per_step
+        rng = np.random.default_rng((_CURRICULUM, spec.seed, number))
+        known = self.sources.known(number, self.prompts, spec.curriculum.reads)
+        with contracts.blaming("curriculum", spec.curriculum.kind):
+            chosen = self.curriculum.choose(known, count, rng)
+            contracts.check_choice(spec.curriculum.kind, chosen, len(self.prompts), count)
+        return tuple(self.prompts[row] for row in chosen)
 
     def _credit(self, rewards: Tensor, rollouts: Rollouts) -> Tensor:  # (N, R) -> (E,)
         """The credit of each trained edge; what prompts brought is remembered."""
@@ -151,7 +167,12 @@ class Engine:
         spec, plans = self.experiment, self.planner
         named: dict[str, object] = {f"reward {each.label!r}": each.reward for each in self.rewards + self.guards}
         named |= {f"signals {kind!r}": source for kind, source in self.sources.built.items()}
-        algorithm = {"allocator": plans.allocator, "selector": plans.selector, "tree": plans.tree}
+        algorithm = {
+            "curriculum": self.curriculum,
+            "allocator": plans.allocator,
+            "selector": plans.selector,
+            "tree": plans.tree,
+        }
         algorithm |= {"sampler": self.policy.how.sampler, "advantage": self.advantage}
         algorithm |= {"objective": self.learner.objective}
         return named | {f"{axis} {spec.algorithm()[axis].kind!r}": part for axis, part in algorithm.items()}
@@ -192,7 +213,12 @@ class Engine:
         plans = self.planner
         parts: dict[str, object] = {f"signal-{kind}": source for kind, source in self.sources.built.items()}
         parts |= {f"reward-{each.label}": each.reward for each in self.rewards + self.guards}
-        parts |= {"allocator": plans.allocator, "selector": plans.selector, "tree": plans.tree}
+        parts |= {
+            "curriculum": self.curriculum,
+            "allocator": plans.allocator,
+            "selector": plans.selector,
+            "tree": plans.tree,
+        }
         parts |= {"sampler": self.policy.how.sampler, "advantage": self.advantage, "objective": self.learner.objective}
         stateful = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
         # A scorer that is a module has weights, but they are not what the run has learned.

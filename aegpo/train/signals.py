@@ -55,6 +55,17 @@ class Sources:
             forwards, trunk = forwards + found.forwards, trunk or found.trunk
         return Known(Signals(step, len(prompts), self._experiment.sigmas, known), forwards, trunk)
 
+    def known(self, step: int, prompts: Sequence[Prompt], names: Sequence[str]) -> Signals:
+        """Signals of the whole list of prompts, for free, before a training step."""
+        known = dict[str, Signal]()
+        for kind, source in self.built.items():
+            provides = self._experiment.signals[kind].provides
+            if set(names) & provides.keys():
+                with contracts.blaming("signals", kind):
+                    found = source.measure(step, prompts, self._policy)
+                known |= {name: Signal(provides[name], values) for name, values in found.values.items()}
+        return Signals(step, len(prompts), self._experiment.sigmas, known)
+
     def rewarded(self, prompts: Sequence[Prompt], rewards: Tensor, group: IntArray) -> None:
         """Tells those that learn from it what a step's prompts brought: (N,) rewards, (N,) rows of `prompts`."""
         for kind, source in self.built.items():

@@ -47,7 +47,8 @@ CASES = [
     ),
     (
         lambda: contracts.check_counts("entropy", ints([61, 1, 1, 1]), SIGNALS, 64),
-        "allocator 'entropy' returned 1 rollouts for prompt 1 of the step; a group needs at least 2 to be compared",
+        "allocator 'entropy' returned 1 rollouts for prompt 1 of the step; a group needs at least 2 to be compared, or "
+        "none: then the prompt is not asked this time",
     ),
     (
         lambda: contracts.check_counts("entropy", ints([32, 32]), SIGNALS, 64),

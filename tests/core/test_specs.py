@@ -112,7 +112,18 @@ def test_a_part_needs_nothing_but_its_name_unless_only_the_user_knows_it(spec):
 
 
 def test_every_option_of_a_section_documents_itself():
-    parts = {"model", "rewards", "allocator", "selector", "tree", "sampler", "advantage", "objective", "trackers"}
+    parts = {
+        "model",
+        "rewards",
+        "curriculum",
+        "allocator",
+        "selector",
+        "tree",
+        "sampler",
+        "advantage",
+        "objective",
+        "trackers",
+    }
     sections = {"prompts", "rollouts", "policy", "optimizer", "evaluation", "checkpoint"}
     undocumented = [
         f"{section.__name__}.{name}"
@@ -174,7 +185,7 @@ def test_specs_are_frozen():
         {"rollouts": {"storage": "float64"}},
         {"optimizer": {"learning_rate": 0}},
         {"policy": {"ema": 1.0}},
-        {"allocator": {"kind": "entropy", "low": 1}},
+        {"allocator": {"kind": "entropy", "low": -1}},
         {"tree": {"kind": "branching", "factor": 1}},
         {"selector": {"kind": "random", "top_k": 0}},
         {"evaluation": {"denoising_steps": 1}},

@@ -12,7 +12,8 @@ from worlds import GaussianSpec, small_experiment
 from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError
-from aegpo.prompts.lists import PromptStream, read_prompts
+from aegpo.prompts.curricula import Shuffle
+from aegpo.prompts.lists import read_prompts
 from aegpo.prompts.sources import read_dataset, read_file
 
 
@@ -103,8 +104,8 @@ def test_prompts_of_a_list_keep_their_metadata_in_the_order_of_every_epoch(tmp_p
     train = read_prompts(experiment, "train")
     assert [(each.index, each.metadata["number"]) for each in train] == [(number, number) for number in range(5)]
     assert [each.metadata["number"] for each in read_prompts(experiment, "evaluation")] == [0, 1]
-    stream = PromptStream(train, 2, seed=3)
-    asked = [prompt for step in range(1, 11) for prompt in stream.at(step)]
+    order = Shuffle(5, 2, seed=3)
+    asked = [train[row] for step in range(1, 11) for row in order.at(step)]
     assert all(prompt == train[prompt.index] for prompt in asked)
     assert {prompt.metadata["number"] for prompt in asked[:5]} == set(range(5))
     rng = np.random.default_rng((7919, 3, 0))

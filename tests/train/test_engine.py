@@ -204,7 +204,7 @@ def test_a_step_reports_what_it_did_and_what_it_cost():
     engine, _ = build(experiment)
     report = engine.step(1)
     assert report.step == 1
-    assert report.prompts == engine.prompts.at(1)
+    assert report.prompts == engine.asked(1)
     assert sorted(report.counts) == [2, 6]
     assert report.selected.sum(axis=1).tolist() == [2, 2]
     assert set(report.seconds) == {"signals", "plan", "rollout", "reward", "update"}

@@ -43,7 +43,7 @@ def test_a_signal_from_outside_drives_allocator_and_selector():
     best = np.sort(np.argsort(-change[:, :3], axis=1, kind="stable")[:, :2], axis=1)
     assert [np.flatnonzero(row).tolist() for row in report.selected] == best.tolist()
     assert report.metrics["signal_forwards"] == 2 * 4
-    measured = Settling(3).measure(1, engine.prompts.at(1), engine.policy).values
+    measured = Settling(3).measure(1, engine.asked(1), engine.policy).values
     assert engine.step(2).metrics["signal_forwards"] == 2 * 4
     assert measured["change"].shape == (2, 4)
 
@@ -98,7 +98,7 @@ def test_what_prompts_brought_is_told_to_the_sources_that_learn_from_it():
     experiment = small_experiment(GaussianSpec(), allocator=RewardStdAllocator(low=2, high=6), prompts=prompts)
     engine = Engine.build(experiment)
     assert np.isnan(engine.step(1).signals["reward-std"].values).all()
-    known = engine.sources.measure(5, engine.prompts.at(5)).signals
+    known = engine.sources.measure(5, engine.asked(5)).signals
     assert np.isfinite(known.by_prompt("reward-std")).all()
     with pytest.raises(ContractError, match=r"no signal 'entropy' was measured: a part reads what it declares"):
         known.by_step("entropy")

@@ -24,6 +24,7 @@ class RewardSignal(SignalSpec):
 
     kind: Literal["reward-statistics"] = "reward-statistics"
     provides: ClassVar[Mapping[str, Per]] = {REWARD_MEAN: "prompt", REWARD_STD: "prompt"}
+    of_list: ClassVar[bool] = True
 
     def build(self, experiment: Experiment) -> RewardHistory:
         """A memory with nothing in it."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PIXELS_PER_LATENT = 8  # of every published VAE here
 CLIP_TOKENS = 77  # of every published CLIP here
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 
 
 class PipelineOptions(ModelSpec):
@@ -111,6 +112,16 @@ class PipelineOptions(ModelSpec):
         except AegpoError:
             return None
         return self.channels() * (self.height // pixels) * (self.width // pixels)
+
+    @property
+    def encoding_bytes(self) -> int | None:
+        """One prompt's embeddings without padding left out; None where the network's config cannot be read."""
+        try:
+            config = self.config_at_hand(self.network) or self.architecture
+        except AegpoError:
+            return None
+        length, width, pooled = self.text_shape(config)
+        return (length * width + (pooled or 0)) * BYTES[self.dtype]
 
     def config_at_hand(self, component: str, file: str = "config.json") -> dict[str, Any]:
         """What a component's JSON says; empty where a hub id has not been downloaded."""

@@ -230,6 +230,9 @@ def profile_entropy(
     rows: Annotated[int | None, typer.Option(min=1, help="query rows measured in each call; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the profile; default: below profiles/")] = None,
     validate: Annotated[bool, typer.Option("--validate", help="ask whether the signal means anything here")] = False,
+    signal: Annotated[
+        list[str], typer.Option(metavar="NAME", help="validate another signal beside entropy; repeatable")
+    ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
@@ -248,6 +251,7 @@ def profile_entropy(
         rows=rows or "all",
         out=out,
         validate=validate,
+        signals=tuple(dict.fromkeys(signal)),
         overrides=tuple(overrides),
         plugins=tuple(plugin),
     )

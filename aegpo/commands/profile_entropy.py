@@ -103,7 +103,9 @@ class _Subject:
 
 def _evidence(subject: _Subject, analysis: Analysis, console: Console, progress: Console) -> Evidence:
     """Gathers what says whether the signal means anything, and prints it."""
-    evidence = gather(analysis, subject.engine, subject.measure, lambda line: _say(progress, line))
+    evidence = gather(
+        analysis, subject.engine, subject.measure, lambda line: _say(progress, line), subject.request.signals
+    )
     for table in evidence_tables(evidence):
         print_table(table, console, note=True)
     for sentence in findings(evidence):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from command_line import aegpo
+from repository import ROOT
 from typer.testing import CliRunner
 from worlds import BrightnessReward, small_experiment
 
@@ -216,16 +219,44 @@ checkpoint: {{every: 1}}
         assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     out = tmp_path / "profile"
     words = ["profile-entropy", str(tmp_path / "x"), "--checkpoint", "1", "--validate", "--out", str(out)]
+    words += ["--plugin", str(ROOT / "tests" / "settling.py")]
+    words += [word for name in ("change", "restlessness", "step-noise") for word in ("--signal", name)]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     assert "Steps: " in done.stdout
     assert "delta-entropy of block joint at step 1" in done.stdout
+    assert re.search(r"^Signal change: .* over steps, .* of a prompt's own\.$", done.stdout, re.MULTILINE)
+    assert "signal restlessness and reward gain" in done.stdout
     with (out / "steps.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["prompt"], row["step"]) for row in rows] == [(str(p), str(s)) for p in range(4) for s in range(3)]
     with (out / "correlations.csv").open(newline="") as file:
         asked = [row["question"] for row in csv.DictReader(file)]
-    assert (asked.count("steps"), asked.count("steps, own deviation"), asked.count("prompts")) == (7, 5, 18)
+    assert (asked.count("steps"), asked.count("steps, own deviation"), asked.count("prompts")) == (9, 7, 21)
     page = (out / "profile.html").read_text()
     assert "Does the signal mean anything here?" in page
     assert {"steps-evidence.png", "prompts-evidence.png"} <= {path.name for path in out.glob("*.png")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--signal", "step-noise"), "--signal step-noise is validated beside entropy; it needs --validate"),
+        (("--validate", "--signal", "entropi"), "--signal entropi: no source provides it; did you mean 'entropy'?"),
+        (
+            ("--validate", "--signal", "reward-mean"),
+            "--signal reward-mean: it is not known of all prompts here, so nothing can be said about it",
+        ),
+    ],
+)
+def test_a_signal_that_cannot_be_validated_says_why(words, message, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence_module, "CHILDREN", 2)
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        f"model: {{kind: shapes, weights: {tiny_weights}}}\nrewards: [palette]\n"
+        "prompts: {train_count: 4, evaluation_count: 4}\n"
+        "rollouts: {prompts_per_step: 2, rollouts_per_step: 8, denoising_steps: 4}\n"
+    )
+    done = aegpo("profile-entropy", str(path), *words, "--out", str(tmp_path / "profile"))
+    assert done.code == 2
+    assert message in done.stderr

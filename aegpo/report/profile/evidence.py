@@ -24,6 +24,7 @@ from aegpo.method.signals.entropy import entropy_options
 from aegpo.method.trees import IndependentTree
 from aegpo.report.profile.analysis import Analysis
 from aegpo.report.profile.measure import Profile
+from aegpo.report.profile.other_signals import measure_signals
 from aegpo.report.statistics import Interval, bootstrap_interval, holm, permutation_p, spearman
 from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
@@ -58,7 +59,7 @@ class StepEvidence:
 
     steps: IntArray  # (S,) the steps that branched
     reward_std: FloatArray  # (P, S) over the children of each trunk state
-    entropy: Mapping[str, FloatArray]  # block -> (P, S) nats
+    entropy: Mapping[str, FloatArray]  # block -> (P, S) nats, and other signals of steps by "signal NAME"
     along: tuple[Correlation, ...]  # over a prompt's steps; mean over prompts
     own: tuple[Correlation, ...]  # the same, of what differs from the mean curve over prompts
     overlap: float  # share of the chosen steps that are among as many steps with the largest spread; mean over prompts
@@ -229,8 +230,10 @@ def group_values(engine: Engine, prompts: Sequence[Prompt], say: Say) -> tuple[F
     return np.stack(rewards, axis=1), np.array(norms)
 
 
-def prompt_evidence(analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say) -> PromptEvidence:
-    """Delta at one checkpoint against what its prompts bring, there and until the next.
+def prompt_evidence(
+    analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say, signals: Sequence[str] = ()
+) -> PromptEvidence:
+    """Delta, and other signals of prompts, at one checkpoint against what its prompts bring, there and until the next.
 
     `remeasure` profiles the policy that the engine has now.
     """
@@ -246,6 +249,7 @@ def prompt_evidence(analysis: Analysis, engine: Engine, remeasure: Remeasure, sa
         before = rewards_at(engine, analysis.target.prompts)
         then = analysis.policy if earlier == analysis.target.step else remeasure()
     assert then is not None, "asked of runs only"
+    others = measure_signals(engine, analysis.target.prompts, signals).by_prompt
     group, norms = group_values(engine, analysis.target.prompts, say)
     gains = after - before
     outcomes = {"reward gain": gains.mean(axis=0), "std in group": group.std(axis=0, ddof=1), "gradient norm": norms}
@@ -255,7 +259,7 @@ def prompt_evidence(analysis: Analysis, engine: Engine, remeasure: Remeasure, sa
     }
     predictors = {f"delta {block}": _moved(then, analysis.base, block) for block in then.blocks}
     predictors[f"entropy {analysis.block}"] = then.curves(analysis.block).mean(axis=1)
-    table = _correlations(predictors, outcomes)
+    table = _correlations(predictors | others, outcomes)
     return PromptEvidence(earlier, later, earlier or later, outcomes, halves, table)
 
 
@@ -297,17 +301,19 @@ def _restore(engine: Engine, checkpoints: Path, step: int) -> None:
     engine.load_state_dict(checkpoint.tensors, checkpoint.state)
 
 
-def gather(analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say) -> Evidence:
-    """Everything; the engine has the profiled policy, and another one afterwards."""
+def gather(analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say, signals: Sequence[str] = ()) -> Evidence:
+    """Everything; the engine has the profiled policy, and another one afterwards. `signals`: names beside entropy."""
     levels = len(engine.policy.how.sigmas) - 1
     steps = np.arange(levels - 1)  # noise of the last step stays in the image
     spread = measure_reward_std(engine, analysis.target.prompts, steps, CHILDREN, say)
     entropy = {block: analysis.shown.curves(block)[:, steps] for block in analysis.shown.blocks}
+    others = measure_signals(engine, analysis.target.prompts, signals)
+    entropy |= {name: table[:, steps] for name, table in others.by_step.items()}
     nothing = engine.policy.how.sigmas.new_zeros(len(steps), 1, 1, 1)
     sigmas = engine.policy.how.sigmas
     stds = engine.policy.how.sampler.transition(nothing, nothing, sigmas[:-2], sigmas[1:-1]).std.double().cpu().numpy()
     by_step = step_evidence(spread, steps, entropy, stds, analysis.chosen[:, steps])
     by_prompt = None
     if analysis.policy is not None:
-        by_prompt = prompt_evidence(analysis, engine, remeasure, say)
+        by_prompt = prompt_evidence(analysis, engine, remeasure, say, signals)
     return Evidence(analysis.block, len(analysis.texts), by_step, by_prompt)

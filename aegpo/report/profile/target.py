@@ -16,6 +16,7 @@ from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.prompts.lists import read_prompts, refuse_lacking
+from aegpo.report.profile.other_signals import source_of
 from aegpo.runs.opening import Options, find_run
 
 READS = frozenset((ENTROPY, ENTROPY_DELTA))  # what of a profile parts may read
@@ -34,6 +35,7 @@ class ProfileRequest:
     rows: int | Literal["all"] = "all"
     out: Path | None = None
     validate: bool = False
+    signals: Sequence[str] = ()  # that are validated beside entropy
     overrides: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
 
@@ -87,6 +89,10 @@ def find_target(request: ProfileRequest, registries: Registries) -> Target:
         wanted = experiment.prompts.model_copy(update={"evaluation": request.prompts, "evaluation_count": sys.maxsize})
         experiment = experiment.model_copy(update={"prompts": wanted})
     prompts = read_prompts(experiment, "evaluation")
+    for name in request.signals:
+        if not request.validate:
+            raise AegpoError(f"--signal {name} is validated beside entropy; it needs --validate")
+        source_of(experiment, name)
     if request.validate:
         refuse_lacking(experiment.rewards, prompts, "evaluation")
     return replace(target, prompts=prompts)

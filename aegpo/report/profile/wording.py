@@ -41,6 +41,9 @@ def _about_steps(evidence: Evidence) -> Iterator[str]:
         f"Where a prompt's own curve differs from the mean curve, {tells} where its rewards spread more than usual "
         f"({_numbers(own)})."
     )
+    for name in (each for each in found.along if each.predictor.startswith("signal ")):
+        deviation = next(each for each in found.own if each.predictor == name.predictor)
+        yield f"{name.predictor.capitalize()}: {_numbers(name)} over steps, {_numbers(deviation)} of a prompt's own."
     yield (
         f"The chosen steps hold {100 * found.overlap:.0f} % of the steps with the largest spread; random steps would "
         f"hold {100 * found.chance:.0f} %, the best fixed ones {100 * found.fixed:.0f} %."

@@ -43,7 +43,7 @@ def test_no_modules_import_each_other_in_a_circle(imports):
 
 def test_a_circle_would_be_found(imports):
     assert "aegpo.core.parts" in imports["aegpo.models.flux"]
-    assert set(circle({**imports, "aegpo.errors": {"aegpo.core.registry"}})) == {"aegpo.errors", "aegpo.core.registry"}
+    assert {"aegpo.errors", "aegpo.core.registry"} <= set(circle({**imports, "aegpo.errors": {"aegpo.core.registry"}}))
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.files import NO_ROOM
+from aegpo.core.hookspecs import check_tracker
 from aegpo.core.parts import Registries, TrackerSpec
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.registry import suggestion
@@ -207,7 +208,9 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
         _use_threads(run, manifest["threads"], info.first_step, console)
         observers = Observers(manager, info, lambda line: _say(console, f"{run.label}: {line}"))
         for spec in _trackers(run):
-            observers.add(f"tracker {spec.kind!r}", spec.build(run.folder), spec.on_error, spec.kind == "jsonl")
+            tracker = spec.build(run.folder)
+            check_tracker(spec.kind, tracker)
+            observers.add(f"tracker {spec.kind!r}", tracker, spec.on_error, spec.kind == "jsonl")
         engine = Engine.build(run.experiment)
         if checkpoint is not None:
             engine.load_state_dict(checkpoint.tensors, checkpoint.state)

@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aegpo.config.marks import parse, refuse
@@ -17,6 +18,7 @@ from aegpo.core import contracts
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.registry import Registry
+from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.prompts.lists import lacking, quoted
 from aegpo.rewards import wire
@@ -55,7 +57,7 @@ def serve(request: ServeRequest, registry: Registry[RewardSpec]) -> None:
     except ImportError as error:
         raise AegpoError(f'serve-reward needs {error.name}; run  pip install "aegpo[serve]"') from error
     listening = _listen(request.host, request.port)
-    reward = spec.build(_device(request.device))
+    reward = built("reward", spec.label, partial(spec.build, _device(request.device)), Reward)
     host, port = listening.getsockname()[:2]
     print(f"serving reward {spec.label!r} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     config = uvicorn.Config(make_app(Scoring(spec, reward), token, request.max_bytes), log_level="warning")

@@ -7,6 +7,7 @@ change the run.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ from aegpo.core.parts import (
 )
 from aegpo.core.records import Evaluation, RunInfo, StepReport
 from aegpo.core.registry import Registry
+from aegpo.errors import ContractError
 
 PROJECT = "aegpo"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -113,3 +115,22 @@ def aegpo_on_checkpoint(run: RunInfo, step: int, path: Path) -> None:
 @hookspec
 def aegpo_on_run_end(run: RunInfo, outcome: Outcome) -> None:
     """The run is over: finished, interrupted by the user, or failed."""
+
+
+def check_tracker(name: str, observer: object) -> None:
+    """What a tracker built: an object with observer hooks, all of which exist and take what they are told.
+
+    Raises:
+        ContractError: if it has none, or one that would never be called.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(sys.modules[__name__])
+    try:
+        manager.register(observer)
+    except pluggy.PluginValidationError as error:
+        raise ContractError(f"tracker {name!r} has a hook that does not fit: {' '.join(str(error).split())}") from None
+    callers = manager.get_hookcallers(observer) or []
+    wrong = [caller.name for caller in callers if not caller.has_spec()]
+    if wrong or not callers:
+        problem = f"implements {wrong[0]!r}, which is no hook" if wrong else "implements no observer hook"
+        raise ContractError(f"tracker {name!r} {problem}; mark methods aegpo_on_... with @aegpo.hookimpl")

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from aegpo.core.problems import Problem
 from aegpo.core.records import FloatArray, Footprint, Per, Prompt, Signal, StepTable
 from aegpo.core.registry import Registry, Spec
 from aegpo.core.signals import SignalCost
+from aegpo.core.signatures import built
 
 if TYPE_CHECKING:
     import torch
@@ -79,13 +81,13 @@ class ModelSpec(PartSpec):
         """What a run needs in memory, or None where that is not worth a look."""
         return None
 
+    @abstractmethod
     def build(self, device: torch.device) -> Model:
         """Loads the network onto the device."""
-        raise NotImplementedError(f"model {self.kind!r} does not define build(device)")
 
+    @abstractmethod
     def sigmas(self, steps: int) -> FloatArray:
         """(steps+1,) noise levels from 1 to 0, strictly falling; what `Model.sigmas` says, with nothing loaded."""
-        raise NotImplementedError(f"model {self.kind!r} does not define sigmas(steps)")
 
     def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...]:
         """Prompts the model brings along, if it `has_captions`."""
@@ -226,7 +228,8 @@ class SamplerSpec(PartSpec):
         """The coefficients of every step of a schedule; found by trying, for steps that are affine in x and v."""
         import torch
 
-        sampler, levels = self.build(), torch.from_numpy(sigmas).float()
+        sampler = built("sampler", self.kind, self.build, Sampler)
+        levels = torch.from_numpy(sigmas).float()
         zero, one = torch.zeros(len(levels) - 1, 1, 1, 1), torch.ones(len(levels) - 1, 1, 1, 1)
         step = sampler.transition(one, zero, levels[:-1], levels[1:])
         found = (step.mean.flatten(), sampler.transition(zero, one, levels[:-1], levels[1:]).mean.flatten(), step.std)
@@ -277,9 +280,9 @@ class TrackerSpec(Spec):
         default="stop", description="when it fails: stop the run, whose state is saved, or drop it"
     )
 
+    @abstractmethod
     def build(self, folder: Path) -> object:
         """An object with any of the observer hooks; `folder` is the run's own."""
-        raise NotImplementedError(f"tracker {self.kind!r} does not define build(folder)")
 
 
 PART_AXES: Mapping[str, type[Spec]] = {

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
+from aegpo.core import signatures
 from aegpo.errors import AegpoError, PluginError
 
 KEBAB_CASE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -80,7 +81,8 @@ class Registry(Generic[S]):
         """Registers a spec class under the name its `kind` field gives.
 
         Raises:
-            PluginError: if the class is not a spec of this axis, has no proper `kind`, no docstring, or a taken name.
+            PluginError: if the class is not a spec of this axis, has no proper `kind`, no docstring, a taken name, or
+                lacks a verb of its kind of part.
         """
         where = f"{self.source} registers {getattr(spec, '__name__', spec)!r} in {self.axis!r}"
         if not (inspect.isclass(spec) and issubclass(spec, self.base)):
@@ -96,6 +98,12 @@ class Registry(Generic[S]):
             raise PluginError(
                 f"{self.source} registers {self.axis} {name!r}, a name {taken} has taken; rename it, or leave the "
                 f"plugin out with AEGPO_BLOCK_PLUGINS={blame}"
+            )
+        lacking = signatures.refusal(spec, self.base)
+        if lacking is not None:
+            raise PluginError(
+                f"{where} as {name!r}, which {lacking}; mend it, or leave the plugin out with "
+                f"AEGPO_BLOCK_PLUGINS={self.source}"
             )
         self._entries[name] = Entry(name, spec, self.source)
 

@@ -14,6 +14,7 @@ from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Per, RolloutPlan, Signal, StepTable
 from aegpo.core.signals import Signals
+from aegpo.core.signatures import built
 from aegpo.errors import ContractError, PlanError
 from aegpo.method.tails import with_tail
 
@@ -43,8 +44,18 @@ class Planner:
 
     @classmethod
     def build(cls, experiment: Experiment) -> Planner:
-        """Builds the three parts."""
-        return cls(experiment, experiment.allocator.build(), experiment.selector.build(), experiment.tree.build())
+        """Builds the three parts.
+
+        Raises:
+            ContractError: if one cannot be built, or lacks what its interface asks for.
+        """
+        allocator, selector, tree = experiment.allocator, experiment.selector, experiment.tree
+        return cls(
+            experiment,
+            built("allocator", allocator.kind, allocator.build, Allocator),
+            built("selector", selector.kind, selector.build, TimestepSelector),
+            built("tree", tree.kind, tree.build, Tree),
+        )
 
     def plan(self, signals: Signals, rng: np.random.Generator) -> Planned:
         """How many rollouts each prompt gets, at which steps it learns, and the forest that follows.

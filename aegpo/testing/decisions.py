@@ -9,11 +9,13 @@ import numpy as np
 
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
+from aegpo.core.interfaces import Allocator, TimestepSelector, Tree
 from aegpo.core.parts import AllocatorSpec, SelectorSpec, TreeSpec
 from aegpo.core.records import Per, Signal
 from aegpo.core.registry import suggestion
 from aegpo.core.sections import RolloutsSpec
 from aegpo.core.signals import Signals
+from aegpo.core.signatures import built
 from aegpo.errors import ContractError, PlanError
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator
@@ -33,7 +35,7 @@ _BUDGETS = (2, 3, 8, 12, 16)  # rollouts of a prompt on average
 def check_allocator(spec: AllocatorSpec) -> None:
     """Counts of at least 2 that add up to the budget, for every size that `problems` lets pass, and deterministic."""
     check_spec(spec)
-    first, second, tried = spec.build(), spec.build(), 0
+    first, second, tried = built("allocator", spec.kind, spec.build, Allocator), spec.build(), 0
     for (prompts, steps), each, extra in product(SIZES, _BUDGETS, (0, 1)):
         budget = prompts * each + extra
         rollouts = RolloutsSpec(prompts_per_step=prompts, rollouts_per_step=budget, denoising_steps=steps)
@@ -54,7 +56,7 @@ def check_allocator(spec: AllocatorSpec) -> None:
 def check_selector(spec: SelectorSpec) -> None:
     """At least one denoising step a prompt, for every size that `problems` lets pass, and deterministic."""
     check_spec(spec)
-    first, second, tried = spec.build(), spec.build(), 0
+    first, second, tried = built("selector", spec.kind, spec.build, TimestepSelector), spec.build(), 0
     for prompts, steps in SIZES:
         rollouts = RolloutsSpec(prompts_per_step=prompts, rollouts_per_step=8 * prompts, denoising_steps=steps)
         if any(spec.problems(_experiment(rollouts, selector=spec))):
@@ -75,7 +77,7 @@ def check_tree(spec: TreeSpec) -> None:
     A tree may refuse counts that are too few for their steps with a `PlanError`, though not all of them.
     """
     check_spec(spec)
-    first, second, planned = spec.build(), spec.build(), 0
+    first, second, planned = built("tree", spec.kind, spec.build, Tree), spec.build(), 0
     for counts, steps in tree_inputs():
         try:
             plan = first.plan(counts, steps, decision_rng())

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aegpo.core import contracts
-from aegpo.core.interfaces import Tree
+from aegpo.core.interfaces import Advantage, ForwardObjective, Objective, Sampler, Tree
 from aegpo.core.parts import AdvantageSpec, ObjectiveSpec, SamplerSpec
 from aegpo.core.records import IntArray, RolloutPlan
+from aegpo.core.signatures import built
 from aegpo.errors import ContractError
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.testing.common import ROUNDING, check_equal, check_memory, check_spec, decision_rng, tree_inputs
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from aegpo.core.interfaces import ForwardObjective, Objective
     from aegpo.core.records import Renoised, Update
 
 
@@ -29,7 +29,8 @@ def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
     import torch
 
     check_spec(spec)
-    sampler, generator = spec.build(), torch.Generator().manual_seed(0)
+    sampler = built("sampler", spec.kind, spec.build, Sampler)
+    generator = torch.Generator().manual_seed(0)
     sigmas = torch.linspace(1.0, 0.0, steps + 1)
     latents, velocity, noise = (torch.randn((4, 2, 3, 3), generator=generator) for _ in range(3))
     for step in range(steps):
@@ -53,7 +54,7 @@ def check_advantage(spec: AdvantageSpec) -> None:
     import torch
 
     check_spec(spec)
-    first, second = spec.build(), spec.build()
+    first, second = built("advantage", spec.kind, spec.build, Advantage), spec.build()
     generator = torch.Generator().manual_seed(0)
     trees: tuple[Tree, ...] = (IndependentTree(), BranchingTree())
     inputs = list(tree_inputs())[::5]
@@ -100,7 +101,8 @@ def check_objective(spec: ObjectiveSpec) -> None:
     import torch
 
     check_spec(spec)
-    objective, generator = spec.build(), torch.Generator().manual_seed(0)
+    objective = built("objective", spec.kind, spec.build, Objective, ForwardObjective)
+    generator = torch.Generator().manual_seed(0)
     for size, moved in product((1, 6), (0.0, 1e-3, 0.5)):
         if objective.process == "forward":
             seen = _renoised(objective, size, moved, generator)

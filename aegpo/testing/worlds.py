@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aegpo.core import contracts
+from aegpo.core.interfaces import Model, Reward
 from aegpo.core.parts import ModelSpec, RewardSpec, TrackerSpec
 from aegpo.core.records import Evaluation, Prompt, RunInfo
+from aegpo.core.signatures import built
 from aegpo.errors import ContractError
 from aegpo.models.shapes import ShapesSpec
 from aegpo.prompts.lists import lacking, numbered, quoted
@@ -38,7 +41,7 @@ def check_reward(spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: t
     for message in lacking([spec], quoted(asked)):
         raise ContractError(f"{message}; give check_reward prompts that have it")
     asked = asked * 2 if spec.group_wise else asked
-    reward = spec.build(torch.device("cpu"))
+    reward = built("reward", spec.kind, partial(spec.build, torch.device("cpu")), Reward)
     images = torch.rand((len(asked), 3, *size), generator=torch.Generator().manual_seed(0))
     images[0], images[1] = 0.0, 1.0
     before = images.clone()
@@ -60,7 +63,8 @@ def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two 
     import torch
 
     check_spec(spec)
-    who, model = f"model {spec.kind!r}", spec.build(torch.device("cpu"))
+    who = f"model {spec.kind!r}"
+    model = built("model", spec.kind, partial(spec.build, torch.device("cpu")), Model)
     for steps in (2, 5, 10):
         contracts.check_sigmas(spec.kind, model.sigmas(steps), steps, spec.partial_schedule)
         if not torch.allclose(model.sigmas(steps), torch.from_numpy(spec.sigmas(steps)).float()):
@@ -109,12 +113,8 @@ def check_tracker(spec: TrackerSpec, folder: Path) -> None:
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         observer = spec.build(folder)
+        hookspecs.check_tracker(spec.kind, observer)
         manager.register(observer, spec.kind)
-        callers = manager.get_hookcallers(observer) or []
-        wrong = [caller.name for caller in callers if not caller.has_spec()]
-        if wrong or not callers:
-            problem = f"implements {wrong[0]!r}, which is no hook" if wrong else "implements no observer hook"
-            raise ContractError(f"tracker {spec.kind!r} {problem}; mark methods aegpo_on_... with @aegpo.hookimpl")
         run = RunInfo(arm="main", seed=0, folder=folder, first_step=first, training_steps=2)
         manager.hook.aegpo_on_run_start(run=run)
         if first == 0:

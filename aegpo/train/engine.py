@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from aegpo.core import contracts
 from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Stateful
+from aegpo.core.interfaces import Advantage, Stateful
 from aegpo.core.records import Prompt, Rollouts, StepReport
+from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, residual_noise
@@ -43,7 +44,7 @@ class Engine:
         self.rewards = build_scorers(experiment.rewards, self.policy.device)
         self.guards = build_scorers(experiment.evaluation.rewards, self.policy.device)
         self.planner = Planner.build(experiment)
-        self.advantage = experiment.advantage.build()
+        self.advantage = built("advantage", experiment.advantage.kind, experiment.advantage.build, Advantage)
         self.learner = Learner.build(self.policy, experiment)
         training, held_out = read_prompts(experiment, "train"), read_prompts(experiment, "evaluation")
         refuse_shared(training, held_out)

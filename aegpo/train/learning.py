@@ -15,6 +15,7 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import ForwardObjective, Objective
 from aegpo.core.records import Conditioning, Edges, Rollouts
 from aegpo.core.sections import OptimizerSpec
+from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.train.execution import Execution
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
@@ -70,9 +71,9 @@ class Learner:
     def build(cls, policy: Policy, experiment: Experiment) -> Learner:
         """The learner of an experiment's policy."""
         objective, ema = experiment.objective, experiment.policy.ema
-        built = objective.build()
+        made = built("objective", objective.kind, objective.build, Objective, ForwardObjective)
         optimizer, updates = experiment.optimizer, experiment.updates
-        return cls(policy.how, policy.weights, built, objective.kind, optimizer, ema, policy.precision, updates)
+        return cls(policy.how, policy.weights, made, objective.kind, optimizer, ema, policy.precision, updates)
 
     def update(
         self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator

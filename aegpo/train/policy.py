@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from aegpo.core import contracts
 from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Model, Preparable, Resizable
+from aegpo.core.interfaces import Model, Preparable, Resizable, Sampler
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import AttentionCall, Conditioning, Prompt
+from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.adapters import add_adapters
 from aegpo.train.devices import STORAGE, choose_device
@@ -39,8 +41,7 @@ class Policy:
         refuse_several_processes()
         self.precision = Precision(experiment.precision, self.device)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
-        with contracts.blaming("model", experiment.model.kind):
-            self.model = experiment.model.build(self.device)
+        self.model = built("model", experiment.model.kind, partial(experiment.model.build, self.device), Model)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
         with self.model.base():
             pass  # the base policy is what the model is now
@@ -163,7 +164,7 @@ class Policy:
         return Execution(
             model,
             self._velocity_of(model),
-            spec.sampler.build(),
+            built("sampler", spec.sampler.kind, spec.sampler.build, Sampler),
             sigmas,
             spec.rollouts.micro_batch,
             STORAGE[spec.rollouts.storage],

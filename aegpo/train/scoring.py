@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from aegpo.core import contracts
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import IntArray, Prompt
+from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, RewardError
 
 
@@ -36,8 +38,7 @@ def build_scorers(specs: Sequence[RewardSpec], device: torch.device) -> list[Sco
 
 
 def _build_scorer(spec: RewardSpec, device: torch.device) -> Scorer:
-    with contracts.blaming("reward", spec.label):
-        reward = spec.build(device)
+    reward = built("reward", spec.label, partial(spec.build, device), Reward)
     batch = spec.model_dump(include={"micro_batch"}).get("micro_batch")
     own = ("", str(device), *((device.type, f"{device.type}:0") if device.index in (None, 0) else ()))
     lane = "" if spec.lane in own else spec.lane

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Filed, Rewarded, SignalSource
 from aegpo.core.records import IntArray, Prompt, Signal
 from aegpo.core.signals import Signals, Trunk
+from aegpo.core.signatures import built
 from aegpo.train.policy import Policy
 
 
@@ -32,8 +34,7 @@ class Sources:
         self._experiment, self._policy = experiment, policy
         self.built: dict[str, SignalSource] = {}
         for kind, spec in experiment.sources.items():
-            with contracts.blaming("signals", kind):
-                self.built[kind] = spec.build(experiment)
+            self.built[kind] = built("signals", kind, partial(spec.build, experiment), SignalSource)
         # Now: later the weights are no longer the base policy's.
         filed = any(isinstance(source, Filed) for source in self.built.values())
         self._identity = policy.identity() if filed else {}

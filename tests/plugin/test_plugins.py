@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from command_line import aegpo
 from repository import ROOT
 
 from aegpo.core.parts import PART_AXES
@@ -190,6 +191,64 @@ def test_a_wrong_hook_names_the_distribution(site, monkeypatch, source, message)
     install(site, "aegpo-x", "x", source)
     monkeypatch.delitem(sys.modules, "aegpo_x", raising=False)
     assert refusal().startswith(message)
+
+
+WORDLESS = GOOD.replace("def score", "def rate").format(kind="nine")
+
+
+@pytest.mark.parametrize("words", [["plugins"], ["check", "one.yaml"], ["run", "one.yaml"]], ids=lambda words: words[0])
+def test_a_reward_without_its_verb_stops_every_command_before_it_begins(site, words):
+    install(site, "aegpo-nu", "nu", WORDLESS)
+    (site / "one.yaml").write_text("rewards: [nine]\n")
+    done = aegpo(*words)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: aegpo-nu registers 'Constant' in 'rewards' as 'nine', which has no 'score'; asked is  score(images: "
+        "Tensor, prompts: Sequence[Prompt]) -> Tensor, or define  build(device: torch.device) -> Reward  to return "
+        "another object; mend it, or leave the plugin out with AEGPO_BLOCK_PLUGINS=aegpo-nu\n"
+    )
+    assert not (site / "runs").exists()
+
+
+SILENT = """
+from typing import Literal
+import aegpo
+
+class Silent(aegpo.TrackerSpec):
+    \"\"\"Watches nothing.\"\"\"
+    kind: Literal["silent"] = "silent"
+
+    def build(self, folder):
+        return Observer()
+
+class Observer:
+    {hook}
+
+@aegpo.hookimpl
+def aegpo_register_trackers(registry):
+    registry.add(Silent)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "problem"),
+    [
+        ("pass", " implements no observer hook; mark methods aegpo_on_... with @aegpo.hookimpl"),
+        ("def aegpo_on_step_end(self, run): pass", " implements no observer hook; mark methods aegpo_on_... with @aeg"),
+        (
+            "@aegpo.hookimpl\n    def aegpo_on_step(self): pass",
+            " implements 'aegpo_on_step', which is no hook; mark meth",
+        ),
+        ("@aegpo.hookimpl\n    def aegpo_on_step_end(self, step): pass", " has a hook that does not fit: Plugin '"),
+    ],
+    ids=["none", "unmarked", "unknown", "other arguments"],
+)
+def test_a_tracker_that_would_never_be_told_stops_a_run_before_it_begins(site, hook, problem):
+    (site / "silent.py").write_text(SILENT.format(hook=hook))
+    smoke = str(ROOT / "experiments" / "smoke.yaml")
+    done = aegpo("run", smoke, "--arm", "grpo", "--plugin", "silent.py", "--set", "trackers=[silent]")
+    assert done.code == 2
+    assert f"error: tracker 'silent'{problem}" in done.stderr
 
 
 def test_two_plugins_of_one_name_are_refused(site):

@@ -26,6 +26,9 @@ class Constant(aegpo.RewardSpec):
     """The same score for everything."""
     kind: Literal["constant"] = "constant"
 
+    def score(self, images, prompts):
+        return images.new_zeros(len(images))
+
 @aegpo.hookimpl
 def aegpo_register_rewards(registry):
     registry.add(Constant)

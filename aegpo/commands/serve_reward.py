@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aegpo.config.marks import parse, refuse
 from aegpo.config.validation import validate
-from aegpo.core import contracts
+from aegpo.core import contracts, first_edition
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.registry import Registry
@@ -99,8 +99,6 @@ class Scoring:
         """A status and the JSON that goes with it: 200 with scores, 4xx for a wrong request, 500 for a failure."""
         import torch
 
-        from aegpo.train.scoring import for_strings
-
         try:
             images, prompts = wire.unpack(body, content_type)
         except AegpoError as error:
@@ -115,8 +113,7 @@ class Scoring:
             return 422, {"detail": str(error)}
         except Exception as error:
             traceback.print_exc()
-            failed = f"reward {self.spec.label!r} failed with {type(error).__name__}: {error}"
-            return 500, {"detail": failed + for_strings(error)}
+            return 500, {"detail": f"reward {self.spec.label!r} failed with {first_edition.told(error, 'reward')}"}
         return 200, {"scores": scores.tolist()}
 
 

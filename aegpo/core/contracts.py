@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aegpo.core import first_edition
 from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Per, Prompt, RolloutPlan
 from aegpo.core.signals import Measurement, Signals
 from aegpo.errors import AegpoError, ContractError, MemoryShortageError
@@ -43,7 +44,7 @@ def blaming(part: str, name: str) -> Iterator[None]:
     except Exception as error:
         if is_shortage(error):
             raise
-        failed = ContractError(f"{part} {name!r} failed with {type(error).__name__}: {error}")
+        failed = ContractError(f"{part} {name!r} failed with {first_edition.told(error, part)}")
         failed.location = (part,)
         raise failed from error
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from inspect import Parameter, Signature
 from types import FunctionType
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
+from aegpo.core import first_edition
 from aegpo.core.contracts import blaming
 from aegpo.errors import ContractError
 
@@ -28,13 +32,16 @@ def protocols_of(base: type) -> tuple[type, ...]:
     return tuple(known[name] for name in promised.split(" | ") if name in known)
 
 
-def refusal(spec: type, base: type) -> str | None:
+def refusal(spec: type[BaseModel], base: type[BaseModel]) -> str | None:
     """What a spec class lacks that shows with nothing built, in words that follow its name; None: nothing.
 
     Args:
         spec: the class, a subclass of `base`.
         base: the spec base of its kind.
     """
+    old = first_edition.declared(spec, base)
+    if old is not None:
+        return old
     for name in sorted(getattr(spec, "__abstractmethods__", ())):
         return f"has no {name!r}; asked is  {_written(name, base)}"
     for name in _methods(base):
@@ -86,6 +93,7 @@ def _problems(owner: object, protocol: type, data: bool) -> Iterator[str]:
             yield f"has no attribute {name!r}; {protocol.__name__} asks for it"
 
 
+@cache
 def _asked(protocol: type) -> tuple[Mapping[str, Signature], tuple[str, ...]]:
     """Verbs and attributes of a protocol, those it inherits too."""
     verbs: dict[str, Signature] = {}
@@ -115,11 +123,16 @@ def _misfit(owner: object, name: str, asked: Signature) -> str | None:
     if not callable(getattr(owner, name, None)):
         static = inspect.getattr_static(owner, name, None) if isinstance(owner, type) else None
         computed = hasattr(static, "__get__")  # a property of a class may hold anything
-        return None if computed else f"has no {name!r}; asked is  {_called(name, asked)}"
+        old = first_edition.renamed(owner, name)
+        return None if computed else f"has no {name!r}; asked is  {_called(name, asked)}{old}"
     own = _own_signature(owner, name)
-    if own is None or all(_takes(own, arguments) for arguments in _calls(asked)):
+    if own is None:
         return None
-    return f"has {_called(name, own)}, which cannot be called as  {_called(name, asked)}"
+    if not all(_takes(own, arguments) for arguments in _calls(asked)):
+        return f"has {_called(name, own)}, which cannot be called as  {_called(name, asked)}"
+    if first_edition.takes_strings(own, asked):
+        return f"has {_called(name, own)}, as in aegpo 0.1; asked is  {_called(name, asked)}  now: use prompt.text"
+    return None
 
 
 def _own_signature(owner: object, name: str) -> Signature | None:

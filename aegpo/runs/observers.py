@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pluggy
 
+from aegpo.core import first_edition
 from aegpo.core.as_json import loads
 from aegpo.core.files import NO_ROOM, append_row
 from aegpo.core.hookspecs import Outcome
@@ -114,7 +115,7 @@ class Observers:
                 function(*(known[each] for each in names))
             except Exception as error:  # an observer may fail in any way; the user needs to know whose failure it is
                 if self._rule(name) == "drop":
-                    self._drop(Dropped(step, event, name, f"{type(error).__name__}: {error}"))
+                    self._drop(Dropped(step, event, name, first_edition.told(error, "tracker")))
                 else:
                     failures[name] = error
         first = self._record if self._record in failures else next(iter(failures), None)
@@ -142,7 +143,7 @@ class Observers:
         if isinstance(error, OSError) and error.errno in NO_ROOM and name == self._record:
             return error
         who = name if name in self._on_error else f"plugin {name!r}"
-        failed = f"{who} failed with {type(error).__name__}: {error} (in {event})"
+        failed = f"{who} failed with {first_edition.told(error, 'tracker')} (in {event})"
         blamed = ObserverError(f"{who}: {error}" if isinstance(error, AegpoError) else failed)
         blamed.recorded = name != self._record
         return blamed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts
+from aegpo.core import contracts, first_edition
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import IntArray, Prompt
@@ -169,28 +168,12 @@ def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Ten
     except Exception as error:
         if contracts.is_shortage(error):
             raise RewardError(_too_large(scorer, error)) from None
-        failed = f"reward {scorer.label!r} failed with {type(error).__name__}: {error}"
-        raise RewardError(failed + for_strings(error)) from error
+        raise RewardError(f"reward {scorer.label!r} failed with {first_edition.told(error, 'reward')}") from error
     if shown._version != version:
         raise RewardError(
             f"reward {scorer.label!r} changed the images in place, which others still need; copy them first"
         )
     return given.detach().to(images.device)
-
-
-def for_strings(error: Exception) -> str:
-    """What to add to the failure of a reward that took prompts for strings, as they were in aegpo 0.1; else nothing."""
-    stringly = isinstance(error, AttributeError) and isinstance(error.obj, Prompt) and error.name in dir(str)
-    unknown = isinstance(error, KeyError) and bool(error.args) and isinstance(error.args[0], Prompt)
-    mistaken = isinstance(error, TypeError) and _STRING_WANTED.search(str(error)) is not None
-    untokenized = isinstance(error, ValueError) and str(error).startswith("text input must be of type `str`")
-    if stringly or unknown or mistaken or untokenized:
-        return "; it was written for aegpo 0.1, whose prompts were strings: use prompt.text"
-    return ""
-
-
-# Of Python ("expected str instance, Prompt found", "'Prompt' object is not iterable") and of tokenizers
-_STRING_WANTED = re.compile(r"\bPrompt\b(?!\.)|^Text(Encode|Input)\w* must be")
 
 
 def _too_large(scorer: Scorer, error: Exception) -> str:

@@ -158,7 +158,7 @@ def test_a_reward_that_reads_metadata_conforms_on_prompts_that_have_it():
 
 def reward_of(edition: str, read) -> RewardSpec:
     class Plugin(BrightnessReward):
-        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        def score(self, images: Tensor, prompts) -> Tensor:
             assert [read(prompt) for prompt in prompts]
             return super().score(images, prompts)
 

@@ -4,7 +4,7 @@ Every function takes query (B, heads, queries, d), key (B, heads, keys, d) and t
 entropy and log-sum-exp, (B, heads, queries) float32 nats each. The private operators of torch are called here only.
 
 "fused" is a CPU's attention operator, "chunked" plain torch on any device and the only one with gradients. Not run for
-want of a GPU: "cuda-flash" and "cuda-efficient".
+want of a GPU: "cuda-flash" and "cuda-efficient", which are therefore chosen by those who ask for them only.
 """
 
 from __future__ import annotations
@@ -42,26 +42,24 @@ def split_mask(mask: Tensor | None, keys: int) -> tuple[Tensor | None, Tensor | 
     return (None if bool(allowed.all()) else allowed), (bias if bool(bias.any()) else None)
 
 
-def choose_backend(query: Tensor, key: Tensor, allowed: Tensor | None, bias: Tensor | None) -> Backend:
-    """The fastest backend that is exact for this device, precision, mask and need of gradients."""
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        return "chunked"
-    if bias is not None and bias.shape[-2] != 1:
-        return "chunked"
-    if query.device.type == "cpu":
-        return "fused"
-    if query.device.type != "cuda":
-        return "chunked"
-    if allowed is None and bias is None and query.dtype in HALF and key.dtype == query.dtype and query.shape[-1] <= 256:
-        return "cuda-flash"
-    return "cuda-efficient"
+def choose_backend(device: str, gradient: bool, bias_of_rows: bool) -> Backend:
+    """What "auto" stands for: of the backends that have been run, the fastest one that is exact here.
+
+    Args:
+        device: the type of the tensors' device, such as ``cuda``.
+        gradient: the entropy is differentiated.
+        bias_of_rows: an additive bias differs between rows.
+    """
+    return "fused" if device == "cpu" and not gradient and not bias_of_rows else "chunked"
 
 
 def measure_rows(
     query: Tensor, key: Tensor, scale: float, allowed: Tensor | None, bias: Tensor | None, backend: Backend
 ) -> tuple[Tensor, Tensor]:
     """Entropy and log-sum-exp of every row; where a row may attend to no key they are nan and -inf."""
-    chosen = choose_backend(query, key, allowed, bias) if backend == "auto" else backend
+    chosen = backend
+    if backend == "auto":
+        chosen = choose_backend(query.device.type, _needs_gradient(query, key), _differs_by_row(bias))
     _check(chosen, query, key, allowed, bias)
     if chosen == "chunked":
         entropy, lse = _chunked(query, key, scale, allowed, bias)
@@ -85,12 +83,20 @@ def _check(backend: Backend, query: Tensor, key: Tensor, allowed: Tensor | None,
         problem = f"takes float16 or bfloat16, the tensors are {str(query.dtype).removeprefix('torch.')}"
     elif backend == "cuda-flash" and not (allowed is None and bias is None):
         problem = "takes no mask"
-    elif backend != "chunked" and bias is not None and bias.shape[-2] != 1:
+    elif backend != "chunked" and _differs_by_row(bias):
         problem = "takes no additive bias that differs between rows"
-    elif backend != "chunked" and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+    elif backend != "chunked" and _needs_gradient(query, key):
         problem = "carries no gradient, and one is asked for"
     if problem:
         raise AegpoError(f"attention_entropy: backend {backend!r} {problem}; choose 'auto' or 'chunked'")
+
+
+def _needs_gradient(query: Tensor, key: Tensor) -> bool:
+    return torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+
+
+def _differs_by_row(bias: Tensor | None) -> bool:
+    return bias is not None and bias.shape[-2] != 1
 
 
 # --- one attention call with the keys as values ----------------------------------------------------------------------
@@ -141,7 +147,7 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """Dense rows, some at a time; they are computed again on the way back, so gradients cost no more memory."""
     rows_at_once = max(1, CHUNKS.get(query.device.type, CHUNK) // (query.shape[0] * query.shape[1] * key.shape[2]))
-    differentiable = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    differentiable = _needs_gradient(query, key)
     entropies, lses = [], []
     for start in range(0, query.shape[2], rows_at_once):
         rows = slice(start, start + rows_at_once)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegpo.attention.backends import choose_backend
 from aegpo.attention.entropy import attention_entropy, measure_call, sample_rows, stratified_mean
 from aegpo.core.records import AttentionCall
 from aegpo.errors import AegpoError
@@ -194,6 +195,35 @@ def test_what_cannot_be_measured_is_refused(options, message):
     with pytest.raises(AegpoError) as error:
         attention_entropy(**arguments)
     assert str(error.value) == f"attention_entropy: {message}"
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("bias_of_rows", [False, True])
+def test_on_a_gpu_plain_torch_is_chosen_until_others_have_been_run(device, gradient, bias_of_rows):
+    assert choose_backend(device, gradient, bias_of_rows) == "chunked"
+
+
+def test_on_a_cpu_its_own_operator_is_chosen_wherever_it_is_exact():
+    assert choose_backend("cpu", gradient=False, bias_of_rows=False) == "fused"
+    assert choose_backend("cpu", gradient=True, bias_of_rows=False) == "chunked"
+    assert choose_backend("cpu", gradient=False, bias_of_rows=True) == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [
+        ({}, "fused"),
+        ({"mask": torch.ones(5, 7, dtype=torch.bool).tril(3)}, "fused"),
+        ({"mask": torch.arange(7.0)}, "fused"),
+        ({"mask": torch.arange(35.0).view(5, 7)}, "chunked"),
+        ({"query": normal(1, 2, 5, 8).requires_grad_()}, "chunked"),
+    ],
+    ids=["plain", "mask", "bias of keys", "bias of rows", "gradient"],
+)
+def test_the_choice_on_a_cpu_is_the_named_backend_to_the_bit(options, backend):
+    arguments = {"query": normal(1, 2, 5, 8), "key": normal(1, 2, 7, 8, seed=1), "scale": 0.35} | options
+    assert torch.equal(attention_entropy(**arguments), attention_entropy(**arguments, backend=backend))
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -396,5 +426,5 @@ def test_a_gpu_agrees_with_the_dense_softmax(name, dtype, backend):
     keep = torch.rand((2, 2, 300, 410), generator=torch.Generator().manual_seed(0)) < 0.6
     mask = None if name is None else MASKS[name](keep).cuda()
     found = attention_entropy(query, key, scale=0.125, mask=mask, backend=backend)
-    rounded = dtype == torch.bfloat16 and backend in ("auto", "cuda-flash")  # the mean key comes back in bfloat16
+    rounded = dtype == torch.bfloat16 and backend == "cuda-flash"  # the mean key comes back in bfloat16
     assert_exact(found, dense(query, key, 0.125, mask), atol=2e-2 if rounded else 1e-4)

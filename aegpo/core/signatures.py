@@ -39,20 +39,24 @@ def refusal(spec: type[BaseModel], base: type[BaseModel]) -> str | None:
         spec: the class, a subclass of `base`.
         base: the spec base of its kind.
     """
-    old = first_edition.declared(spec, base)
-    if old is not None:
-        return old
+    return first_edition.declared(spec, base) or next(_lacking(spec, base), None)
+
+
+def _lacking(spec: type[BaseModel], base: type[BaseModel]) -> Iterator[str]:
     for name in sorted(getattr(spec, "__abstractmethods__", ())):
-        return f"has no {name!r}; asked is  {_written(name, base)}"
+        yield f"has no {name!r}; asked is  {_written(name, base)}"
+    for name, annotation in inspect.get_annotations(base).items():
+        if name in base.__class_vars__ and not hasattr(spec, name):
+            yield f"has no {name!r}; asked is  {name}: {annotation}"
     for name in _methods(base):
         if inspect.getattr_static(spec, name) is not inspect.getattr_static(base, name):
             wrong = _misfit(spec, name, _signature(inspect.getattr_static(base, name)))
             if wrong is not None:
-                return wrong
-    if inspect.getattr_static(spec, "build", None) is not inspect.getattr_static(base, "build", None):
-        return None  # what it builds is looked at when it is built
-    wrong = _first(spec, protocols_of(base), data=False)
-    return None if wrong is None else f"{wrong}, or define  {_written('build', base)}  to return another object"
+                yield wrong
+    if inspect.getattr_static(spec, "build", None) is inspect.getattr_static(base, "build", None):
+        wrong = _first(spec, protocols_of(base), data=False)  # else what it builds is looked at when it is built
+        if wrong is not None:
+            yield f"{wrong}, or define  {_written('build', base)}  to return another object"
 
 
 def built(part: str, name: str, build: Callable[[], P], *protocols: type) -> P:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import pytest
 from worlds import GaussianSpec, small_experiment
@@ -19,6 +19,7 @@ from aegpo.core.parts import (
     RewardSpec,
     SamplerSpec,
     SelectorSpec,
+    SignalSpec,
     TrackerSpec,
     TreeSpec,
 )
@@ -110,6 +111,15 @@ class Schedule(ModelSpec):
         return object()
 
 
+class Provides(SignalSpec):
+    """Measures, but does not say what."""
+
+    kind: Literal["provides"] = "provides"
+
+    def measure(self, step, prompts, policy):
+        return None
+
+
 class Mute(TrackerSpec):
     """Builds nothing."""
 
@@ -158,6 +168,7 @@ def test_names_of_parameters_and_further_optional_ones_are_free(spec):
 
 def test_what_a_spec_base_leaves_open_must_be_defined():
     assert registered(ModelSpec, Schedule) == "has no 'sigmas'; asked is  sigmas(steps: int) -> FloatArray"
+    assert registered(SignalSpec, Provides) == ("has no 'provides'; asked is  provides: ClassVar[Mapping[str, Per]]")
     assert registered(TrackerSpec, Mute) == "has no 'build'; asked is  build(folder: Path) -> object"
 
 
@@ -171,13 +182,14 @@ def test_the_verbs_of_every_kind_are_those_of_the_protocol_that_its_build_return
 
 
 @pytest.mark.parametrize(
-    "base", [AllocatorSpec, SelectorSpec, TreeSpec, SamplerSpec, AdvantageSpec, ObjectiveSpec, RewardSpec]
+    "base", [SignalSpec, AllocatorSpec, SelectorSpec, TreeSpec, SamplerSpec, AdvantageSpec, ObjectiveSpec, RewardSpec]
 )
 def test_a_part_without_a_verb_that_builds_nothing_else_is_refused_when_it_is_registered(base):
     class Empty(base):
         """Has no verb."""
 
         kind: Literal["empty"] = "empty"
+        provides: ClassVar[dict[str, str]] = {}  # of signals
 
     (protocol, *_) = signatures.protocols_of(base)
     verb = next(name for name, member in vars(protocol).items() if inspect.isfunction(member) and name[0] != "_")

@@ -160,6 +160,9 @@ class Asking(SignalSpec):
     provides: ClassVar[Mapping[str, Per]] = {"answer": "prompt"}
     question: str
 
+    def measure(self, step, prompts, policy):
+        return Measurement({})
+
 
 def test_a_source_whose_options_have_no_defaults_is_refused_by_name():
     registries = load_registries(plugin_manager())

@@ -8,7 +8,16 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from aegpo.core.hookspecs import hookimpl
-from aegpo.core.parts import AllocatorSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec, TreeSpec
+from aegpo.core.parts import (
+    AdvantageSpec,
+    AllocatorSpec,
+    ObjectiveSpec,
+    RewardSpec,
+    SelectorSpec,
+    TrackerSpec,
+    TreeSpec,
+)
+from aegpo.method.advantages import GainAdvantage
 from aegpo.method.trees import IndependentTree
 from aegpo.rewards.palette import PaletteReward
 
@@ -73,6 +82,37 @@ class Scribbler(RewardSpec):
     def score(self, images, prompts):
         images.zero_()
         return images.new_zeros(len(images))
+
+
+class Dated(AdvantageSpec):
+    """Takes a tensor of scores, as in the first edition."""
+
+    kind: Literal["dated"] = "dated"
+
+    def estimate(self, rewards, weights, rollouts):
+        return (rewards * weights).sum(dim=1)
+
+
+class Curious(GainAdvantage):
+    """Reads a level it did not ask for."""
+
+    kind: Literal["curious"] = "curious"  # type: ignore[assignment]
+
+    def levels(self, plan):
+        return super().levels(plan)[1:]
+
+
+class Fickle(GainAdvantage):
+    """Asks for another level in every second call."""
+
+    kind: Literal["fickle"] = "fickle"  # type: ignore[assignment]
+
+    def levels(self, plan):
+        CALLS.append(plan)
+        return np.array([len(CALLS) % 2])
+
+
+CALLS: list[object] = []
 
 
 class Detached(ObjectiveSpec):

@@ -19,6 +19,7 @@ from aegpo.core.records import (
     Renoised,
     RolloutPlan,
     Rollouts,
+    Scores,
     Update,
 )
 from aegpo.core.signals import Measurement, Signals
@@ -228,10 +229,13 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Advantage(Protocol):
-    """Turns rewards of rollouts into credit of trained edges."""
+    """Turns scores of rollouts into credit of trained edges."""
 
-    def estimate(self, rewards: Tensor, weights: Tensor, rollouts: Rollouts) -> Tensor:
-        """(N, R) scores and (R,) weights -> (E,) float32, in the order of `rollouts.edges`."""
+    def levels(self, plan: RolloutPlan) -> IntArray:
+        """Levels, each of 0..T-1, whose predicted clean images are decoded and scored too; none: only the rollouts."""
+
+    def estimate(self, scores: Scores, weights: Tensor, rollouts: Rollouts) -> Tensor:
+        """Scores under R rewards and (R,) weights -> (E,) float32, in the order of `rollouts.edges`."""
 
 
 class _Learns(Protocol):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+import numpy as np
 from pydantic import Field
 
 from aegpo.core.interfaces import (
@@ -27,7 +28,7 @@ from aegpo.core.interfaces import (
     Tree,
 )
 from aegpo.core.problems import Problem
-from aegpo.core.records import FloatArray, Footprint, Per, Prompt, Signal, StepTable
+from aegpo.core.records import FloatArray, Footprint, IntArray, Per, Prompt, RolloutPlan, Signal, StepTable
 from aegpo.core.registry import Registry, Spec
 from aegpo.core.signals import SignalCost
 from aegpo.core.signatures import built
@@ -241,9 +242,13 @@ class SamplerSpec(PartSpec):
 
 
 class AdvantageSpec(PartSpec):
-    """A rule that turns rewards of rollouts into credit of trained edges."""
+    """A rule that turns scores of rollouts into credit of trained edges."""
 
     kind: str
+
+    def levels(self, plan: RolloutPlan) -> IntArray:
+        """Levels whose predicted clean images are scored too, as `Advantage.levels`; none."""
+        return np.zeros(0, dtype=np.int64)
 
     def build(self) -> Advantage:
         """The advantage; a spec with nothing to load is its own part."""

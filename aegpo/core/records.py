@@ -210,6 +210,18 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What rewards say of a step's images: of the rollouts, and where an advantage asks, of predicted clean images.
+
+    The predicted clean image of a node is what its state x and the velocity v there say the image will be:
+    x0hat = x - sigma v. Example: `nodes[3][7]` are the scores of what was predicted at node 7 of level 3.
+    """
+
+    leaves: Tensor  # (N, R) float32, of the rollouts' images
+    nodes: Mapping[int, Tensor] = field(default_factory=dict)  # level -> (N_level, R) float32; `Advantage.levels` only
+
+
+@dataclass(frozen=True)
 class Update:
     """One micro-batch of trained transitions as an objective of the reverse process sees it."""
 

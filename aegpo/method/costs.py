@@ -14,10 +14,10 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Curriculum
-from aegpo.core.records import Prompt, RolloutPlan, Signal
+from aegpo.core.records import IntArray, Prompt, RolloutPlan, Signal
 from aegpo.core.sections import DatasetPrompts
 from aegpo.core.signals import SignalCost, Signals
-from aegpo.method.planning import made_up_signals, plan_step
+from aegpo.method.planning import made_up_signals, plan_step, scored_levels
 from aegpo.prompts.lists import numbered, read_prompts, refuse_few, refuse_shared
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
@@ -47,6 +47,7 @@ class Cost:
     trained_edges: Range
     work: Range  # forwards + 3 for every pass over a trained edge, and 1 more for each frozen policy evaluated there
     per_rollout: float  # forwards of a rollout, the middle of the range
+    predicted: Range  # images that are decoded and scored beside those of the rollouts; no velocity evaluations
     signals: float  # of the policy, mean over the run's steps; 0 where no part reads a signal that costs anything
     signals_base: int  # of the base policy, once in a run for every prompt that occurs
     candidates: int  # prompts that the run may ask, which are encoded ahead
@@ -82,6 +83,7 @@ def cost(experiment: Experiment) -> Cost:
         trained_edges=_range(plan.trained_edges for plan in plans),
         work=_range(made + update * plan.trained_edges for plan, made in spent),
         per_rollout=(forwards.low + forwards.high) / (leaves.low + leaves.high),
+        predicted=_predicted(experiment, plans),
         signals=measured / experiment.training_steps,
         signals_base=seen * sum(each.base for each in sources),
         candidates=candidates,
@@ -140,6 +142,24 @@ def _forwards(experiment: Experiment, plan: RolloutPlan) -> Iterator[int]:
         yield plan.forwards - int(np.minimum(plan.trunk_levels, each.trunk).sum())
     if not taken or any(each.refresh > 1 for each in taken):
         yield plan.forwards
+
+
+def _predicted(experiment: Experiment, plans: Sequence[RolloutPlan]) -> Range:
+    """Images that the advantage has scored on the way.
+
+    Under made-up signals that must be measured all prompts explore at much the same steps; in a run each may have steps
+    of its own, so that the levels of all these plans may be asked for at once.
+    """
+    advantage = experiment.advantage.build()
+    asked = [scored_levels(experiment, advantage, plan) for plan in plans]
+    least = min(_nodes(plan, levels) for plan, levels in zip(plans, asked, strict=True))
+    if any(source.policy for source in _sources(experiment)):
+        asked = [np.unique(np.concatenate(asked))] * len(plans)
+    return Range(least, max(_nodes(plan, levels) for plan, levels in zip(plans, asked, strict=True)))
+
+
+def _nodes(plan: RolloutPlan, levels: IntArray) -> int:
+    return sum(len(plan.prompt[level]) for level in levels)
 
 
 def unread_prompts(experiment: Experiment) -> tuple[str, ...]:

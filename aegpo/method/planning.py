@@ -9,13 +9,14 @@ import numpy as np
 
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Allocator, TimestepSelector, Tree
+from aegpo.core.interfaces import Advantage, Allocator, TimestepSelector, Tree
 from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Per, RolloutPlan, Signal, StepTable
 from aegpo.core.signals import Signals
 from aegpo.core.signatures import built
 from aegpo.errors import ContractError, PlanError
+from aegpo.method.advantages.credit import FIRST_EDITION, crediting
 from aegpo.method.tails import with_tail
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
@@ -109,10 +110,11 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     Plans are made for the first training step and for late ones, where allocators and windows do something else.
     """
     plans: list[RolloutPlan] = []
-    signals = list(made_up_signals(experiment))
+    signals, advantage = list(made_up_signals(experiment)), experiment.advantage.build()
     for known in signals[:2] + signals[-2:]:
         try:
             plans.append(plan_step(experiment, known))
+            scored_levels(experiment, advantage, plans[-1])
         except (PlanError, ContractError) as error:
             yield Problem(error.location, error.message)
             return
@@ -179,6 +181,63 @@ def _made_up(source: SignalSpec, per: Per, table: FloatArray, spread: FloatArray
     values = table.copy()
     values[:, np.setdiff1d(np.arange(steps), source.measured(steps))] = np.nan
     return values if per == "prompt-step" else values.mean(axis=0)
+
+
+# --- what is scored beside the rollouts -----------------------------------------------------------------------------
+
+
+def scored_levels(experiment: Experiment, advantage: object, plan: RolloutPlan) -> IntArray:
+    """The levels of a plan whose predicted clean images are decoded and scored, rising; most advantages ask for none.
+
+    Raises:
+        ContractError: if the advantage fails, or returns what its interface forbids.
+        PlanError: if a reward compares the images of a prompt, which has a single one at such a level.
+    """
+    kind = experiment.advantage.kind
+    levels = asked_levels(kind, advantage, plan)
+    with contracts.blaming("advantage", kind):
+        for level in levels:
+            _refuse_lone_images(experiment, plan, int(level))
+    return levels
+
+
+def asked_levels(kind: str, advantage: object, plan: RolloutPlan) -> IntArray:
+    """The levels an advantage asks for, rising.
+
+    Raises:
+        ContractError: if it fails, or returns what its interface forbids.
+    """
+    with crediting(kind):
+        if not isinstance(advantage, Advantage):
+            raise ContractError(
+                f"advantage {kind!r} has no levels(plan): {FIRST_EDITION}; use scores.leaves in estimate(scores, "
+                "weights, rollouts), and let levels(plan) return an empty array of int64"
+            )
+        levels = advantage.levels(plan)
+        if not _are_levels(levels, plan.num_steps):
+            raise ContractError(
+                f"advantage {kind!r} asked for levels {levels!r}; an array of int64 is right, each level of 0 to "
+                f"{plan.num_steps - 1} at most once"
+            )
+    return np.sort(levels)
+
+
+def _are_levels(levels: object, steps: int) -> bool:
+    if not isinstance(levels, np.ndarray) or levels.ndim != 1 or levels.dtype != np.int64:
+        return False
+    found = levels.tolist()
+    return len(set(found)) == len(found) and set(found) <= set(range(steps))
+
+
+def _refuse_lone_images(experiment: Experiment, plan: RolloutPlan, level: int) -> None:
+    labels = [spec.label for spec in experiment.rewards if spec.group_wise]
+    nodes = np.bincount(plan.prompt[level])
+    if labels and (nodes == 1).any():
+        raise PlanError(
+            f"reward {labels[0]!r} compares the images of one prompt, but at level {level}, which advantage "
+            f"{experiment.advantage.kind!r} wants scored, prompt {np.flatnonzero(nodes == 1)[0]} of the step has a "
+            "single node; choose tree 'independent' with 'start: own', or a reward that scores an image by itself"
+        )
 
 
 # --- noise that stays in images --------------------------------------------------------------------------------------

@@ -17,7 +17,13 @@ from aegpo.core.parts import (
     TreeSpec,
 )
 from aegpo.core.registry import Registry
-from aegpo.method.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
+from aegpo.method.advantages import (
+    DepthAdvantage,
+    GainAdvantage,
+    GroupAdvantage,
+    ProcessAdvantage,
+    RunningAdvantage,
+)
 from aegpo.method.allocators import (
     EntropyAllocator,
     InvertedAllocator,
@@ -159,10 +165,11 @@ def aegpo_register_samplers(registry: Registry[SamplerSpec]) -> None:
 
 @hookimpl
 def aegpo_register_advantages(registry: Registry[AdvantageSpec]) -> None:
-    """Credit within the group, the depth of a tree, the children of a step, or against a prompt's past."""
+    """Credit within the group, the depth of a tree, the children of a step, for a step's gain, or against the past."""
     registry.add(GroupAdvantage)
     registry.add(DepthAdvantage)
     registry.add(ProcessAdvantage)
+    registry.add(GainAdvantage)
     registry.add(RunningAdvantage)
 
 

@@ -11,9 +11,11 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.interfaces import Advantage, ForwardObjective, Objective, Sampler, Tree
 from aegpo.core.parts import AdvantageSpec, ObjectiveSpec, SamplerSpec
-from aegpo.core.records import IntArray, RolloutPlan
+from aegpo.core.records import IntArray, RolloutPlan, Scores
 from aegpo.core.signatures import built
 from aegpo.errors import ContractError
+from aegpo.method.advantages.credit import crediting
+from aegpo.method.planning import asked_levels
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.testing.common import ROUNDING, check_equal, check_memory, check_spec, decision_rng, tree_inputs
 
@@ -50,7 +52,10 @@ def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
 
 
 def check_advantage(spec: AdvantageSpec) -> None:
-    """Finite float32 credit for each trained edge, also where all rewards are equal, and deterministic."""
+    """Finite float32 credit for each trained edge, also where all scores are equal, and deterministic.
+
+    It sees scores of predicted clean images at the levels it asks for, and at no others.
+    """
     import torch
 
     check_spec(spec)
@@ -60,13 +65,31 @@ def check_advantage(spec: AdvantageSpec) -> None:
     inputs = list(tree_inputs())[::5]
     for tree, (counts, steps), rewards in product(trees, inputs, (1, 2)):
         rollouts = _rollouts(tree.plan(counts, steps, decision_rng()), generator)
-        shape = (rollouts.plan.num_rollouts, rewards)
-        for scores in (torch.rand(shape, generator=generator), torch.zeros(shape), torch.full(shape, -1e3)):
-            credit = first.estimate(scores, torch.ones(rewards), rollouts)
+        levels = asked_levels(spec.kind, first, rollouts.plan)
+        who = f"advantage {spec.kind!r}"
+        if not np.array_equal(levels, asked_levels(spec.kind, second, rollouts.plan)):
+            raise ContractError(f"{who} asks for other levels of the same plan in two calls; let the plan alone decide")
+        for scale, shift in ((1.0, 0.0), (0.0, 0.0), (0.0, -1e3)):  # any scores, and equal ones
+            scores = _scores(rollouts.plan, levels, rewards, generator, scale, shift)
+            with crediting(spec.kind):
+                credit = first.estimate(scores, torch.ones(rewards), rollouts)
             contracts.check_credit(spec.kind, credit, rollouts.plan.trained_edges)
-            check_equal(f"advantage {spec.kind!r}", credit, second.estimate(scores, torch.ones(rewards), rollouts))
+            check_equal(who, credit, second.estimate(scores, torch.ones(rewards), rollouts))
     again = (scores, torch.ones(rewards), rollouts)
     check_memory(f"advantage {spec.kind!r}", first, spec.build(), lambda part: part.estimate(*again))
+
+
+def _scores(
+    plan: RolloutPlan, levels: IntArray, rewards: int, generator: torch.Generator, scale: float, shift: float
+) -> Scores:
+    """Made-up scores of the rollouts and of some levels."""
+    import torch
+
+    def made_up(count: int) -> Tensor:
+        return scale * torch.rand((count, rewards), generator=generator) + shift
+
+    leaves = made_up(plan.num_rollouts)
+    return Scores(leaves, {int(level): made_up(len(plan.prompt[level])) for level in levels})
 
 
 def _rollouts(plan: RolloutPlan, generator: Any) -> Any:

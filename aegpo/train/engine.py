@@ -18,16 +18,18 @@ from aegpo.core import contracts
 from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Advantage, Stateful
-from aegpo.core.records import Prompt, Rollouts, StepReport
+from aegpo.core.records import Prompt, Rollouts, Scores, StepReport
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
+from aegpo.method.advantages.credit import crediting
 from aegpo.method.costs import update_work
-from aegpo.method.planning import Planner, residual_noise
+from aegpo.method.planning import Planner, residual_noise, scored_levels
 from aegpo.prompts.lists import read_prompts, refuse_few, refuse_lacking, refuse_shared
 from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import DIVERGED, Learner
 from aegpo.train.policy import Policy
+from aegpo.train.predicted import PredictedScores
 from aegpo.train.rollouts import roll_out
 from aegpo.train.scoring import Scoring, build_scorers
 from aegpo.train.signals import Sources
@@ -87,15 +89,16 @@ class Engine:
         with watch("plan"), self._few_rollouts("rollouts were planned"):
             planned = self.planner.plan(known.signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan = planned.plan
+            levels = scored_levels(spec, self.advantage, plan)
+        predicted = PredictedScores(self.policy.how, self.rewards, plan, prompts, levels, self._inspect)
         with Scoring(self.rewards, [prompts[row] for row in plan.group]) as scoring:
             with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():
-                rollouts = roll_out(
-                    self.policy.how, plan, cond, generator, prompts, known.trunk, self._inspected(scoring.show)
-                )
+                show = self._inspected(scoring.show)
+                rollouts = roll_out(self.policy.how, plan, cond, generator, prompts, known.trunk, show, predicted.look)
                 contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
             with watch("reward"):  # of which rewards in lanes of their own have done a part already
                 scores = scoring.finish(rollouts.images)
-                credit = self._credit(torch.stack(list(scores.values()), dim=1), rollouts)
+                credit = self._credit(predicted.beside(torch.stack(list(scores.values()), dim=1)), rollouts)
         fewer = lower("optimizer.micro_batch", spec.optimizer.micro_batch)
         with watch("update"), enough_memory("the policy was updated", fewer):
             learned = self.learner.update(rollouts, credit, cond, rng)
@@ -108,6 +111,7 @@ class Engine:
             "forwards": spent,
             "signal_forwards": known.forwards,
             "trained_edges": plan.trained_edges,
+            **predicted.metrics(),
             "work": spent + known.forwards + self._update_work * plan.trained_edges,
         }
         return StepReport(
@@ -124,25 +128,29 @@ class Engine:
             contracts.check_choice(spec.curriculum.kind, chosen, len(self.prompts), count)
         return tuple(self.prompts[row] for row in chosen)
 
-    def _credit(self, rewards: Tensor, rollouts: Rollouts) -> Tensor:  # (N, R) -> (E,)
+    def _credit(self, scores: Scores, rollouts: Rollouts) -> Tensor:  # (E,)
         """The credit of each trained edge; what prompts brought is remembered."""
         kind = self.experiment.advantage.kind
-        with self._few_rollouts("credit was given"), contracts.blaming("advantage", kind):
-            credit = self.advantage.estimate(rewards, self._reward_weights, rollouts).to(self.policy.device)
+        with self._few_rollouts("credit was given"), crediting(kind):
+            credit = self.advantage.estimate(scores, self._reward_weights, rollouts).to(self.policy.device)
         contracts.check_credit(kind, credit, rollouts.plan.trained_edges)
-        self.sources.rewarded(rollouts.prompts, rewards @ self._reward_weights, rollouts.plan.group)
+        self.sources.rewarded(rollouts.prompts, scores.leaves @ self._reward_weights, rollouts.plan.group)
         return credit
 
     def _inspected(self, show: Show) -> Show:
         """Shows what is known to be images."""
 
-        def inspect(images: Tensor) -> None:
-            if self.learner.updates and not bool(images.isfinite().all()):
-                raise AegpoError(DIVERGED)  # the adapter was fine when the run began
-            contracts.check_images(self.experiment.model.kind, images, len(images))
+        def inspected(images: Tensor) -> None:
+            self._inspect(images)
             show(images)
 
-        return inspect
+        return inspected
+
+    def _inspect(self, images: Tensor) -> None:
+        """Refuses what is no image."""
+        if self.learner.updates and not bool(images.isfinite().all()):
+            raise AegpoError(DIVERGED)  # the adapter was fine when the run began
+        contracts.check_images(self.experiment.model.kind, images, len(images))
 
     def _randomness(self, number: int) -> tuple[np.random.Generator, torch.Generator]:
         """Decisions and noise of a step, and the global generators that foreign parts may use."""

@@ -14,7 +14,7 @@ from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Prompt,
 from aegpo.core.signals import Trunk
 from aegpo.method.samplers import euler, final_latents, start_latents
 from aegpo.method.tails import second_order
-from aegpo.train.execution import Execution, Show, unseen
+from aegpo.train.execution import Execution, Look, Show, unseen
 
 
 @torch.no_grad()
@@ -26,8 +26,9 @@ def roll_out(
     prompts: Sequence[Prompt] = (),
     trunk: Trunk | None = None,
     show: Show = unseen,
+    look: Look | None = None,
 ) -> Rollouts:
-    """Samples every trajectory of a plan; `show` sees images while others are still sampled.
+    """Samples every trajectory of a plan; `show` sees images, `look` what is predicted of them, while others wait.
 
     Shared prefixes are one node and are computed once. Each new state is cast to the storage dtype first and its
     log-probability is that of the cast value, in float32, so that replaying a stored transition finds the same
@@ -35,12 +36,12 @@ def roll_out(
     """
     if plan.tail is not None:
         how = replace(how, sigmas=torch.from_numpy(plan.tail.sigmas).to(how.sigmas))
-    walk = _Walk(how, plan, cond, trunk, generator)
+    walk = _Walk(how, plan, cond, trunk, generator, look)
     latents: list[Tensor] = []
     images: list[Tensor] = []
     for leaves in walk.leaves():
         latents.append(final_latents(leaves, how.sigmas).to(how.storage))
-        images.append(_decoded(how, latents[-1].float()))
+        images.append(decoded(how, latents[-1].float()))
         show(images[-1])
     log_probs = tuple(torch.cat(parts) for parts in walk.log_probs)
     edges = _joined([part for level in walk.edges for part in level])
@@ -55,12 +56,13 @@ def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show
         latents = start_latents(noise[rows], how.sigmas)
         for level in range(len(how.sigmas) - 1):
             latents = _deterministic(how, latents, batched_velocity(how, latents, level, cond, rows), level)
-        images.append(_decoded(how, final_latents(latents, how.sigmas)))
+        images.append(decoded(how, final_latents(latents, how.sigmas)))
         show(images[-1])
     return torch.cat(images)
 
 
-def _decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, 3, h, w)
+def decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, 3, h, w)
+    """Images of clean latents (b, C, H, W)."""
     with contracts.blaming("model", how.model_kind):
         return how.model.decode(latents)
 
@@ -135,9 +137,16 @@ class _Walk:
     """
 
     def __init__(
-        self, how: Execution, plan: RolloutPlan, cond: Conditioning, trunk: Trunk | None, generator: torch.Generator
+        self,
+        how: Execution,
+        plan: RolloutPlan,
+        cond: Conditioning,
+        trunk: Trunk | None,
+        generator: torch.Generator,
+        look: Look | None,
     ) -> None:
         self._how, self._plan, self._cond, self._trunk, self._generator = how, plan, cond, trunk, generator
+        self._look = look
         self.log_probs: list[list[Tensor]] = [[] for _ in range(plan.num_steps)]  # of each level, batch by batch
         self.edges: list[list[Edges]] = [[] for _ in range(plan.num_steps)]
         self._noise: dict[int, Tensor] = {}  # of levels that are under way
@@ -169,6 +178,8 @@ class _Walk:
         parent = _index(plan.parent[level][children] - nodes.start, states.latents.device)
         velocity = self._velocity(level, nodes, states.latents)
         clean = states.latents.float() - how.sigmas[level] * velocity
+        if self._look is not None:
+            self._look(level, clean)
         followed = _followed(how, plan, level, velocity, clean, states.previous)[parent]
         latents, noise = states.latents[parent], self._noise_of(level, children)
         following = _children(how, latents, followed, level, plan.noisy[level][children], noise)

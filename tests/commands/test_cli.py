@@ -157,6 +157,21 @@ def test_check_shows_the_cost_of_each_arm():
     assert "once" in costs["aegpo"][5]
 
 
+def test_check_shows_what_is_scored_beside_the_rollouts_where_an_advantage_asks():
+    options = ("--set", "training_steps=5", "--set", "seeds=[0, 1]")
+    plain = command_line.aegpo("check", str(ABLATION), *options).stdout
+    assert "predicted" not in plain
+    shown = command_line.aegpo("check", str(ABLATION), *options, "--set", "advantage=gain").stdout
+    assert "beside the rollouts'" in shown
+    rows = [line.split("│")[1:-1] for line in shown.partition("costs")[2].splitlines() if line.startswith("│")]
+    costs = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    before = [line.split("│")[1:-1] for line in plain.partition("costs")[2].splitlines() if line.startswith("│")]
+    assert costs["grpo"][:-1] == [cell.strip() for cell in before[0][1:]]  # the same forwards and work
+    forwards, predicted = (int(costs["grpo"][column].replace(",", "")) for column in (1, -1))
+    assert predicted == forwards  # all of 10 levels: what is predicted before each step of 10 and after 9 of them
+    assert re.fullmatch(r"[\d,]+-[\d,]+", costs["aegpo"][-1])
+
+
 @pytest.mark.parametrize(
     "command",
     [("check",), ("run", "--out", "runs", "--no-report", "--jobs", "1")],

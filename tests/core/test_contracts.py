@@ -274,6 +274,14 @@ class Heavy(SelectorSpec):
             bad.Neighbourly(),
             "reward 'neighbourly' scores ",
         ),
+        (
+            testing.check_advantage,
+            bad.Dated(),
+            "advantage 'dated' failed with TypeError: unsupported operand type(s) for *: 'Scores' and 'Tensor'; it was "
+            "written for aegpo 0.1, whose advantages took a tensor of scores: use scores.leaves",
+        ),
+        (testing.check_advantage, bad.Curious(), "advantage 'curious' failed with KeyError: 0"),
+        (testing.check_advantage, bad.Fickle(), "advantage 'fickle' asks for other levels of the same plan in two"),
         (testing.check_objective, bad.Detached(), "objective 'detached' returned a loss without a gradient"),
         (testing.check_reward, bad.Undescribed(), "spec 'Undescribed' has a field 'power' without a description"),
         (testing.check_reward, bad.Tolerant(), "spec 'Tolerant' accepts unknown keys; keep extra='forbid'"),

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from test_trees import questions, trees
 from worlds import GaussianSpec, plan_of, small_experiment
 
-from aegpo.core.records import Edges, Prompt, RolloutPlan, Rollouts
+from aegpo.core.records import Edges, Prompt, RolloutPlan, Rollouts, Scores
 from aegpo.method.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 
@@ -32,7 +32,7 @@ def rollouts_of(plan: RolloutPlan, log_prob=None, prompts=(0, 1, 2, 3)) -> Rollo
 def credit(advantage, scores, plan: RolloutPlan, weights=(1.0,), log_prob=None) -> torch.Tensor:
     rewards = torch.as_tensor(scores, dtype=torch.float32)
     rewards = rewards[:, None] if rewards.ndim == 1 else rewards
-    return advantage.estimate(rewards, torch.tensor(weights), rollouts_of(plan, log_prob))
+    return advantage.estimate(Scores(rewards), torch.tensor(weights), rollouts_of(plan, log_prob))
 
 
 SIDE_BY_SIDE = plan_of(IndependentTree(), [3, 2], [[1, 0], [1, 0]])  # one trained edge a rollout, in order
@@ -89,8 +89,8 @@ def test_a_constant_added_to_every_reward_changes_nothing(question, tree, noise,
     plan = tree.plan(*question, np.random.default_rng(0))
     scores = torch.from_numpy(noise[: plan.num_rollouts, None])  # float64, so that the shift itself is exact enough
     weights, rollouts = torch.ones(1), rollouts_of(plan)
-    before = advantage.estimate(scores, weights, rollouts)
-    after = advantage.estimate(scores + shift, weights, rollouts)
+    before = advantage.estimate(Scores(scores), weights, rollouts)
+    after = advantage.estimate(Scores(scores + shift), weights, rollouts)
     assert before.shape == (plan.trained_edges,)
     assert before.dtype == torch.float32
     torch.testing.assert_close(after, before, atol=2e-6, rtol=2e-6)
@@ -145,7 +145,7 @@ def test_depth_advantages_are_branchgrpos(name, weighting):
     for found, level in zip(advantage.node_values(scores.double(), rollouts), reference["levels"], strict=True):
         torch.testing.assert_close(found.float(), torch.tensor(level["reward"]), atol=1e-6, rtol=0)
     expected = torch.cat([torch.tensor(level["advantage"]) for level in reference["levels"][1:]])
-    found = advantage.estimate(scores[:, None], torch.ones(1), rollouts)
+    found = advantage.estimate(Scores(scores[:, None]), torch.ones(1), rollouts)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -288,7 +288,7 @@ def test_running_statistics_are_those_of_the_prompts_own_last_rewards():
     for _ in range(4):
         scores = rng.normal(size=5)
         rollouts = rollouts_of(SIDE_BY_SIDE, prompts=(7, 9))
-        found = advantage.estimate(torch.from_numpy(scores)[:, None], weights, rollouts).numpy()
+        found = advantage.estimate(Scores(torch.from_numpy(scores)[:, None]), weights, rollouts).numpy()
         for prompt, rows in ((7, slice(0, 3)), (9, slice(3, 5))):
             kept = remembered[prompt] = [*remembered.get(prompt, []), *scores[rows]][-6:]
             compared = np.array(kept) if len(kept) >= 4 else scores
@@ -300,9 +300,9 @@ def test_running_statistics_go_on_after_a_checkpoint():
     first, second = (RunningAdvantage(buffer=6, least=4).build() for _ in range(2))
     weights, rollouts = torch.ones(1), rollouts_of(SIDE_BY_SIDE)
     scores = torch.from_numpy(SCORES)[:, None]
-    first.estimate(scores, weights, rollouts)
+    first.estimate(Scores(scores), weights, rollouts)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    ahead, resumed = (part.estimate(scores**2, weights, rollouts) for part in (first, second))
+    ahead, resumed = (part.estimate(Scores(scores**2), weights, rollouts) for part in (first, second))
     assert torch.equal(ahead, resumed)
-    fresh = RunningAdvantage(buffer=6, least=4).build().estimate(scores**2, weights, rollouts)
+    fresh = RunningAdvantage(buffer=6, least=4).build().estimate(Scores(scores**2), weights, rollouts)
     assert not torch.equal(ahead, fresh)

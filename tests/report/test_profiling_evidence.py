@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from worlds import BrightnessReward, small_experiment
 
 from aegpo.commands.cli import app
+from aegpo.method.advantages import GainAdvantage
 from aegpo.prompts.lists import numbered
 from aegpo.report.profile import evidence as evidence_module
 from aegpo.report.profile.evidence import (
@@ -91,6 +92,15 @@ def test_asking_for_gradients_leaves_the_policy_as_it_was(engine):
     assert engine.learner.updates == 0
     again = group_values(engine, PROMPTS[:2], silent)
     np.testing.assert_allclose(again[1], norms, rtol=1e-5)
+
+
+def test_gradients_are_those_of_the_runs_own_advantage_whatever_it_has_scored(tiny_spec, engine):
+    norms = [
+        group_values(each, PROMPTS[:2], silent)[1]
+        for each in (engine, Engine.build(small_experiment(tiny_spec, advantage=GainAdvantage())))
+    ]
+    assert (norms[1] > 0).all()
+    assert (np.abs(norms[1] / norms[0] - 1) > 1e-3).all()
 
 
 def test_weights_of_rewards_count(tiny_spec):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_trees import questions, trees
 from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients
 
-from aegpo.core.records import Edges, Update
+from aegpo.core.records import Edges, Scores, Update
 from aegpo.core.sections import PolicySpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.advantages import GroupAdvantage
@@ -44,7 +44,7 @@ def sampled(how, plan=UNEQUAL, seed: int = 0, which: str = "gaussian"):
     cond = how.model.encode(PROMPTS[which])
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(seed))
     scores = rollouts.images.mean(dim=(1, 2, 3))[:, None]
-    return rollouts, GroupAdvantage().estimate(scores, torch.ones(1), rollouts), cond
+    return rollouts, GroupAdvantage().estimate(Scores(scores), torch.ones(1), rollouts), cond
 
 
 def gradients(how, batch, objective=None, **optimizer) -> list[list[torch.Tensor]]:

@@ -13,7 +13,7 @@ from worlds import SOURCES, GaussianSpec, signals, small_experiment
 from aegpo.core.contracts import check_counts
 from aegpo.core.sections import CheckpointSpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import ContractError
-from aegpo.method.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
+from aegpo.method.advantages import DepthAdvantage, GainAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
 from aegpo.method.allocators import EntropyAllocator, MedianSplitAllocator, RandomAllocator
 from aegpo.method.costs import cost
 from aegpo.method.objectives import NftObjective
@@ -33,6 +33,8 @@ ARMS = {
     "branching from one start": {"tree": BranchingTree(start="batch", noise="all"), "advantage": DepthAdvantage()},
     "children of a trunk": {"tree": TrunkTree(), "advantage": ProcessAdvantage(), **FIRST},
     "a running mean": {"advantage": RunningAdvantage(buffer=4, least=2)},
+    "gains": {"advantage": GainAdvantage()},
+    "gains in a tree": {"tree": BranchingTree(), "advantage": GainAdvantage(std="prompt"), **FIRST},
     "std of the batch": {"advantage": GroupAdvantage(std="batch")},
     "forward process": {"objective": NftObjective(), "tree": IndependentTree(noise="none")},
 }

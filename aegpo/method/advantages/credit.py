@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 
+from aegpo.core import contracts
 from aegpo.core.parts import AdvantageSpec
-from aegpo.core.records import RolloutPlan, Rollouts
+from aegpo.core.records import RolloutPlan, Rollouts, Scores
+from aegpo.errors import AegpoError, ContractError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FIRST_EDITION = "it was written for aegpo 0.1, whose advantages took a tensor of scores"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores under one reward, or of all rewards together."""
+
+    leaves: Tensor  # (N,) float64
+    nodes: Mapping[int, Tensor]  # level -> (N_level,) float64, of predicted clean images where they were asked for
 
 
 class CombiningAdvantage(AdvantageSpec):
@@ -22,24 +39,36 @@ class CombiningAdvantage(AdvantageSpec):
         "(MixGRPO's advantage_aggr, whose weights are divided by their sum: give weights that sum to 1; GDPO)",
     )
 
-    def estimate(self, rewards: Tensor, weights: Tensor, rollouts: Rollouts) -> Tensor:  # (E,)
-        """(N, R) scores, (R,) weights -> the credit of each trained edge."""
+    def estimate(self, scores: Scores, weights: Tensor, rollouts: Rollouts) -> Tensor:  # (E,)
+        """Scores and (R,) weights -> the credit of each trained edge."""
         import torch
 
-        scores = rewards.double() * weights.double()
         if self.combine == "sum":
-            return self.finished(self.normalised(scores.sum(dim=1), rollouts), rollouts)
-        each = [self.normalised(score, rollouts) for score in rewards.double().unbind(dim=1)]
+            return self.finished(self.normalised(_summed(scores, weights), rollouts), rollouts)
+        each = [self.normalised(score, rollouts) for score in _one_by_one(scores)]
         levels = zip(*each, strict=True)  # a node's advantages under every reward; weights count afterwards
         return self.finished([torch.stack(level, dim=1) @ weights.double() for level in levels], rollouts)
 
-    def normalised(self, score: Tensor, rollouts: Rollouts) -> list[Tensor]:  # T+1 tensors (N_i,)
-        """(N,) scores -> the advantage of every node."""
+    def normalised(self, score: Judged, rollouts: Rollouts) -> list[Tensor]:  # T+1 tensors (N_i,)
+        """Scores -> the advantage of every node."""
         raise NotImplementedError(f"advantage {self.kind!r} does not define normalised(score, rollouts)")
 
     def finished(self, values: list[Tensor], rollouts: Rollouts) -> Tensor:  # (E,)
         """Advantages of every node -> the credit of each trained edge."""
         raise NotImplementedError(f"advantage {self.kind!r} does not define finished(values, rollouts)")
+
+
+def _summed(scores: Scores, weights: Tensor) -> Judged:
+    """Weighted sums over rewards."""
+    nodes = {level: (values.double() * weights.double()).sum(dim=1) for level, values in scores.nodes.items()}
+    return Judged((scores.leaves.double() * weights.double()).sum(dim=1), nodes)
+
+
+def _one_by_one(scores: Scores) -> list[Judged]:  # R
+    """What each reward says."""
+    columns = range(scores.leaves.shape[1])
+    nodes = [{level: values.double()[:, column] for level, values in scores.nodes.items()} for column in columns]
+    return [Judged(leaves, nodes[column]) for column, leaves in enumerate(scores.leaves.double().unbind(dim=1))]
 
 
 def deviations(score: Tensor, group: Tensor, unbiased: bool) -> Tensor:  # (N,)
@@ -58,6 +87,33 @@ def centred(score: Tensor, group: Tensor) -> Tensor:  # (N,)
     total = score.new_zeros(size).index_add(0, group, score)
     members = score.new_zeros(size).index_add(0, group, score.new_ones(len(score)))
     return score - (total / members)[group]
+
+
+def standardised(unbiased: bool, epsilon: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """(n,) values and (n,) groups -> each value minus its group's mean, over the group's std plus epsilon."""
+
+    def normalise(values: Tensor, group: Tensor) -> Tensor:
+        spread = deviations(values, group, unbiased).nan_to_num()  # a single value has none
+        return centred(values, group) / (spread + epsilon)
+
+    return normalise
+
+
+def of_each_step(
+    values: list[Tensor], plan: RolloutPlan, normalise: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:  # T+1 tensors (N_i,)
+    """What `normalise(values, prompts)` makes of the trained edges of each step; 0 for other nodes."""
+    import torch
+
+    found = [torch.zeros_like(values[0])]
+    for level, value in enumerate(values[1:]):
+        rows = torch.from_numpy(np.flatnonzero(plan.trained[level])).to(value.device)
+        advantage = torch.zeros_like(value)
+        if len(rows):
+            group = torch.from_numpy(plan.prompt[level + 1]).to(value.device)[rows]
+            advantage[rows] = normalise(value[rows], group)
+        found.append(advantage)
+    return found
 
 
 def trained(values: list[Tensor], plan: RolloutPlan) -> Tensor:  # (E,) float32
@@ -83,3 +139,32 @@ def average_up(leaf_values: Tensor, plan: RolloutPlan) -> list[Tensor]:  # T+1 t
 def clamped(values: Tensor, limit: float | None) -> Tensor:
     """Values cut off at +- the limit, if there is one."""
     return values if limit is None else values.clamp(-limit, limit)
+
+
+@contextmanager
+def crediting(kind: str) -> Iterator[None]:
+    """Inside, an advantage is called: it is blamed by name, and one that took scores for a tensor is told so.
+
+    Raises:
+        ContractError: if the advantage fails; its cause is its own error.
+    """
+    with contracts.blaming("advantage", kind):
+        try:
+            yield
+        except AegpoError:
+            raise
+        except Exception as error:
+            if not _took_a_tensor(error):
+                raise
+            failed = f"advantage {kind!r} failed with {type(error).__name__}: {error}"
+            raise ContractError(f"{failed}; {FIRST_EDITION}: use scores.leaves") from error
+
+
+def _took_a_tensor(error: Exception) -> bool:
+    """True for failures of an advantage that took `Scores` for a tensor, as scores were in aegpo 0.1."""
+    if isinstance(error, AttributeError):
+        import torch
+
+        return isinstance(error.obj, Scores) and error.name in dir(torch.Tensor)
+    # "unsupported operand type(s) for *: 'Scores' and ...", "must be Tensor, not Scores", "infer dtype of Scores"
+    return isinstance(error, (TypeError, ValueError, RuntimeError)) and re.search(r"\bScores\b", str(error)) is not None

@@ -8,7 +8,15 @@ import numpy as np
 from pydantic import Field
 
 from aegpo.core.records import BoolArray, IntArray, RolloutPlan, Rollouts
-from aegpo.method.advantages.credit import CombiningAdvantage, average_up, centred, clamped, deviations, trained
+from aegpo.method.advantages.credit import (
+    CombiningAdvantage,
+    Judged,
+    average_up,
+    clamped,
+    of_each_step,
+    standardised,
+    trained,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +48,9 @@ class DepthAdvantage(CombiningAdvantage):
     )
     pruning_ratio: float = Field(0.5, gt=0, le=1, description="share of them that keeps it, rounded down (BranchGRPO)")
 
-    def normalised(self, score: Tensor, rollouts: Rollouts) -> list[Tensor]:  # T+1 tensors (N_i,)
-        """(N,) scores -> the advantage of every node."""
-        values = self.node_values(score, rollouts)
+    def normalised(self, score: Judged, rollouts: Rollouts) -> list[Tensor]:  # T+1 tensors (N_i,)
+        """Scores -> the advantage of every node."""
+        values = self.node_values(score.leaves, rollouts)
         return [self._level(value, prompt) for value, prompt in zip(values, rollouts.plan.prompt, strict=True)]
 
     def finished(self, values: list[Tensor], rollouts: Rollouts) -> Tensor:  # (E,)
@@ -110,21 +118,10 @@ class ProcessAdvantage(CombiningAdvantage):
     epsilon: float = Field(1e-4, gt=0, description="added to the std of a prompt's step (TempFlow-GRPO)")
     clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never (all: 5)")
 
-    def normalised(self, score: Tensor, rollouts: Rollouts) -> list[Tensor]:  # T+1 tensors (N_i,)
-        """(N,) scores -> the advantage of every node whose edge is trained; 0 for others."""
-        import torch
-
-        plan, values = rollouts.plan, average_up(score, rollouts.plan)
-        found = [torch.zeros_like(values[0])]
-        for level, value in enumerate(values[1:]):
-            rows = torch.from_numpy(np.flatnonzero(plan.trained[level])).to(score.device)
-            advantage = torch.zeros_like(value)
-            if len(rows):
-                group = torch.from_numpy(plan.prompt[level + 1]).to(score.device)[rows]
-                spread = deviations(value[rows], group, self.unbiased).nan_to_num()  # a single edge has none
-                advantage[rows] = centred(value[rows], group) / (spread + self.epsilon)
-            found.append(advantage)
-        return found
+    def normalised(self, score: Judged, rollouts: Rollouts) -> list[Tensor]:  # T+1 tensors (N_i,)
+        """Scores -> the advantage of every node whose edge is trained; 0 for others."""
+        values = average_up(score.leaves, rollouts.plan)
+        return of_each_step(values, rollouts.plan, standardised(self.unbiased, self.epsilon))
 
     def finished(self, values: list[Tensor], rollouts: Rollouts) -> Tensor:  # (E,)
         """Advantages of nodes -> the credit of each trained edge."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import Rollouts
-from aegpo.method.advantages.credit import CombiningAdvantage, average_up, centred, clamped, deviations, trained
+from aegpo.method.advantages.credit import CombiningAdvantage, Judged, average_up, centred, clamped, deviations, trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,16 +38,19 @@ class GroupAdvantage(CombiningAdvantage):
         "batch", description="`best_of` rollouts of the whole step (DanceGRPO's Hunyuan script), or of each prompt"
     )
 
-    def normalised(self, score: Tensor, rollouts: Rollouts) -> list[Tensor]:  # one tensor (N,)
-        """(N,) scores -> the advantage of every rollout."""
+    def normalised(self, score: Judged, rollouts: Rollouts) -> list[Tensor]:  # one tensor (N,)
+        """Scores -> the advantage of every rollout."""
         import torch
 
-        group = torch.from_numpy(rollouts.plan.group).to(score.device)
-        advantage = centred(score, group)
+        values = score.leaves
+        group = torch.from_numpy(rollouts.plan.group).to(values.device)
+        advantage = centred(values, group)
         if self.std == "none":
             return [advantage]
         spread = (
-            score.std(correction=int(self.unbiased)) if self.std == "batch" else deviations(score, group, self.unbiased)
+            values.std(correction=int(self.unbiased))
+            if self.std == "batch"
+            else deviations(values, group, self.unbiased)
         )
         return [advantage / (spread + self.epsilon)]
 

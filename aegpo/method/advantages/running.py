@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from aegpo.core.parts import AdvantageSpec
-from aegpo.core.records import Rollouts
+from aegpo.core.records import IntArray, RolloutPlan, Rollouts, Scores
 from aegpo.method.advantages.credit import average_up, clamped, trained
 
 if TYPE_CHECKING:
@@ -39,11 +39,15 @@ class RunningStatistics:
         self._spec = spec
         self._scores: dict[int, list[float]] = {}
 
-    def estimate(self, rewards: Tensor, weights: Tensor, rollouts: Rollouts) -> Tensor:  # (E,)
-        """(N, R) scores, (R,) weights -> the credit of each trained edge; remembers the scores."""
+    def levels(self, plan: RolloutPlan) -> IntArray:
+        """Only rollouts are scored."""
+        return self._spec.levels(plan)
+
+    def estimate(self, scores: Scores, weights: Tensor, rollouts: Rollouts) -> Tensor:  # (E,)
+        """Scores and (R,) weights -> the credit of each trained edge; remembers the scores."""
         import torch
 
-        score = (rewards.double() * weights.double()).sum(dim=1)
+        score = (scores.leaves.double() * weights.double()).sum(dim=1)
         group = torch.from_numpy(rollouts.plan.group).to(score.device)
         advantage = torch.zeros_like(score)
         for row in torch.unique(group).tolist():

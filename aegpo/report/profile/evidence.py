@@ -20,6 +20,8 @@ from torch import Tensor
 from aegpo.core import contracts
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Prompt, RolloutPlan
 from aegpo.core.signals import Trunk
+from aegpo.method.advantages.credit import crediting
+from aegpo.method.planning import scored_levels
 from aegpo.method.signals.entropy import entropy_options
 from aegpo.method.trees import IndependentTree
 from aegpo.report.profile.analysis import Analysis
@@ -28,6 +30,7 @@ from aegpo.report.profile.other_signals import measure_signals
 from aegpo.report.statistics import Interval, bootstrap_interval, holm, permutation_p, spearman
 from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
+from aegpo.train.predicted import PredictedScores
 from aegpo.train.rollouts import roll_out, sample_deterministic
 from aegpo.train.scoring import score
 from aegpo.train.start_noise import signal_noise
@@ -216,11 +219,19 @@ def group_values(engine: Engine, prompts: Sequence[Prompt], say: Say) -> tuple[F
     weights = torch.tensor([spec.weight for spec in engine.experiment.rewards])
     state = {name: value.clone() for name, value in engine.learner.state_dict().items()}
     updates, rewards, norms = engine.learner.updates, [], []
+    asked = scored_levels(engine.experiment, engine.advantage, plan)
+
+    def inspect(images: Tensor) -> None:
+        contracts.check_images(engine.experiment.model.kind, images, len(images))
+
     for row, prompt in enumerate(prompts):
         cond, generator = engine.policy.model.encode([prompt.text]), torch.Generator().manual_seed(row)
-        rollouts = roll_out(engine.policy.how, plan, cond, generator)
+        predicted = PredictedScores(engine.policy.how, engine.rewards, plan, [prompt], asked, inspect)
+        rollouts = roll_out(engine.policy.how, plan, cond, generator, look=predicted.look)
         scores = torch.stack(list(score(engine.rewards, rollouts.images, [prompt] * GROUP).values()), dim=1)
-        credit = engine.advantage.estimate(scores, weights.to(scores.device), rollouts).to(scores.device)
+        with crediting(engine.experiment.advantage.kind):
+            credit = engine.advantage.estimate(predicted.beside(scores), weights.to(scores.device), rollouts)
+        credit = credit.to(scores.device)
         learned = engine.learner.update(rollouts, credit, cond, np.random.default_rng(0))
         engine.learner.load_state_dict(state, updates)  # the step is undone: only its gradient was asked for
         rewards.append((scores.double() @ weights.to(scores).double()).cpu().numpy())

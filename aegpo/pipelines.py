@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.models.pipeline.diffusion import VariancePreserving
-from aegpo.models.pipeline.family import Family, Rescaling
+from aegpo.models.pipeline.family import Family, Rescaling, SizeTold
 from aegpo.models.pipeline.options import CLIP_TOKENS, PIXELS_PER_LATENT
 from aegpo.models.pipeline.packing import PATCH, pack, unpack
 from aegpo.models.pipeline.schedules import DdimSchedule, FlowSchedule, ddim_schedule, flow_schedule
@@ -25,6 +25,7 @@ __all__ = [
     "PIXELS_PER_LATENT",
     "PipelineSpec",
     "Rescaling",
+    "SizeTold",
     "UnetSpec",
     "VariancePreserving",
     "ddim_schedule",

@@ -151,12 +151,16 @@ class Conditioning:
     text: Tensor  # (P, L, D)
     pooled: Tensor | None = None  # (P, D')
     mask: Tensor | None = None  # (P, L) bool, True at words; None where every token counts
+    extra: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # (P, ...) each: what else a model's network reads, by name
 
     def select(self, index: Tensor) -> Conditioning:
         """The rows of `index`, (B,) int64, in its order."""
         pooled = None if self.pooled is None else self.pooled[index]
         mask = None if self.mask is None else self.mask[index]
-        return Conditioning(self.text[index], pooled, mask)
+        extra = {name: tensor[index] for name, tensor in self.extra.items()}
+        return Conditioning(self.text[index], pooled, mask, extra)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,7 @@ class Policy:
 
     def encode(self, texts: Sequence[str]) -> Conditioning:  # P
         """What the network is told about prompts."""
-        with contracts.blaming("model", self.experiment.model.kind):
-            return self.model.encode(texts)
+        return self._encoded(self.model, texts)
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W) float32, in the run's precision."""
@@ -115,7 +114,8 @@ class Policy:
         """
         remedy = lower("rollouts.micro_batch", self.experiment.rollouts.micro_batch)
         with enough_memory("images were painted", remedy):
-            images = sample_deterministic(how or self.painting(), noise, self.encode(texts), show)
+            how = how or self.painting()
+            images = sample_deterministic(how, noise, self._encoded(how.model, texts), show)
         contracts.check_images(self.experiment.model.kind, images, len(texts))
         return images
 
@@ -155,6 +155,11 @@ class Policy:
         return {**how, "model": spec.model.model_dump(mode="json"), "weights": fingerprint(self.model.policy)}
 
     # --- how it is executed ------------------------------------------------------------------------------------------
+
+    def _encoded(self, model: Model, texts: Sequence[str]) -> Conditioning:
+        """What a model is told: at another size it may be told more than the words."""
+        with contracts.blaming("model", self.experiment.model.kind):
+            return model.encode(texts)
 
     def _execution(self, model: Model, steps: int) -> Execution:
         spec = self.experiment

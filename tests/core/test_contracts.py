@@ -142,6 +142,10 @@ CASES = [
         "model 'm' encoded 2 prompts, but 'pooled' has 1 rows; one a prompt",
     ),
     (
+        lambda: contracts.check_conditioning("m", Conditioning(latents, extra={"time_ids": NAN[:1]}), ["a", "b"]),
+        "model 'm' encoded 2 prompts, but 'extra.time_ids' has 1 rows; one a prompt",
+    ),
+    (
         lambda: contracts.check_velocity("m", torch.zeros(2, 3, 4), latents),
         "model 'm' returned a velocity of shape (2, 3, 4), float32; (2, 3, 4, 4), floating was asked",
     ),

@@ -6,8 +6,9 @@ import diffusers
 import pipelines
 import pytest
 import torch
-from worlds import CPU, execution
+from worlds import CPU, execution, small_experiment
 
+from aegpo.core.experiment import EvaluationSpec
 from aegpo.core.interfaces import Exportable, Preparable, Resizable
 from aegpo.core.sections import PolicySpec
 from aegpo.models.adapters import add_adapters
@@ -16,6 +17,7 @@ from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.testing import check_model
+from aegpo.train.policy import Policy
 from aegpo.train.rollouts import sample_deterministic
 
 SPECS = {"sd": SdSpec, "sdxl": SdxlSpec, "sd3": Sd3Spec, "flux": FluxSpec}
@@ -249,4 +251,21 @@ def test_time_ids_of_sdxl_are_the_size_in_pixels(pipeline_folders):
     with torch.no_grad():
         evaluate(model)
     assert seen[0]["added_cond_kwargs"]["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]] * 2
+    assert model.encode(TEXTS).extra["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]] * 2
     assert pipelines.SCALE == 2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sdxl_is_told_the_size_of_the_images_that_evaluation_paints(guidance, pipeline_folders):
+    size = EvaluationSpec(height=24, width=32)
+    spec = spec_of("sdxl", pipeline_folders["sdxl"], guidance=guidance)
+    policy, seen = Policy(small_experiment(spec, evaluation=size)), []
+    policy.model.policy.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    policy.images(TEXTS, policy.evaluation_noise(2))
+    told = [row for given in seen for row in given["added_cond_kwargs"]["time_ids"].tolist()]
+    assert told == [[24, 32, 0, 0, 24, 32]] * len(told)
+    assert len(told) == (8 if guidance == 1.0 else 16)  # 2 prompts, 4 steps, both halves
+    seen.clear()
+    with torch.no_grad():
+        evaluate(policy.model)
+    assert seen[0]["added_cond_kwargs"]["time_ids"][0].tolist() == [16, 16, 0, 0, 16, 16]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,19 @@ def test_a_damaged_file_of_the_cache_is_written_again(pipeline_folders, tmp_path
     assert torch.equal(spec.build(CPU).encode(["a red circle"]).text, kept.text)
     assert file.read_bytes() == whole
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_else_an_embedding_has_is_kept_with_it(pipeline_folders, tmp_path):
+    texts, spec = ["a red circle", "two"], SdSpec(path=str(pipeline_folders["sd"]), cache=tmp_path, **SMALL)
+    model = spec.build(CPU)
+    embed = model._prompts._embed
+
+    def measured(pipeline, texts, device):
+        return replace(embed(pipeline, texts, device), extra={"letters": torch.tensor([[len(text)] for text in texts])})
+
+    model._prompts._embed = measured
+    assert model.encode(texts).extra["letters"].tolist() == [[12], [3]]
+    assert spec.build(CPU).encode([*texts, *texts]).extra["letters"].tolist() == [[12], [3], [12], [3]]
 
 
 def test_preparing_prompts_leaves_nothing_to_encode(pipeline_folders, tmp_path):

@@ -46,6 +46,27 @@ def test_one_row_has_no_padding_of_the_others():
     assert torch.equal(again.mask, cond.mask)
 
 
+def test_what_else_the_network_reads_goes_with_its_row():
+    parts = [text_of(2, 4, extra={"of": torch.tensor([[1], [2]])}), text_of(1, 2, extra={"of": torch.tensor([[3]])})]
+    both = joined(parts)
+    assert both.extra["of"].tolist() == [[1], [2], [3]]
+    assert both.select(torch.tensor([2, 0, 2])).extra["of"].tolist() == [[3], [1], [3]]
+    assert unpadded(both, 2).extra["of"].tolist() == [[3]]
+    with pytest.raises(KeyError, match="of"):
+        joined([parts[0], text_of(1, 4)])
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_guidance_gives_each_half_what_else_is_its_own(apart):
+    def predict(latents, sigma, cond):
+        return torch.ones_like(latents) * cond.extra["of"].view(-1, 1, 1, 1)
+
+    latents, sigma = torch.zeros(2, 1, 2, 2), torch.ones(2)
+    cond, nothing = text_of(2, 4, extra={"of": torch.tensor([5.0, 7.0])}), text_of(1, 4, extra={"of": torch.ones(1)})
+    steered = guided(predict, latents, sigma, cond, Guidance(nothing, 3.0, "both"), apart)
+    assert steered[:, 0, 0, 0].tolist() == [1 + 3 * 4, 1 + 3 * 6]
+
+
 def test_a_gap_within_a_text_stays_masked():
     alone = unpadded(text_of(1, 4, mask=torch.tensor([[True, False, True, False]])), 0)
     assert alone.text.shape[1] == 3

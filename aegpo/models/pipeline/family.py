@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from aegpo.core.records import Conditioning
@@ -28,6 +30,21 @@ class Family(Protocol):
 
     def velocity(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """(B, C, H, W): d x / d sigma from the network's prediction."""
+
+
+@runtime_checkable
+class SizeTold(Protocol):
+    """A family whose network is told the size of the image."""
+
+    def told(self, prompts: int, height: int, width: int) -> Mapping[str, Tensor]:
+        """What `Conditioning.extra` has for images of a size in pixels, beside what `embed` says: name -> (P, ...)."""
+
+
+def with_size(family: Family, cond: Conditioning, height: int, width: int) -> Conditioning:
+    """Conditioning for images of a size in pixels."""
+    if not isinstance(family, SizeTold):
+        return cond
+    return replace(cond, extra={**cond.extra, **family.told(len(cond.text), height, width)})
 
 
 @runtime_checkable

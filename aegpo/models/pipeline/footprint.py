@@ -14,6 +14,7 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.moments import FLOAT32, moment_bytes
 from aegpo.core.records import Conditioning, Footprint
 from aegpo.models.adapters import add_adapters
+from aegpo.models.pipeline.family import with_size
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.options import PipelineOptions
 
@@ -57,6 +58,7 @@ def _activations(spec: PipelineOptions, network: Any) -> int:
     length, width, pooled = spec.text_shape(network.config)
     text = torch.empty(1, length, width, device=device)
     cond = Conditioning(text, None if pooled is None else torch.empty(1, pooled, device=device))
+    cond = with_size(family, cond, spec.height, spec.width)
     nn.Module.float(network)
     with _kept_outputs(network) as kept:
         family.predict(network, torch.empty(shape, device=device), torch.empty(1, device=device), cond)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aegpo.attention.tap import watch_attention
 from aegpo.core.records import AttentionCall, Conditioning
 from aegpo.models.pipeline import saving
-from aegpo.models.pipeline.family import Family, Rescaling
+from aegpo.models.pipeline.family import Family, Rescaling, with_size
 from aegpo.models.pipeline.images import Decoder
 from aegpo.models.pipeline.loading import load_component, pipeline_folder
 from aegpo.models.pipeline.network import Guidance, Network, guided
@@ -36,11 +36,11 @@ class PipelineModel:
         self._decoder = Decoder(spec, self._folder, device)
         length = self._family.text_length
         self._prompts = PromptEncoder(spec, self._folder, length, network, self._family.embed, device)
-        self._guidance = self._guided_by(self._family)
+        self._nothing = self._prompts([None]) if self._family.scale != 1.0 else None
         self._resize(spec.height, spec.width)
 
     def _guided_by(self, family: Family) -> Guidance:
-        nothing = self._prompts([None]) if family.scale != 1.0 else None
+        nothing = None if self._nothing is None else with_size(family, self._nothing, self.height, self.width)
         rescale = family.rescale if isinstance(family, Rescaling) else None
         return Guidance(nothing, family.scale, self.spec.guidance_gradient, rescale)
 
@@ -49,6 +49,7 @@ class PipelineModel:
         self.height, self.width = height, width
         scale = self._decoder.scale
         self.latent_shape = (self._decoder.channels, height // scale, width // scale)
+        self._guidance = self._guided_by(self._family)
 
     @property
     def policy(self) -> nn.Module:
@@ -57,7 +58,7 @@ class PipelineModel:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of P prompts, from the cache where it is there; else the text encoders are loaded for it."""
-        return self._prompts(prompts)
+        return with_size(self._family, self._prompts(prompts), self.height, self.width)
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Fills the cache, so that `encode` loads no text encoder for these prompts."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from aegpo.models.pipeline.texts import joined, unpadded
 
 Embed = Callable[[Any, list[str | None], torch.device], Conditioning]
 AT_ONCE = 16  # prompts the text encoders read at a time
+_EXTRA = "extra/"  # begins the names of `Conditioning.extra` in a file
 
 
 class PromptEncoder:
@@ -59,10 +60,8 @@ class PromptEncoder:
         """The conditioning of texts, on the device, in their order; padded to the longest of them."""
         self.prepare(texts)
         rows = {text: load_file(self._file(text)) for text in dict.fromkeys(texts)}
-        parts = [Conditioning(row["text"], row.get("pooled"), row.get("mask")) for row in map(rows.__getitem__, texts)]
-        cond = joined(parts)
-        pooled, mask = (None if value is None else value.to(self._device) for value in (cond.pooled, cond.mask))
-        return Conditioning(cond.text.to(self._device), pooled, mask)
+        cond = joined([_from_columns(rows[text]) for text in texts])
+        return _from_columns({name: value.to(self._device) for name, value in _columns(cond).items()})
 
     def prepare(self, texts: Sequence[str | None]) -> None:
         """Computes the embeddings that are not on disk yet."""
@@ -86,9 +85,7 @@ class PromptEncoder:
     def _keep(self, texts: Sequence[str | None], cond: Conditioning) -> None:
         for row, text in enumerate(texts):
             one = unpadded(cond, row)
-            columns = {"text": one.text, "pooled": one.pooled, "mask": one.mask}
-            tensors = {name: value.cpu().contiguous() for name, value in columns.items() if value is not None}
-            _write(self._file(text), tensors)
+            _write(self._file(text), {name: value.cpu().contiguous() for name, value in _columns(one).items()})
 
     def _kept(self, text: str | None) -> bool:
         """Whether the embedding is on disk and whole; of its file only the head and the length are looked at."""
@@ -112,6 +109,19 @@ def cache_folder(given: Path | None) -> Path:
     if own := os.environ.get("AEGPO_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aegpo"
+
+
+def _columns(cond: Conditioning) -> dict[str, Tensor]:
+    """What a file of the cache has, by name."""
+    columns = {"text": cond.text, "pooled": cond.pooled, "mask": cond.mask}
+    columns |= {_EXTRA + name: value for name, value in cond.extra.items()}
+    return {name: value for name, value in columns.items() if value is not None}
+
+
+def _from_columns(columns: Mapping[str, Tensor]) -> Conditioning:
+    """What `_columns` was given."""
+    extra = {name.removeprefix(_EXTRA): value for name, value in columns.items() if name.startswith(_EXTRA)}
+    return Conditioning(columns["text"], columns.get("pooled"), columns.get("mask"), extra)
 
 
 def _text_files(folder: Path) -> list[tuple[str, int, int]]:

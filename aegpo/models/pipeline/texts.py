@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,18 @@ from aegpo.core.records import Conditioning
 
 
 def joined(parts: Sequence[Conditioning]) -> Conditioning:
-    """The rows of all parts, in order; there is a mask if any part has one or is shorter than another."""
+    """The rows of all parts, in order; there is a mask if any part has one or is shorter than another.
+
+    Every part has the same `extra`.
+    """
     longest = max(part.text.shape[1] for part in parts)
     text = torch.cat([F.pad(part.text, (0, 0, 0, longest - part.text.shape[1])) for part in parts])
     pooled = [part.pooled for part in parts if part.pooled is not None]
     whole = all(part.mask is None and part.text.shape[1] == longest for part in parts)
     mask = None if whole else torch.cat([F.pad(_words(part), (0, longest - part.text.shape[1])) for part in parts])
-    return Conditioning(text, torch.cat(pooled) if pooled else None, mask)
+    names = dict.fromkeys(name for part in parts for name in part.extra)
+    extra = {name: torch.cat([part.extra[name] for part in parts]) for name in names}
+    return Conditioning(text, torch.cat(pooled) if pooled else None, mask, extra)
 
 
 def unpadded(cond: Conditioning, row: int) -> Conditioning:
@@ -28,7 +34,7 @@ def unpadded(cond: Conditioning, row: int) -> Conditioning:
         return one
     length = int(one.mask[0].nonzero().max()) + 1
     mask = one.mask[:, :length].bool()
-    return Conditioning(one.text[:, :length], one.pooled, None if bool(mask.all()) else mask)
+    return replace(one, text=one.text[:, :length], mask=None if bool(mask.all()) else mask)
 
 
 def _words(part: Conditioning) -> Tensor:  # (P, L) bool

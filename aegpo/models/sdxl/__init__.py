@@ -54,7 +54,7 @@ class SdxlSpec(UnetSpec):
         """What this kind of pipeline does its own way."""
         from aegpo.models.sdxl.model import SdxlFamily
 
-        return SdxlFamily(self.schedule(), self.pixels_per_latent(), self.guidance, self.negative_prompt, device)
+        return SdxlFamily(self.schedule(), self.guidance, self.negative_prompt, device)
 
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """Tokens and width of the text, and width of the pooled embedding, for a network's config."""

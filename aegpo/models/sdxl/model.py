@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,18 +12,17 @@ from aegpo.core.records import Conditioning
 from aegpo.models.pipeline.diffusion import VariancePreserving
 from aegpo.models.pipeline.schedules import DdimSchedule
 
+TIME_IDS = "time_ids"  # diffusers' name: the original size, the corner of the crop, the size wanted
+
 
 class SdxlFamily:
     """SD's UNet, told the image's size and a pooled embedding too."""
 
     text_length: int | None = None  # CLIP's own
 
-    def __init__(
-        self, schedule: DdimSchedule, pixels: int, scale: float, negative_prompt: str | None, device: torch.device
-    ) -> None:
-        """`pixels`: how many a latent is wide."""
+    def __init__(self, schedule: DdimSchedule, scale: float, negative_prompt: str | None, device: torch.device) -> None:
         self._diffusion = VariancePreserving(schedule, device)
-        self._pixels, self._negative = pixels, negative_prompt
+        self._negative, self._device = negative_prompt, device
         self.scale = scale
 
     def embed(self, pipeline: Any, texts: list[str | None], device: torch.device) -> Conditioning:
@@ -36,12 +36,15 @@ class SdxlFamily:
         )
         return Conditioning(negative, negative_pooled) if nothing else Conditioning(text, pooled)
 
+    def told(self, prompts: int, height: int, width: int) -> Mapping[str, Tensor]:
+        """The image is as large as it is, and neither scaled nor cropped."""
+        size = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self._device)
+        return {TIME_IDS: size.expand(prompts, -1)}
+
     def predict(self, network: Any, latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, ...]:
-        """What the UNet predicts: noise, or v. It is told that the image is neither scaled nor cropped."""
+        """What the UNet predicts: noise, or v."""
         known, time = self._diffusion.network_input(latents, sigma), self._diffusion.time(sigma)
-        size = [side * self._pixels for side in latents.shape[-2:]]
-        told = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=latents.device)
-        added = {"text_embeds": cond.pooled, "time_ids": told.expand(len(latents), -1)}
+        added = {"text_embeds": cond.pooled, TIME_IDS: cond.extra[TIME_IDS]}
         output: tuple[Tensor, ...] = network(
             known, time, encoder_hidden_states=cond.text, added_cond_kwargs=added, return_dict=False
         )

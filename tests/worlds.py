@@ -30,7 +30,7 @@ from aegpo.method.selectors import UniformSelector
 from aegpo.method.signals import EntropySignal, RewardSignal, StepNoiseSignal
 from aegpo.method.trees import IndependentTree
 from aegpo.models.adapters import add_adapters
-from aegpo.models.base_policy import BasePolicy
+from aegpo.models.base_policy import BasePolicy, refuse_unknown
 from aegpo.plugin.manager import plugin_manager
 from aegpo.prompts.curricula import ShuffleCurriculum
 from aegpo.runs.checkpoints import Checkpoint, load_latest
@@ -88,7 +88,8 @@ class GaussianModel:
         return latents.float().sigmoid().expand(-1, 3, -1, -1)
 
     @contextmanager
-    def base(self) -> Iterator[None]:
+    def frozen(self, name: str) -> Iterator[None]:
+        refuse_unknown("gaussian", name)
         with self._base.active() as network:
             before, self._network = self._network, network
             try:
@@ -223,7 +224,7 @@ def learner(
 ) -> Learner:
     """A learner of the model in `how`, whose base policy is what the model is now, in a run of so many updates."""
     policy = policy or PolicySpec()
-    with how.model.base():
+    with how.model.frozen("base"):
         pass
     add_adapters(how.model.policy, policy)
     objective, spec = objective or ClippedObjective(), OptimizerSpec(**optimizer)
@@ -266,7 +267,7 @@ class Asked:
         return torch.stack([signal_noise(self.latent_shape, seed, prompt.index, sample) for prompt in prompts])
 
     def base(self) -> Any:
-        return self.how.model.base()
+        return self.how.model.frozen("base")
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> Any:
         return self.how.model.tap_attention(tap)

@@ -91,7 +91,7 @@ class _Subject:
 
     def analysis(self) -> Analysis:
         """Profiles the base, then the policy of the checkpoint."""
-        with self.engine.policy.model.base():
+        with self.engine.policy.base():
             base = self.measure()
         policy = None
         if self.target.folder is not None:

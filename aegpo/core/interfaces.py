@@ -53,8 +53,12 @@ class Model(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
 
-    def base(self) -> AbstractContextManager[None]:
-        """Inside, `velocity` is the frozen base policy's."""
+    def frozen(self, name: str) -> AbstractContextManager[None]:
+        """Inside, `velocity` is that frozen network's. `base`, the policy before it was trained, is always one of them.
+
+        Raises:
+            AegpoError: if it has none of that name; the message lists those it has.
+        """
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
         """Inside, `tap` sees every attention call; the network's output does not change."""

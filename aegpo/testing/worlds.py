@@ -14,13 +14,15 @@ from aegpo.core.interfaces import Model, Reward
 from aegpo.core.parts import ModelSpec, RewardSpec, TrackerSpec
 from aegpo.core.records import Evaluation, Prompt, RunInfo
 from aegpo.core.signatures import built
-from aegpo.errors import ContractError
+from aegpo.errors import AegpoError, ContractError
 from aegpo.models.shapes import ShapesSpec
 from aegpo.prompts.lists import lacking, numbered, quoted
 from aegpo.testing.common import ROUNDING, check_spec
 
 if TYPE_CHECKING:
     from aegpo.core.records import StepReport
+
+_NOBODY = "no-such-network"
 
 
 def check_reward(spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: tuple[int, int] = (24, 24)) -> None:
@@ -62,6 +64,7 @@ def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two 
     """Shapes and ranges of everything a model returns, an untouched base policy, and taps that change nothing."""
     import torch
 
+
     check_spec(spec)
     who = f"model {spec.kind!r}"
     model = built("model", spec.kind, partial(spec.build, torch.device("cpu")), Model)
@@ -81,10 +84,11 @@ def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two 
         alone = model.velocity(latents[:1], sigma[:1], cond.select(torch.tensor([0])))
         if not torch.allclose(alone, velocity[:1], rtol=1e-3, atol=1e-3):
             raise ContractError(f"{who} has another velocity for a latent alone than in a batch")
-        with model.base():
+        with model.frozen("base"):
             base = model.velocity(latents, sigma, cond)
         with model.tap_attention(lambda call: None):
             tapped = model.velocity(latents, sigma, cond)
+    _check_unknown_name(who, model)
     for what, other in (("the untrained base policy", base), ("a tapped network", tapped)):
         if not torch.allclose(other, velocity, rtol=ROUNDING, atol=ROUNDING):
             raise ContractError(f"{who} has another velocity inside {what}")
@@ -92,6 +96,16 @@ def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two 
         raise ContractError(f"{who} has a policy without weights, so there is nothing to train")
     if spec.has_captions:
         _check_captions(who, spec)
+
+
+def _check_unknown_name(who: str, model: Model) -> None:
+    """A frozen network that does not exist is refused, not taken for another."""
+    try:
+        with model.frozen(_NOBODY):
+            pass
+    except AegpoError:
+        return
+    raise ContractError(f"{who} has a frozen network {_NOBODY!r}; refuse names it does not know with an AegpoError")
 
 
 def _check_captions(who: str, spec: ModelSpec) -> None:

@@ -43,7 +43,7 @@ class Policy:
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         self.model = built("model", experiment.model.kind, partial(experiment.model.build, self.device), Model)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
-        with self.model.base():
+        with self.model.frozen("base"):
             pass  # the base policy is what the model is now
         self.weights = Weights(self.model.policy)
         self._sized = _resized(self.model, experiment)
@@ -138,7 +138,7 @@ class Policy:
 
     def base(self) -> AbstractContextManager[None]:
         """Inside, the frozen base policy speaks; base inside base is the base."""
-        return self.model.base()
+        return self.model.frozen("base")
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, it has its averaged weights, if the run keeps any."""

@@ -122,5 +122,5 @@ def _velocities(how: Execution, objective: Objective | ForwardObjective, batch: 
     velocity = how.velocity(latents, sigma, cond)
     if not objective.needs_base:
         return velocity, None
-    with torch.no_grad(), how.model.base():
+    with torch.no_grad(), how.model.frozen("base"):
         return velocity, how.velocity(latents, sigma, cond)

@@ -105,13 +105,13 @@ def test_gradients_flow_through_a_watched_network(tiny_model):
 
 
 def test_the_base_is_watched_inside_base_and_the_policy_outside(tiny_model):
-    with tiny_model.base():
+    with tiny_model.frozen("base"):
         pass
     with torch.no_grad():
         for weight in tiny_model.policy.transformer_blocks[0].attn.to_q.parameters():
             weight.mul_(-1)
     _, policy = watched(tiny_model)
-    with tiny_model.base():
+    with tiny_model.frozen("base"):
         _, base = watched(tiny_model)
     assert [call.layer for call in base] == LAYERS
     assert torch.equal(base[0].query[:, :, :36], -policy[0].query[:, :, :36])
@@ -127,7 +127,7 @@ def test_adapters_are_part_of_what_is_seen(tiny_model):
     _, adapted = watched(tiny_model)
     assert [call.layer for call in adapted] == LAYERS
     assert not torch.equal(adapted[0].query, before[0].query)
-    with tiny_model.base():
+    with tiny_model.frozen("base"):
         _, base = watched(tiny_model)
     assert torch.equal(base[0].query, before[0].query)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import Literal
+
 import pytest
 import torch
-from worlds import CPU, small_experiment
+from worlds import CPU, GaussianModel, GaussianSpec, small_experiment
 
+from aegpo.core.parts import ModelSpec
 from aegpo.core.sections import PolicySpec
+from aegpo.errors import AegpoError, ContractError
 from aegpo.models.base_policy import BasePolicy
+from aegpo.models.sd import SdSpec
+from aegpo.testing import check_model
 from aegpo.train.policy import Policy
 
 
@@ -58,3 +65,66 @@ def test_a_copy_that_waits_elsewhere_waits_there_again_only_after_the_outermost(
     base = BasePolicy(network, waits_on=CPU)
     with base.active() as outer, base.active() as inner:
         assert inner is outer
+
+
+# --- frozen networks by name -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["shapes", "sd"])
+def test_a_frozen_network_that_a_model_does_not_have_is_refused_with_those_it_has(kind, tiny_spec, pipeline_folders):
+    spec = tiny_spec if kind == "shapes" else SdSpec(path=str(pipeline_folders["sd"]), height=16, width=16)
+    model = spec.build(CPU)
+    with pytest.raises(AegpoError) as error, model.frozen("teacher"):
+        pass
+    assert str(error.value) == f"model {kind!r} has no frozen network 'teacher'; it has 'base'"
+
+
+class FirstEdition:
+    """A model as they were: its base policy has a method of its own."""
+
+    latent_shape = (1, 4, 4)
+
+    def __init__(self, spec: GaussianSpec) -> None:
+        model = GaussianModel(spec)
+        self.policy, self.encode, self.sigmas = model.policy, model.encode, model.sigmas
+        self.velocity, self.decode, self.tap_attention = model.velocity, model.decode, model.tap_attention
+        self.base = lambda: model.frozen("base")
+
+
+def spec_of(model):
+    """A spec that conforms, whatever it builds."""
+
+    class Spec(ModelSpec):
+        """Numbers for prompts."""
+
+        kind: Literal["numbers"] = "numbers"
+
+        def sigmas(self, steps):
+            return GaussianSpec().sigmas(steps)
+
+        def build(self, device):
+            return model(GaussianSpec())
+
+    return Spec()
+
+
+@pytest.mark.parametrize("use", [lambda spec: Policy(small_experiment(spec)), check_model])
+def test_a_model_of_the_first_edition_is_told_what_replaces_its_base(use):
+    with pytest.raises(ContractError) as error:
+        use(spec_of(FirstEdition))
+    assert str(error.value).removeprefix("model: ") == (
+        "model 'numbers' has no frozen(name), inside which velocity() is the frozen network's of that name; in aegpo "
+        "0.1 there was base() instead: call it frozen(name), and let it know the name 'base'"
+    )
+
+
+def test_a_model_that_takes_any_name_for_its_base_does_not_conform():
+    class Careless(GaussianModel):
+        @contextmanager
+        def frozen(self, name):
+            with super().frozen("base"):
+                yield
+
+    check_model(spec_of(GaussianModel), ["0.1", "0.2"])
+    with pytest.raises(ContractError, match="has a frozen network 'no-such-network'; refuse names it does not know"):
+        check_model(spec_of(Careless), ["0.1", "0.2"])

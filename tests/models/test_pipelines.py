@@ -64,7 +64,7 @@ def test_the_base_is_the_network_without_its_adapters(kind, pipeline_folders):
         add_adapters(model.policy, PolicySpec(train="lora", rank=2), model.spec.adapter_targets)
         disturb_adapters(model)
         assert float((evaluate(model) - before).abs().max()) > 1e-3
-        with model.base():
+        with model.frozen("base"):
             assert torch.equal(evaluate(model), before)
 
 
@@ -86,12 +86,12 @@ def test_a_full_copy_waits_in_cpu_memory_and_stays_what_the_policy_was(pipeline_
     with torch.no_grad():
         before = evaluate(model)
         add_adapters(model.policy, PolicySpec())
-        with model.base():
+        with model.frozen("base"):
             pass
         for weight in model.policy.parameters():
             weight.mul_(1.1)
         assert float((evaluate(model) - before).abs().max()) > 1e-3
-        with model.base():
+        with model.frozen("base"):
             assert torch.equal(evaluate(model), before)
 
 

@@ -281,7 +281,7 @@ def test_training_moves_the_policy_and_never_the_base(build, policy):
     for seed in range(2):
         trained.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(0))
     assert not torch.equal(outputs(how.model), pristine)
-    with how.model.base():
+    with how.model.frozen("base"):
         assert torch.equal(outputs(how.model), pristine)
     assert not torch.equal(outputs(how.model), pristine)
 
@@ -339,7 +339,7 @@ def test_the_gradient_of_the_kl_is_not_lost_while_the_base_is_asked(build, polic
     trained.update(rollouts, credit, cond, np.random.default_rng(0))
     edges = rollouts.edges
     sigma, sigma_next, prompts = how.sigmas[edges.level], how.sigmas[edges.level + 1], cond.select(edges.prompt)
-    with torch.no_grad(), how.model.base():
+    with torch.no_grad(), how.model.frozen("base"):
         base = how.sampler.transition(edges.latents, how.velocity(edges.latents, sigma, prompts), sigma, sigma_next)
     mine = how.sampler.transition(edges.latents, how.velocity(edges.latents, sigma, prompts), sigma, sigma_next)
     kl = (mine.mean - base.mean).square().flatten(1).mean(dim=1) / (2 * mine.std.square())

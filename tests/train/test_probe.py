@@ -69,7 +69,7 @@ def measure(probe, model, prompts=PROMPTS, step: int = 1):
 
 def perturb(model) -> None:
     """Moves every weight of the policy a little, away from its base."""
-    with model.base():
+    with model.frozen("base"):
         pass
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

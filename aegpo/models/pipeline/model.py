@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aegpo.attention.tap import watch_attention
 from aegpo.core.records import AttentionCall, Conditioning
+from aegpo.models.base_policy import refuse_unknown
 from aegpo.models.pipeline import saving
 from aegpo.models.pipeline.family import Family, Rescaling, with_size
 from aegpo.models.pipeline.images import Decoder
@@ -81,8 +82,13 @@ class PipelineModel:
         """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
         return self._decoder(latents)
 
-    def base(self) -> AbstractContextManager[None]:
-        """Inside, `velocity` is the frozen base policy's."""
+    def frozen(self, name: str) -> AbstractContextManager[None]:
+        """Inside, `velocity` is the frozen base policy's, `base`; there is no other.
+
+        Raises:
+            AegpoError: for another name.
+        """
+        refuse_unknown(self.spec.kind, name)
         return self._network.base()
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from aegpo.attention.tap import watch_attention
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray
 from aegpo.errors import AegpoError
-from aegpo.models.base_policy import BasePolicy
+from aegpo.models.base_policy import BasePolicy, refuse_unknown
 from aegpo.models.pipeline.saving import merged
 
 TIME_SCALE = 1000  # the transformer's time embedding takes sigma * 1000, as SD 3.5's does
@@ -84,8 +84,13 @@ class ShapesModel:
         return ((latents.float() + 1) / 2).clamp(0, 1)
 
     @contextmanager
-    def base(self) -> Iterator[None]:
-        """Inside, `velocity` is the frozen base policy's."""
+    def frozen(self, name: str) -> Iterator[None]:
+        """Inside, `velocity` is the frozen base policy's, `base`; there is no other.
+
+        Raises:
+            AegpoError: for another name.
+        """
+        refuse_unknown("shapes", name)
         with self._base.active() as network:
             before, self._network = self._network, network
             try:

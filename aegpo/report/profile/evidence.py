@@ -253,7 +253,7 @@ def prompt_evidence(
     after, then = rewards_at(engine, analysis.target.prompts), None
     if earlier == 0:
         then = analysis.policy if later == analysis.target.step else remeasure()
-        with engine.policy.model.base():
+        with engine.policy.base():
             before = rewards_at(engine, analysis.target.prompts)
     else:
         _restore(engine, analysis.target.checkpoints, earlier)

@@ -72,7 +72,7 @@ def measure_profile(
     """Follows each prompt from the probe's start noise to its image and measures all attention on the way.
 
     Args:
-        how: model, sampler's noise levels and precision; inside of `model.base()` the base is measured.
+        how: model, sampler's noise levels and precision; inside of `model.frozen("base")` the base is measured.
         texts: the prompts, numbered from 0 as the probe numbers training prompts.
         seed: of start noise and of the draw of rows.
         layers: patterns of layer names.

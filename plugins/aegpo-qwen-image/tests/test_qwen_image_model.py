@@ -143,7 +143,7 @@ def test_the_base_is_the_network_without_its_adapters(folder):
         before = evaluate(model)
         adapt(model, model.spec.adapter_targets)
         assert float((evaluate(model) - before).abs().max()) > 1e-3
-        with model.base():
+        with model.frozen("base"):
             assert torch.equal(evaluate(model), before)
 
 

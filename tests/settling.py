@@ -37,7 +37,7 @@ class Settling:
     def measure(self, step: int, prompts: Sequence[aegpo.Prompt], policy: aegpo.Policy) -> aegpo.Measurement:
         """`change` (P, T) in [0, 1], mean over pixels, 0 at the first step; `restlessness` (P,), its sum."""
         latents = policy.start_noise(prompts, self._seed)
-        cond, images = policy.encode([prompt.text for prompt in prompts]), []
+        cond, images = policy.encode(prompts), []
         for sigma, following in zip(policy.sigmas[:-1], policy.sigmas[1:], strict=True):
             velocity = policy.velocity(latents, sigma.expand(len(latents)), cond)
             images.append(policy.decode(latents - sigma * velocity))

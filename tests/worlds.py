@@ -75,8 +75,8 @@ class GaussianModel:
     def policy(self) -> nn.Module:
         return self._policy
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning(torch.tensor([float(prompt) for prompt in prompts]).view(-1, 1, 1))
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        return Conditioning(torch.tensor([float(prompt.text) for prompt in prompts]).view(-1, 1, 1))
 
     def sigmas(self, steps: int) -> Tensor:
         return torch.from_numpy(self.spec.sigmas(steps)).float()
@@ -254,8 +254,8 @@ class Asked:
     def micro_batch(self) -> int:
         return self.how.micro_batch
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
-        return self.how.model.encode(texts)
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        return self.how.model.encode(prompts)
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return self.how.velocity(latents, sigma, cond)

@@ -231,11 +231,11 @@ def bench_branching(experiment: Experiment, repeats: int) -> tuple[list[Figure],
     """Wall-clock of a branching rollout as a share of independent rollouts with the same leaves."""
     wanted = experiment.rollouts.model_copy(update={"denoising_steps": STEPS})
     engine = Engine.build(experiment.model_copy(update={"rollouts": wanted}))
-    texts = [prompt.text for prompt in engine.asked(1)]
+    step = engine.asked(1)
     figures: list[Figure] = []
     lines: list[str] = []
-    for prompts in sorted({1, len(texts)}):
-        cond = engine.policy.model.encode(texts[:prompts])
+    for prompts in sorted({1, len(step)}):
+        cond = engine.policy.model.encode(step[:prompts])
         plans = [_plan(tree, prompts) for tree in (BranchingTree(), IndependentTree())]
         seconds = [[_execute(engine, plan, cond) for plan in plans] for _ in range(repeats + 1)][1:]
         (tree, tree_cpu), (apart, apart_cpu) = np.min(seconds, axis=0)  # (2, 2): plan, wall and processor

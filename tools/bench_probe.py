@@ -126,7 +126,7 @@ class Bench:
     def _per_forward(self) -> float:
         """Processor seconds of one velocity evaluation in a batch of the rollout's size."""
         how = self.engine.policy.how
-        cond = self.engine.policy.encode([prompt.text for prompt in self.batches[0]])
+        cond = self.engine.policy.encode(self.batches[0])
         rows = torch.arange(how.micro_batch) % len(self.batches[0])
         latents = torch.randn(how.micro_batch, *self.engine.policy.model.latent_shape)
         begin = time.process_time()

@@ -224,7 +224,7 @@ class _Painting:
         from rich.progress import track
 
         texts = tuple(prompt.text for prompt in prompts)
-        self._policy.prepare(texts)
+        self._policy.prepare(prompts)
         size, labels = self._how.micro_batch, [scorer.label for scorer in self._scorers]
         shape = (max(1, len(self._runs)), self._images, len(texts))
         base, policy = ({label: np.zeros(shape) for label in labels} for _ in range(2))
@@ -248,14 +248,14 @@ class _Painting:
 
         texts = [prompt.text for prompt in prompts]
         with self._policy.base():
-            images = self._policy.images(texts, noise, self._how)
+            images = self._policy.images(prompts, noise, self._how)
         base = HeldOut(self._scorers, prompts, lambda _: images)
         shown = [self._save(pictures(images), self._columns[0], style, image, first)]
         if not self._runs:
             yield {}, dict(base.base_scores)
         for run, weights, column in zip(self._runs, self._weights, self._columns[1:], strict=True):
             self._policy.weights.take(weights, run.where)
-            scores, base_scores, images = base.evaluate(lambda _: self._policy.images(texts, noise, self._how))
+            scores, base_scores, images = base.evaluate(lambda _: self._policy.images(prompts, noise, self._how))
             shown.append(self._save(pictures(images), column, style, image, first))
             yield scores, base_scores
         self._keep(texts, shown, image, first)

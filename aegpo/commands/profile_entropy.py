@@ -87,7 +87,9 @@ class _Subject:
     def measure(self) -> Profile:
         """Profiles the policy that the engine has now."""
         seed = entropy_options(self.target.experiment).seed
-        return measure_profile(self.engine.policy.how, self.target.texts, seed, self.request.layers, self.request.rows)
+        return measure_profile(
+            self.engine.policy.how, self.target.prompts, seed, self.request.layers, self.request.rows
+        )
 
     def analysis(self) -> Analysis:
         """Profiles the base, then the policy of the checkpoint."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegpo.core.files import whole_folder, write_json
+from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import numbered
 from aegpo.prompts.sources import read_file
 from aegpo.runs.opening import find_run
 
@@ -45,8 +48,8 @@ def sample(request: SampleRequest) -> Path:
     """
     registries = load_registries(plugin_manager(request.plugins))
     run = find_run(request.run, registries, request.checkpoint)
-    texts = [*request.prompts, *(() if request.file is None else (each.text for each in read_file(request.file)))]
-    if not texts:
+    prompts = numbered((*request.prompts, *(() if request.file is None else read_file(request.file))))
+    if not prompts:
         raise AegpoError("there is nothing to paint; give --prompt TEXT (as often as you like) or --prompts FILE")
     name = f"{run.experiment.name}-{run.arm}-seed-{run.seed}-step-{run.step:06d}"
     out = request.out or Path("samples") / name
@@ -57,9 +60,10 @@ def sample(request: SampleRequest) -> Path:
     with whole_folder(out) as made:
         policy = Policy(run.experiment)
         policy.weights.take(run.weights(), run.where)
-        base, trained = paint_both(policy, texts, request.seed, request.steps)
+        base, trained = paint_both(policy, prompts, request.seed, request.steps)
         for folder, images in ((BASE, base), (POLICY, trained)):
             save_pictures(images, made / folder)
+        texts = [prompt.text for prompt in prompts]
         rows = [Row(*each) for each in zip(texts, zip(base, trained, strict=True), strict=True)]
         sheet(rows, (BASE, f"{POLICY}, step {run.step}")).save(made / "grid.png")
         how = {"run": str(run.folder), "step": run.step, "seed": request.seed, "prompts": texts}
@@ -67,16 +71,18 @@ def sample(request: SampleRequest) -> Path:
     return out
 
 
-def paint_both(policy: Policy, texts: list[str], seed: int, steps: int | None) -> tuple[list[Image], list[Image]]:
+def paint_both(
+    policy: Policy, prompts: Sequence[Prompt], seed: int, steps: int | None
+) -> tuple[list[Image], list[Image]]:
     """Each prompt as the base and the policy paint it from one noise."""
     from aegpo.report.picture_sheet import pictures
 
-    policy.prepare(texts)
+    policy.prepare(prompts)
     how = policy.painting(steps)
     base: list[Image] = []
     trained: list[Image] = []
-    for first in range(0, len(texts), how.micro_batch):
-        part = texts[first : first + how.micro_batch]
+    for first in range(0, len(prompts), how.micro_batch):
+        part = prompts[first : first + how.micro_batch]
         noise = policy.numbered_noise(first, len(part), seed)
         with policy.base():
             base += pictures(policy.images(part, noise, how))

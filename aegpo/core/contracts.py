@@ -167,7 +167,7 @@ def check_sigmas(name: str, sigmas: Tensor, steps: int, partial: bool = False) -
         )
 
 
-def check_conditioning(name: str, conditioning: Conditioning, prompts: Sequence[str]) -> None:
+def check_conditioning(name: str, conditioning: Conditioning, prompts: Sequence[Prompt]) -> None:
     """A model's conditioning: the leading dimension of every tensor is P."""
     tensors = {"text": conditioning.text, "pooled": conditioning.pooled, "mask": conditioning.mask}
     tensors |= {f"extra.{name}": tensor for name, tensor in conditioning.extra.items()}

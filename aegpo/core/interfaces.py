@@ -38,7 +38,7 @@ class Model(Protocol):
     def policy(self) -> nn.Module:
         """The module that is trained and saved."""
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Conditioning of P prompts."""
 
     def sigmas(self, steps: int) -> Tensor:
@@ -68,7 +68,7 @@ class Model(Protocol):
 class Preparable(Protocol):
     """A model that works on prompts ahead, so that no text encoder is needed in between."""
 
-    def prepare(self, prompts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Takes note of every prompt that `encode` will be asked for."""
 
 
@@ -110,7 +110,7 @@ class Policy(Protocol):
     def micro_batch(self) -> int:
         """How many latents go through the network at once."""
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Conditioning of P prompts."""
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, runtime_checkable
+from contextlib import contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from aegpo.errors import AegpoError, ContractError
+from aegpo.errors import AegpoError
 
 BASE = "base"  # of `Model.frozen`
 
@@ -66,24 +65,6 @@ class BasePolicy:
             yield self._copy
         finally:
             self._copy.to(self._waits_on or device)
-
-
-@runtime_checkable
-class _HasFrozen(Protocol):
-    def frozen(self, name: str) -> AbstractContextManager[None]: ...
-
-
-def check_frozen(kind: str, model: object) -> None:
-    """A model as it was built has frozen networks by name; those of aegpo 0.1 do not yet.
-
-    Raises:
-        ContractError: if it has not; the message says what to write.
-    """
-    if not isinstance(model, _HasFrozen):
-        raise ContractError(
-            f"model {kind!r} has no frozen(name), inside which velocity() is the frozen network's of that name; in "
-            "aegpo 0.1 there was base() instead: call it frozen(name), and let it know the name 'base'"
-        )
 
 
 def refuse_unknown(kind: str, name: str) -> None:

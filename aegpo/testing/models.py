@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from aegpo.core.interfaces import Model
-from aegpo.core.records import AttentionCall, Conditioning
+from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.core.sections import PolicySpec
+from aegpo.prompts.lists import numbered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _STRENGTH = 0.2  # std of the weights of disturbed adapters
 
 
-def paint(model: Model, prompts: Sequence[str], noise: Tensor, steps: int) -> Tensor:
+def paint(model: Model, prompts: Sequence[str | Prompt], noise: Tensor, steps: int) -> Tensor:
     """The images (P, 3, h, w) of P prompts by the deterministic sampler, from start noise (P, C, H, W).
 
     Compare them with what the published program paints from the same noise.
@@ -31,7 +32,7 @@ def paint(model: Model, prompts: Sequence[str], noise: Tensor, steps: int) -> Te
             return model.velocity(latents, sigma, cond)
 
     how = Execution(model, velocity, FlowSde(), model.sigmas(steps), micro_batch=len(noise), storage=torch.float32)
-    return sample_deterministic(how, noise, model.encode(prompts))
+    return sample_deterministic(how, noise, model.encode(numbered(prompts)))
 
 
 def adapt(model: Model, targets: Sequence[str], rank: int = 2, alpha: int = 6, disturbed: bool = True) -> None:
@@ -59,13 +60,13 @@ def adapt(model: Model, targets: Sequence[str], rank: int = 2, alpha: int = 6, d
 
 
 def attention_entropies(
-    model: Model, prompts: Sequence[str], latents: Tensor, sigma: Tensor, rows: int | None = None
+    model: Model, prompts: Sequence[str | Prompt], latents: Tensor, sigma: Tensor, rows: int | None = None
 ) -> dict[str, Tensor]:
     """What the probe would measure: block -> (P,) nats, mean over heads and layers, of one velocity evaluation.
 
     Args:
         model: the model.
-        prompts: P texts.
+        prompts: P of them.
         latents: (P, C, H, W).
         sigma: (P,) noise levels.
         rows: queries that are sampled of each attention; None: all of them.
@@ -76,7 +77,7 @@ def attention_entropies(
 
     calls: list[AttentionCall] = []
     with torch.no_grad(), model.tap_attention(calls.append):
-        model.velocity(latents, sigma, model.encode(prompts))
+        model.velocity(latents, sigma, model.encode(numbered(prompts)))
     found = [measure_call(call, get_args(Block), rows="all" if rows is None else rows) for call in calls]
     entropies = [{block: one.entropy.mean(dim=1) for block, one in blocks.items()} for blocks in found]
     return {block: torch.stack([one[block] for one in entropies]).mean(dim=0) for block in entropies[0]}

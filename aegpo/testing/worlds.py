@@ -60,10 +60,9 @@ def check_reward(spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: t
             raise ContractError(f"reward {spec.kind!r} scores {prompt.text!r} differently alone and among other images")
 
 
-def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two blue squares")) -> None:
+def check_model(spec: ModelSpec, prompts: Sequence[str | Prompt] = ("a red circle", "two blue squares")) -> None:
     """Shapes and ranges of everything a model returns, an untouched base policy, and taps that change nothing."""
     import torch
-
 
     check_spec(spec)
     who = f"model {spec.kind!r}"
@@ -72,8 +71,10 @@ def check_model(spec: ModelSpec, prompts: Sequence[str] = ("a red circle", "two 
         contracts.check_sigmas(spec.kind, model.sigmas(steps), steps, spec.partial_schedule)
         if not torch.allclose(model.sigmas(steps), torch.from_numpy(spec.sigmas(steps)).float()):
             raise ContractError(f"{who} has other sigmas than its spec for {steps} steps")
-    cond = model.encode(prompts)
-    contracts.check_conditioning(spec.kind, cond, prompts)
+    asked = numbered(prompts)
+    with contracts.blaming("model", spec.kind):
+        cond = model.encode(asked)
+    contracts.check_conditioning(spec.kind, cond, asked)
     shape = (len(prompts), *model.latent_shape)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.full((len(prompts),), 0.7)

@@ -58,8 +58,8 @@ class Engine:
             per_step = experiment.rollouts.prompts_per_step
             self.curriculum = experiment.curriculum.build(len(training), per_step, experiment.seed)
             asked = [training[row] for row in self.curriculum.candidates(experiment.training_steps)]
-        self.policy.prepare(list(dict.fromkeys(prompt.text for prompt in (*asked, *held_out))))
-        self.policy.check(asked[0].text)
+        self.policy.prepare([*asked, *held_out])
+        self.policy.check(asked[0])
         self.sources = Sources(experiment, self.policy)
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
         self._reward_weights = torch.tensor([spec.weight for spec in experiment.rewards], device=self.policy.device)
@@ -84,7 +84,7 @@ class Engine:
         rng, generator = self._randomness(number)
         prompts = self.asked(number)
         with watch("signals"), self._sampling("signals were measured"):
-            cond = self.policy.encode([prompt.text for prompt in prompts])
+            cond = self.policy.encode(prompts)
             known = self.sources.measure(number, prompts)
         with watch("plan"), self._few_rollouts("rollouts were planned"):
             planned = self.planner.plan(known.signals, rng)  # allocator: counts; selector: steps; tree: the forest

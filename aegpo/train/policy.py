@@ -71,9 +71,9 @@ class Policy:
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:  # P
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:  # P
         """What the network is told about prompts."""
-        return self._encoded(self.model, texts)
+        return self._encoded(self.model, prompts)
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W) float32, in the run's precision."""
@@ -88,22 +88,24 @@ class Policy:
         """Inside, `tap` sees every attention call; the network's output does not change."""
         return self.model.tap_attention(tap)
 
-    def prepare(self, texts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Works on prompts ahead where the model can, so that no text encoder is needed in between."""
         if isinstance(self.model, Preparable):
             with contracts.blaming("model", self.experiment.model.kind):
-                self.model.prepare(texts)
+                self.model.prepare(prompts)
 
     def painting(self, steps: int | None = None) -> Execution:
         """How deterministic images are painted, at the size of evaluation; None: the denoising steps it takes."""
         spec = self.experiment
         return self._execution(self._sized, steps or spec.evaluation.denoising_steps or spec.rollouts.denoising_steps)
 
-    def images(self, texts: Sequence[str], noise: Tensor, how: Execution | None = None, show: Show = unseen) -> Tensor:
+    def images(
+        self, prompts: Sequence[Prompt], noise: Tensor, how: Execution | None = None, show: Show = unseen
+    ) -> Tensor:
         """(B, 3, h, w) in [0, 1]: each of B prompts from its start noise (B, C, H, W), deterministic sampler.
 
         Args:
-            texts: B prompts.
+            prompts: B of them.
             noise: of `evaluation_noise` or `numbered_noise`.
             how: of `painting`; None: as evaluation paints.
             show: sees images as soon as they are painted.
@@ -115,8 +117,8 @@ class Policy:
         remedy = lower("rollouts.micro_batch", self.experiment.rollouts.micro_batch)
         with enough_memory("images were painted", remedy):
             how = how or self.painting()
-            images = sample_deterministic(how, noise, self._encoded(how.model, texts), show)
-        contracts.check_images(self.experiment.model.kind, images, len(texts))
+            images = sample_deterministic(how, noise, self._encoded(how.model, prompts), show)
+        contracts.check_images(self.experiment.model.kind, images, len(prompts))
         return images
 
     def evaluation_noise(self, count: int) -> Tensor:  # (count, C, H, W)
@@ -156,10 +158,10 @@ class Policy:
 
     # --- how it is executed ------------------------------------------------------------------------------------------
 
-    def _encoded(self, model: Model, texts: Sequence[str]) -> Conditioning:
+    def _encoded(self, model: Model, prompts: Sequence[Prompt]) -> Conditioning:
         """What a model is told: at another size it may be told more than the words."""
         with contracts.blaming("model", self.experiment.model.kind):
-            return model.encode(texts)
+            return model.encode(prompts)
 
     def _execution(self, model: Model, steps: int) -> Execution:
         spec = self.experiment
@@ -189,14 +191,14 @@ class Policy:
         return velocity
 
     @torch.no_grad()
-    def check(self, text: str) -> None:
+    def check(self, prompt: Prompt) -> None:
         """Tries model and sampler on one latent, so that a foreign part is blamed before any work is done.
 
         Raises:
             ContractError: if one of them fails or returns what it must not.
         """
-        spec, cond = self.experiment, self.encode([text])
-        contracts.check_conditioning(spec.model.kind, cond, [text])
+        spec, cond = self.experiment, self.encode([prompt])
+        contracts.check_conditioning(spec.model.kind, cond, [prompt])
         sigma, sigma_next = self.how.sigmas[:1], self.how.sigmas[1:2]
         latents = torch.zeros((1, *self.model.latent_shape), device=self.device)
         velocity = self.how.velocity(latents, sigma, cond)

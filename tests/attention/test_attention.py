@@ -11,6 +11,7 @@ from diffusers import SD3Transformer2DModel, attention_backend
 from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
 from networks import NETWORKS
 from torch import nn
+from worlds import asked
 
 from aegpo.attention.layouts import Site, Tokens, layout_of
 from aegpo.attention.tap import AttentionTap, watch_attention
@@ -26,7 +27,7 @@ LAYERS = ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
 
 def inputs(model):
     latents = torch.randn((2, *model.latent_shape), generator=torch.Generator().manual_seed(0))
-    return latents, torch.tensor([0.9, 0.3]), model.encode(CAPTIONS)
+    return latents, torch.tensor([0.9, 0.3]), model.encode(asked(CAPTIONS))
 
 
 def watched(model) -> tuple[torch.Tensor, list[AttentionCall]]:

@@ -87,8 +87,8 @@ def painted(run: Path, seed: int = 0):
     policy.weights.take(found.weights(), found.where)
     how, noise = policy.painting(), policy.numbered_noise(0, len(TEXTS), seed)
     with policy.base():
-        base = policy.images(TEXTS, noise, how)
-    return base, policy.images(TEXTS, noise, how)
+        base = policy.images(numbered(TEXTS), noise, how)
+    return base, policy.images(numbered(TEXTS), noise, how)
 
 
 def test_the_numbers_are_those_of_a_direct_computation(arm, prompts, tmp_path):

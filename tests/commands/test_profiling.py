@@ -14,7 +14,7 @@ import torch
 import worlds
 from PIL import Image
 from typer.testing import CliRunner
-from worlds import GaussianSpec, execution, restore
+from worlds import GaussianSpec, asked, execution, restore
 
 from aegpo.commands.cli import app, main
 from aegpo.config.loading import parse_experiment
@@ -283,5 +283,5 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(workplace, run, tmp_path, m
 
 def test_a_network_without_softmax_attention_is_told_so():
     with pytest.raises(AegpoError) as error:
-        measure_profile(execution(GaussianSpec().build(torch.device("cpu")), 4), ["0.5"], seed=0)
+        measure_profile(execution(GaussianSpec().build(torch.device("cpu")), 4), asked(["0.5"]), seed=0)
     assert str(error.value).startswith("the network made no softmax attention call that can be watched")

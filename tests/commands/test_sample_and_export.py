@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
-from worlds import CPU, execution
+from worlds import CPU, asked, execution
 
 from aegpo.commands.export import ExportRequest, export
 from aegpo.commands.run import LaunchRequest, launch
@@ -124,9 +124,9 @@ def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run
     policy = policy_of(lora_run)
     noise = policy.numbered_noise(0, 2, seed=0)
     how = policy.painting(4)
-    ours = policy.images(TEXTS, noise, how)
+    ours = policy.images(asked(TEXTS), noise, how)
     with policy.base():
-        base = policy.images(TEXTS, noise, how)
+        base = policy.images(asked(TEXTS), noise, how)
     assert float((ours - base).abs().max()) > 1e-2
     export(ExportRequest(lora_run, tmp_path / "lora"))
     spec = policy.experiment.model
@@ -136,7 +136,7 @@ def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run
     assert float((ours - theirs).abs().max()) < 1e-4
     export(ExportRequest(lora_run, tmp_path / "full", full=True))
     model = spec.model_copy(update={"path": str(tmp_path / "full")}).build(CPU)
-    again = sample_deterministic(execution(model, 4), noise, model.encode(TEXTS))
+    again = sample_deterministic(execution(model, 4), noise, model.encode(asked(TEXTS)))
     assert float((ours - again).abs().max()) < 1e-4
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from worlds import GaussianSpec, execution, plan_of, small_experiment
+from worlds import GaussianSpec, asked, execution, plan_of, small_experiment
 
 from aegpo.core.contracts import check_plan
 from aegpo.core.records import Tail
@@ -65,7 +65,7 @@ def test_steps_that_are_trained_without_noise_are_kept():
 def test_an_euler_tail_of_all_steps_changes_nothing():
     model = GaussianSpec().build(torch.device("cpu"))
     plan = plan_of(IndependentTree(), [4], [[1, 1, 0, 0, 0]])
-    how, cond = execution(model, 5), model.encode(["0.5"])
+    how, cond = execution(model, 5), model.encode(asked(["0.5"]))
     same = with_tail(plan, GaussianSpec().sigmas(5), TailSpec(solver="euler", ratio=1))
     plain, tailed = (roll_out(how, each, cond, torch.Generator().manual_seed(0)) for each in (plan, same))
     assert torch.equal(plain.latents, tailed.latents)
@@ -85,7 +85,7 @@ def test_the_solver_is_diffusers_multistep_of_order_2():
     scheduler.set_timesteps(8)
     sigmas = scheduler.sigmas.double().numpy()
     model = GaussianSpec().build(torch.device("cpu"))
-    cond = model.encode(["0.5"])
+    cond = model.encode(asked(["0.5"]))
     plan = replace(plan_of(IndependentTree(noise="none"), [3], [[1] * 8]), tail=Tail(0, sigmas, "dpm"))
     found = roll_out(execution(model, 8), plan, cond, torch.Generator().manual_seed(0))
     theirs = found.edges.latents[found.edges.level == 0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_samplers import sd3_sigmas
-from worlds import GaussianSpec, execution, plan_of, small_experiment
+from worlds import GaussianSpec, asked, execution, plan_of, small_experiment
 
 from aegpo.core.sections import RolloutsSpec
 from aegpo.method.planning import noise_levels, residual_noise
@@ -71,7 +71,7 @@ def test_the_recursion_is_what_rollouts_of_a_single_image_have():
     sampler, sigmas = FlowSde(), GaussianSpec().sigmas(steps)
     plan = plan_of(IndependentTree(), [count], [[1] * steps])
     how = execution(model, steps, sampler, micro_batch=count)
-    latents = roll_out(how, plan, model.encode(["0.8"]), torch.Generator().manual_seed(0)).latents
+    latents = roll_out(how, plan, model.encode(asked(["0.8"])), torch.Generator().manual_seed(0)).latents
     expected = residual_noise(plan, sampler.table(sigmas), sigmas)
     assert float((latents - 0.8).std()) == pytest.approx(expected, rel=0.02)
     assert expected > 0.1
@@ -82,7 +82,7 @@ def test_a_predicted_clean_image_has_none_of_the_last_steps_noise_and_the_traine
     model = GaussianSpec(spread=0.5).build(torch.device("cpu"))
     plan = plan_of(IndependentTree(), [6], [[1] * steps])
     how = execution(model, steps)
-    cond = model.encode(["0.8"])
+    cond = model.encode(asked(["0.8"]))
     final = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
     how = replace(how, predicted_clean=True)
     clean = roll_out(how, plan, cond, torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from worlds import GaussianSpec, execution, plan_of, small_experiment
+from worlds import GaussianSpec, asked, execution, plan_of, small_experiment
 
 from aegpo.core.parts import SamplerSpec
 from aegpo.core.records import Gaussian
@@ -305,7 +305,7 @@ def moments(sampler: SamplerSpec, spread: float, mean: float, steps: int) -> lis
     """Mean and variance of every level, exactly: each step is affine in x, so two points give its slope."""
     model = GaussianSpec(spread=spread).build(torch.device("cpu"))
     sigmas = model.sigmas(steps)
-    cond = model.encode([str(mean)] * 2)
+    cond = model.encode(asked([str(mean)] * 2))
     points = torch.stack([torch.zeros(model.latent_shape), torch.ones(model.latent_shape)])
     found = [(0.0, 1.0)]
     with torch.no_grad():
@@ -369,7 +369,7 @@ def test_executed_rollouts_have_the_moments_of_the_closed_form():
     model = GaussianSpec(spread=0.5).build(torch.device("cpu"))
     plan = plan_of(IndependentTree(), [count], [[1] * steps])
     how = execution(model, steps, FlowSde(noise_level=0.7), micro_batch=count)
-    rollouts = roll_out(how, plan, model.encode(["0.8"]), torch.Generator().manual_seed(0))
+    rollouts = roll_out(how, plan, model.encode(asked(["0.8"])), torch.Generator().manual_seed(0))
     centre, variance = moments(FlowSde(noise_level=0.7), 0.5, 0.8, steps)[-1]
     values = rollouts.latents.flatten()  # independent: the model treats every pixel alike
     standard_error = math.sqrt(variance / len(values))

@@ -8,7 +8,7 @@ import diffusers
 import pipelines
 import pytest
 import torch
-from worlds import CPU, execution
+from worlds import CPU, asked, execution
 
 from aegpo.models.flux import FluxSpec
 from aegpo.models.pipeline.packing import pack
@@ -26,7 +26,7 @@ CLOSE = 1e-4
 
 def ours(spec, noise, steps=STEPS):
     model = spec.build(CPU)
-    return sample_deterministic(execution(model, steps), noise, model.encode(TEXTS))
+    return sample_deterministic(execution(model, steps), noise, model.encode(asked(TEXTS)))
 
 
 def theirs(kind, folder, noise, steps=STEPS, change=None, texts=TEXTS, **options):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
-from worlds import CPU, GaussianModel, GaussianSpec, small_experiment
+from worlds import CPU, GaussianModel, GaussianSpec, asked, small_experiment
 
 from aegpo.core.parts import ModelSpec
 from aegpo.core.sections import PolicySpec
@@ -29,24 +29,24 @@ def moved(network) -> None:
 @pytest.mark.parametrize("train", ["full", "lora"])
 def test_base_inside_base_is_the_base_and_so_is_what_follows_inside(tiny_spec, train):
     policy = Policy(small_experiment(tiny_spec, policy=PolicySpec(train=train, rank=2, alpha=4)))
-    texts = ["one red circle", "two blue squares"]
+    prompts = asked(["one red circle", "two blue squares"])
     noise = policy.numbered_noise(0, 2, seed=0)
-    before = policy.images(texts, noise)
+    before = policy.images(prompts, noise)
     moved(policy.model.policy)
-    trained = policy.images(texts, noise)
+    trained = policy.images(prompts, noise)
     assert not torch.equal(trained, before)
     with policy.base():
         with policy.base():
-            assert torch.equal(policy.images(texts, noise), before)
-        assert torch.equal(policy.images(texts, noise), before)
-    assert torch.equal(policy.images(texts, noise), trained)
+            assert torch.equal(policy.images(prompts, noise), before)
+        assert torch.equal(policy.images(prompts, noise), before)
+    assert torch.equal(policy.images(prompts, noise), trained)
 
 
 def test_an_error_inside_leaves_the_policy_as_it_was(tiny_spec):
     policy = Policy(small_experiment(tiny_spec, policy=PolicySpec(train="lora", rank=2, alpha=4)))
     noise = policy.numbered_noise(0, 1, seed=0)
     moved(policy.model.policy)
-    trained = policy.images(["one red circle"], noise)
+    trained = policy.images(asked(["one red circle"]), noise)
 
     def fail() -> None:
         with policy.base(), policy.base():
@@ -54,7 +54,7 @@ def test_an_error_inside_leaves_the_policy_as_it_was(tiny_spec):
 
     with pytest.raises(KeyError):
         fail()
-    assert torch.equal(policy.images(["one red circle"], noise), trained)
+    assert torch.equal(policy.images(asked(["one red circle"]), noise), trained)
 
 
 def test_a_copy_that_waits_elsewhere_waits_there_again_only_after_the_outermost():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds import CPU
+from worlds import CPU, asked
 
 from aegpo.models.pipeline import prompts
 from aegpo.models.sd3 import Sd3Spec
@@ -32,17 +32,17 @@ def read(monkeypatch) -> list[Path]:
 def model(pipeline_folders, tmp_path):
     path = str(pipeline_folders["sd3"])
     model = Sd3Spec(path=path, cache=tmp_path, height=16, width=16, dtype="float32", guidance=1.0).build(CPU)
-    model.prepare(TEXTS)
+    model.prepare(asked(TEXTS))
     return model
 
 
 def test_preparing_what_is_kept_reads_nothing_whole(model, read):
-    model.prepare(TEXTS)
+    model.prepare(asked(TEXTS))
     assert read == []
 
 
 def test_encoding_reads_each_text_once(model, read):
-    cond = model.encode(TEXTS)
+    cond = model.encode(asked(TEXTS))
     assert len(read) == len(set(read)) == 3
     assert torch.equal(cond.text[0], cond.text[2])
     assert not torch.equal(cond.text[0], cond.text[1])
@@ -50,7 +50,7 @@ def test_encoding_reads_each_text_once(model, read):
 
 @pytest.mark.parametrize("length", [0, 4, 20, -1])
 def test_a_file_that_was_cut_short_anywhere_is_noticed_by_its_head(model, tmp_path, length):
-    kept = model.encode(TEXTS)
+    kept = model.encode(asked(TEXTS))
     for file in tmp_path.rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:length])
-    assert torch.equal(model.encode(TEXTS).text, kept.text)
+    assert torch.equal(model.encode(asked(TEXTS)).text, kept.text)

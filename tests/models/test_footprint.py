@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from rich.console import Console
-from worlds import CPU, small_experiment
+from worlds import CPU, asked, small_experiment
 
 from aegpo.commands import describe
 from aegpo.core.records import Footprint
@@ -94,7 +94,9 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(pipeline_folder
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        velocity = model.velocity(torch.zeros(1, *model.latent_shape), torch.tensor([0.5]), model.encode(["a cube"]))
+        velocity = model.velocity(
+            torch.zeros(1, *model.latent_shape), torch.tensor([0.5]), model.encode(asked(["a cube"]))
+        )
     assert velocity.requires_grad
     estimate = spec.footprint(small_experiment(spec, optimizer=OptimizerSpec(micro_batch=1))).activations
     # the estimate takes CLIP's published 77 tokens; the small pipeline has 12

@@ -6,7 +6,7 @@ import diffusers
 import pipelines
 import pytest
 import torch
-from worlds import CPU, execution, small_experiment
+from worlds import CPU, asked, execution, small_experiment
 
 from aegpo.core.experiment import EvaluationSpec
 from aegpo.core.interfaces import Exportable, Preparable, Resizable
@@ -31,7 +31,7 @@ def spec_of(kind, folder, **fields):
 
 def evaluate(model, seed=0):
     latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
-    return model.velocity(latents, torch.tensor([0.8, 0.5]), model.encode(TEXTS))
+    return model.velocity(latents, torch.tensor([0.8, 0.5]), model.encode(asked(TEXTS)))
 
 
 def disturb_adapters(model, seed=1):
@@ -45,7 +45,7 @@ def disturb_adapters(model, seed=1):
 
 def paint(model, seed=0):
     noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
-    return sample_deterministic(execution(model, 4), noise, model.encode(TEXTS))
+    return sample_deterministic(execution(model, 4), noise, model.encode(asked(TEXTS)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,7 +149,7 @@ def test_noise_levels_stay_exact_when_the_weights_are_bfloat16(kind, pipeline_fo
     model.policy.time_text_embed.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     level = torch.tensor([0.9134, 0.5])
     with torch.no_grad():
-        model.velocity(torch.zeros(2, *model.latent_shape), level, model.encode(TEXTS))
+        model.velocity(torch.zeros(2, *model.latent_shape), level, model.encode(asked(TEXTS)))
     told = level.bfloat16() * 1000 if kind == "flux" else level * 1000
     assert torch.equal(seen[0][-2:], told)
 
@@ -251,7 +251,7 @@ def test_time_ids_of_sdxl_are_the_size_in_pixels(pipeline_folders):
     with torch.no_grad():
         evaluate(model)
     assert seen[0]["added_cond_kwargs"]["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]] * 2
-    assert model.encode(TEXTS).extra["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]] * 2
+    assert model.encode(asked(TEXTS)).extra["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]] * 2
     assert pipelines.SCALE == 2
 
 
@@ -261,7 +261,7 @@ def test_sdxl_is_told_the_size_of_the_images_that_evaluation_paints(guidance, pi
     spec = spec_of("sdxl", pipeline_folders["sdxl"], guidance=guidance)
     policy, seen = Policy(small_experiment(spec, evaluation=size)), []
     policy.model.policy.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
-    policy.images(TEXTS, policy.evaluation_noise(2))
+    policy.images(asked(TEXTS), policy.evaluation_noise(2))
     told = [row for given in seen for row in given["added_cond_kwargs"]["time_ids"].tolist()]
     assert told == [[24, 32, 0, 0, 24, 32]] * len(told)
     assert len(told) == (8 if guidance == 1.0 else 16)  # 2 prompts, 4 steps, both halves

@@ -27,7 +27,7 @@ def model():
 def paint(model, texts, seed=0):
     how = Execution(model, model.velocity, FlowSde(), model.sigmas(STEPS), 64, torch.float32)
     noise = torch.randn(len(texts), *model.latent_shape, generator=torch.Generator().manual_seed(seed))
-    return sample_deterministic(how, noise, model.encode(texts))
+    return sample_deterministic(how, noise, model.encode(numbered(texts)))
 
 
 def test_the_weights_and_their_card_stay_under_ten_megabytes():
@@ -59,8 +59,8 @@ def test_the_embedded_model_paints_faded_colours_so_that_the_palette_has_headroo
 def test_guidance_sharpens_towards_the_caption(model):
     guided = ShapesSpec(guidance=2.0).build(torch.device("cpu"))
     latents, sigma = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([0.8, 0.5])
-    cond = model.encode(["a red circle", "two blue squares"])
-    nothing = model.encode(["", ""])
+    cond = model.encode(numbered(["a red circle", "two blue squares"]))
+    nothing = model.encode(numbered(["", ""]))
     with torch.no_grad():
         with_caption, without = model.velocity(latents, sigma, cond), model.velocity(latents, sigma, nothing)
         assert torch.allclose(guided.velocity(latents, sigma, cond), 2 * with_caption - without, atol=1e-5)
@@ -68,7 +68,7 @@ def test_guidance_sharpens_towards_the_caption(model):
 
 def test_a_prompt_longer_than_the_model_reads_is_an_error(model):
     with pytest.raises(AegpoError, match="has more than the 12 words model 'shapes' can read"):
-        model.encode(["a red circle and " * 5])
+        model.encode(numbered(["a red circle and " * 5]))
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path: Path):

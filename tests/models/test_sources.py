@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from worlds import CPU, small_experiment
+from worlds import CPU, asked, small_experiment
 
 from aegpo.errors import AegpoError
 from aegpo.models.flux import FluxSpec
@@ -50,7 +50,7 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(hub, pipeline_folders
     model, local = spec.build(CPU), Sd3Spec(path=str(pipeline_folders["sd3"]), **SMALL).build(CPU)
     for one, other in zip(model.policy.parameters(), local.policy.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert model.encode(["a red circle"]).text.shape[0] == 1
+    assert model.encode(asked(["a red circle"])).text.shape[0] == 1
     assert spec.dimensions == 4 * 8 * 8  # read from the snapshot's config
 
 
@@ -127,7 +127,7 @@ def test_missing_and_extra_weights_are_named(copied):
 def test_a_missing_component_is_named(gone, copied):
     shutil.rmtree(copied / gone)
     with pytest.raises(AegpoError, match=gone):
-        Sd3Spec(path=str(copied), **SMALL).build(CPU).encode(["a red circle"])
+        Sd3Spec(path=str(copied), **SMALL).build(CPU).encode(asked(["a red circle"]))
 
 
 def test_a_damaged_config_is_named(copied):
@@ -198,11 +198,11 @@ def test_embeddings_come_from_the_cache_the_second_time(spec, pipeline_folders, 
     texts = ["a red circle", "two blue squares", "a red circle"]
     first = spec(**fields).build(CPU)
     seen = count_encodings(first)
-    cond = first.encode(texts)
+    cond = first.encode(asked(texts))
     assert seen == ["a red circle", "two blue squares"]
     second = spec(**fields).build(CPU)
     seen = count_encodings(second)
-    again = second.encode(texts)
+    again = second.encode(asked(texts))
     assert seen == []
     assert torch.equal(cond.text, again.text)
     assert (cond.pooled is None) == (again.pooled is None) == (spec is SdSpec)
@@ -213,24 +213,24 @@ def test_embeddings_come_from_the_cache_the_second_time(spec, pipeline_folders, 
 def test_an_embedding_is_anew_for_another_length_dtype_or_checkpoint(copied, tmp_path):
     fields = {"path": str(copied), "cache": tmp_path / "cache", **SMALL}
     texts = ["a red circle"]
-    kept = Sd3Spec(**fields).build(CPU).encode(texts)
+    kept = Sd3Spec(**fields).build(CPU).encode(asked(texts))
     for change in ({"max_sequence_length": 20}, {"dtype": "bfloat16"}):
         model = Sd3Spec(**fields | change).build(CPU)
         seen = count_encodings(model)
-        assert model.encode(texts).text.shape[1:] != kept.text.shape[1:] or change == {"dtype": "bfloat16"}
+        assert model.encode(asked(texts)).text.shape[1:] != kept.text.shape[1:] or change == {"dtype": "bfloat16"}
         assert seen == texts
     file = copied / "text_encoder" / "model.safetensors"
     save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
-    assert not torch.equal(Sd3Spec(**fields).build(CPU).encode(texts).text, kept.text)
+    assert not torch.equal(Sd3Spec(**fields).build(CPU).encode(asked(texts)).text, kept.text)
 
 
 def test_a_damaged_file_of_the_cache_is_written_again(pipeline_folders, tmp_path):
     spec = SdSpec(path=str(pipeline_folders["sd"]), cache=tmp_path, guidance=1.0, **SMALL)
-    kept = spec.build(CPU).encode(["a red circle"])
+    kept = spec.build(CPU).encode(asked(["a red circle"]))
     (file,) = tmp_path.rglob("*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:20])
-    assert torch.equal(spec.build(CPU).encode(["a red circle"]).text, kept.text)
+    assert torch.equal(spec.build(CPU).encode(asked(["a red circle"])).text, kept.text)
     assert file.read_bytes() == whole
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -244,15 +244,15 @@ def test_what_else_an_embedding_has_is_kept_with_it(pipeline_folders, tmp_path):
         return replace(embed(pipeline, texts, device), extra={"letters": torch.tensor([[len(text)] for text in texts])})
 
     model._prompts._embed = measured
-    assert model.encode(texts).extra["letters"].tolist() == [[12], [3]]
-    assert spec.build(CPU).encode([*texts, *texts]).extra["letters"].tolist() == [[12], [3], [12], [3]]
+    assert model.encode(asked(texts)).extra["letters"].tolist() == [[12], [3]]
+    assert spec.build(CPU).encode(asked([*texts, *texts])).extra["letters"].tolist() == [[12], [3], [12], [3]]
 
 
 def test_preparing_prompts_leaves_nothing_to_encode(pipeline_folders, tmp_path):
     model = Sd3Spec(path=str(pipeline_folders["sd3"]), cache=tmp_path, **SMALL).build(CPU)
-    model.prepare(["a red circle", "two blue squares"])
+    model.prepare(asked(["a red circle", "two blue squares"]))
     seen = count_encodings(model)
-    model.encode(["two blue squares"])
+    model.encode(asked(["two blue squares"]))
     assert seen == []
 
 

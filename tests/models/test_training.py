@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
-from worlds import CPU, run_loop, small_experiment
+from worlds import CPU, asked, run_loop, small_experiment
 
 from aegpo.core.experiment import EvaluationSpec
 from aegpo.core.sections import PolicySpec, PromptsSpec
@@ -140,7 +140,7 @@ def test_evaluation_has_its_own_size_and_steps(pipeline_folders, prompts):
     engine.policy.model.policy.register_forward_pre_hook(
         lambda module, args, given: seen.append((float(given["timestep"][0]), len(given["img_ids"]))), with_kwargs=True
     )
-    images = engine.policy.images(HELD_OUT, engine.policy.evaluation_noise(len(HELD_OUT)))
+    images = engine.policy.images(asked(HELD_OUT), engine.policy.evaluation_noise(len(HELD_OUT)))
     assert images.shape == (2, 3, 24, 32)
     assert {tokens for _, tokens in seen} == {6 * 8}
     levels = guided_spec("flux", pipeline_folders["flux"], height=24, width=32).sigmas(7)[:-1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_sample_and_export import run
-from worlds import CPU
+from worlds import CPU, asked
 
 from aegpo.errors import AegpoError
 from aegpo.method.signals.base_entropies import BaseCurves
@@ -59,8 +59,8 @@ def test_prompts_that_cannot_be_kept_name_the_folder_and_its_setting(pipeline_fo
     spec = Sd3Spec(path=str(pipeline_folders["sd3"]), cache=cache, height=16, width=16, dtype="float32", guidance=1.0)
     model = spec.build(CPU)
     with files_up_to(1000), pytest.raises(AegpoError) as error:
-        model.prepare(["a red circle"])
+        model.prepare(asked(["a red circle"]))
     assert str(error.value).startswith(f"prompt embeddings cannot be kept in {cache / 'prompts'}: ")
     assert str(error.value).endswith("make room, or choose another folder with 'model.cache' or $AEGPO_CACHE")
     assert [path for path in cache.rglob("*") if path.is_file()] == []
-    assert torch.isfinite(model.encode(["a red circle"]).text).all()
+    assert torch.isfinite(model.encode(asked(["a red circle"])).text).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds import CPU, execution
+from worlds import CPU, asked, execution
 
 from aegpo.attention.entropy import measure_call
 from aegpo.errors import ContractError, SpecError
@@ -88,7 +88,7 @@ def test_images_are_those_of_the_deterministic_sampler(model):
     images = paint(model, PROMPTS, start(model), steps=4)
     assert images.shape == (2, 3, 24, 24)
     assert not images.requires_grad
-    expected = sample_deterministic(execution(model, 4), start(model), model.encode(PROMPTS))
+    expected = sample_deterministic(execution(model, 4), start(model), model.encode(asked(PROMPTS)))
     assert torch.equal(images, expected)
 
 
@@ -118,7 +118,7 @@ def test_entropies_are_means_over_layers_and_heads_of_what_the_tap_sees(model):
     assert set(found) == {"joint", "image-image", "image-text", "text-image", "text-text"}
     calls = []
     with torch.no_grad(), model.tap_attention(calls.append):
-        model.velocity(start(model), sigma, model.encode(PROMPTS))
+        model.velocity(start(model), sigma, model.encode(asked(PROMPTS)))
     each = torch.stack([measure_call(call, ("joint",))["joint"].entropy for call in calls])  # (layers, 2, heads)
     assert torch.allclose(found["joint"], each.mean(dim=(0, 2)), atol=1e-5)
     assert (found["joint"] > 0).all()

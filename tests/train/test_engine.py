@@ -26,6 +26,7 @@ from aegpo.method.selectors import EntropyPeakSelector, RandomSelector, UniformS
 from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import numbered
 from aegpo.rewards.palette import PaletteReward
 from aegpo.runs import checkpoints
 from aegpo.train.engine import Engine
@@ -85,7 +86,7 @@ def run(experiment, folder, stop_after: int | None = None) -> tuple[Engine, Reco
 
 def painted(engine: Engine) -> torch.Tensor:
     """What the policy paints of the held-out prompts now."""
-    prompts = engine.evaluator.prompts
+    prompts = numbered(engine.evaluator.prompts)
     return engine.policy.images(prompts, engine.policy.evaluation_noise(len(prompts)))
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_trees import questions, trees
-from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients
+from worlds import GaussianSpec, asked, execution, learner, plan_of, recorded_gradients
 
 from aegpo.core.records import Edges, Scores, Update
 from aegpo.core.sections import PolicySpec
@@ -41,7 +41,7 @@ def build(tiny_spec):
 
 def sampled(how, plan=UNEQUAL, seed: int = 0, which: str = "gaussian"):
     """Rollouts, their credit for brightness, and what the prompts encode to."""
-    cond = how.model.encode(PROMPTS[which])
+    cond = how.model.encode(asked(PROMPTS[which]))
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(seed))
     scores = rollouts.images.mean(dim=(1, 2, 3))[:, None]
     return rollouts, GroupAdvantage().estimate(Scores(scores), torch.ones(1), rollouts), cond
@@ -269,7 +269,7 @@ def outputs(model) -> torch.Tensor:
     """Velocities of two prompts at two noise levels, from fixed noise."""
     latents = torch.randn((2, *model.latent_shape), generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        return model.velocity(latents, torch.tensor([0.9, 0.4]), model.encode(PROMPTS["tiny"]))
+        return model.velocity(latents, torch.tensor([0.9, 0.4]), model.encode(asked(PROMPTS["tiny"])))
 
 
 @pytest.mark.parametrize("policy", [PolicySpec(), LORA], ids=["full", "lora"])

@@ -60,7 +60,7 @@ def probe_of(model, micro_batch: int = 64, **spec) -> Probed:
 
 
 def encoded(model, prompts=PROMPTS):
-    return model.encode([prompt.text for prompt in prompts])
+    return model.encode(prompts)
 
 
 def measure(probe, model, prompts=PROMPTS, step: int = 1):

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from worlds import GaussianSpec, execution, plan_of
+from worlds import GaussianSpec, asked, execution, plan_of
 
 from aegpo.core.records import Gaussian
 from aegpo.method.samplers import FlowSde, euler, gaussian_log_prob
@@ -63,7 +63,7 @@ def one_by_one(how, plan, cond, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("which", ["gaussian", "tiny"])
 def test_an_executed_plan_is_its_rollouts_sampled_one_by_one(models, which, plan):
     how = execution(models[which], plan.num_steps)
-    cond = how.model.encode(PROMPTS[which])
+    cond = how.model.encode(asked(PROMPTS[which]))
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(3))
     expected = one_by_one(how, plan, cond, seed=3)
     if which == "gaussian":  # element by element, so batching cannot change a bit
@@ -83,7 +83,7 @@ def test_a_plan_costs_exactly_its_forwards_in_batches_no_larger_than_asked(model
         assert len(sigma) == len(cond.text) == len(latents)
         return how.velocity(latents, sigma, cond)
 
-    cond = how.model.encode(PROMPTS["gaussian"])
+    cond = how.model.encode(asked(PROMPTS["gaussian"]))
     counting = dataclasses.replace(how, velocity=counted)
     found = roll_out(counting, plan, cond, torch.Generator().manual_seed(0))
     assert sum(sizes) == plan.forwards
@@ -109,7 +109,7 @@ def test_images_are_shown_in_order_and_nothing_is_evaluated_before_its_turn(mode
         before.append(sum(evaluated))
 
     counting = dataclasses.replace(how, velocity=counted)
-    cond = how.model.encode(PROMPTS["gaussian"])
+    cond = how.model.encode(asked(PROMPTS["gaussian"]))
     found = roll_out(counting, plan, cond, torch.Generator().manual_seed(3), show=show)
     assert torch.equal(torch.cat(shown), found.images)
     assert torch.equal(found.latents, one_by_one(how, plan, cond, seed=3))
@@ -130,7 +130,7 @@ def needed(plan, leaves: int, micro_batch: int) -> int:
 @pytest.mark.parametrize("which", ["gaussian", "tiny"])
 def test_deterministic_images_are_shown_as_soon_as_they_are_painted(models, which):
     how = execution(models[which], 3, micro_batch=2)
-    cond = how.model.encode(PROMPTS[which]).select(torch.tensor([0, 1, 0, 1, 1]))
+    cond = how.model.encode(asked(PROMPTS[which])).select(torch.tensor([0, 1, 0, 1, 1]))
     noise = torch.randn((5, *how.model.latent_shape), generator=torch.Generator().manual_seed(0))
     shown: list[torch.Tensor] = []
     images = sample_deterministic(how, noise, cond, shown.append)
@@ -142,7 +142,7 @@ def test_deterministic_images_are_shown_as_soon_as_they_are_painted(models, whic
 def test_noisy_steps_at_noise_level_zero_give_the_deterministic_images(models, which):
     plan = PLANS["independent"]
     how = execution(models[which], plan.num_steps, FlowSde(noise_level=0.0))
-    cond = how.model.encode(PROMPTS[which])
+    cond = how.model.encode(asked(PROMPTS[which]))
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(5))
     start = torch.randn((8, *how.model.latent_shape), generator=torch.Generator().manual_seed(5))
     images = sample_deterministic(how, start, cond.select(torch.from_numpy(plan.group)))
@@ -153,7 +153,7 @@ def test_noisy_steps_at_noise_level_zero_give_the_deterministic_images(models, w
 def test_edges_are_the_trained_transitions_in_the_order_of_levels_and_nodes(models, micro_batch):
     plan = PLANS["branching, noisy elsewhere"]
     how = execution(models["gaussian"], plan.num_steps, micro_batch=micro_batch)
-    edges = roll_out(how, plan, how.model.encode(PROMPTS["gaussian"]), torch.Generator().manual_seed(0)).edges
+    edges = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), torch.Generator().manual_seed(0)).edges
     chosen = [(level, child) for level in range(4) for child in np.flatnonzero(plan.trained[level])]
     assert len(edges) == plan.trained_edges == len(chosen)
     assert edges.level.tolist() == [level for level, _ in chosen]
@@ -165,7 +165,7 @@ def test_edges_are_the_trained_transitions_in_the_order_of_levels_and_nodes(mode
 def test_siblings_share_their_parent_state_and_differ_after_it(models):
     plan = PLANS["branching"]
     how = execution(models["gaussian"], plan.num_steps)
-    edges = roll_out(how, plan, how.model.encode(PROMPTS["gaussian"]), torch.Generator().manual_seed(0)).edges
+    edges = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), torch.Generator().manual_seed(0)).edges
     first = (edges.level == 0) & (edges.prompt == 0)
     assert int(first.sum()) == 2
     assert torch.equal(*edges.latents[first])
@@ -177,7 +177,7 @@ def test_siblings_share_their_parent_state_and_differ_after_it(models):
 def test_log_probabilities_are_those_of_the_stored_value(models, which, storage):
     plan = PLANS["independent"]
     how = execution(models[which], plan.num_steps, storage=storage)
-    cond = how.model.encode(PROMPTS[which])
+    cond = how.model.encode(asked(PROMPTS[which]))
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(1))
     edges = rollouts.edges
     assert edges.latents.dtype == edges.next_latents.dtype == rollouts.latents.dtype == storage
@@ -196,7 +196,7 @@ def test_log_probabilities_are_those_of_the_stored_value(models, which, storage)
 def test_deterministic_steps_have_a_log_probability_of_zero(models):
     plan = PLANS["shared start"]
     how = execution(models["gaussian"], plan.num_steps)
-    rollouts = roll_out(how, plan, how.model.encode(PROMPTS["gaussian"]), torch.Generator().manual_seed(0))
+    rollouts = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), torch.Generator().manual_seed(0))
     for level, log_prob in enumerate(rollouts.log_prob):
         assert log_prob.shape == (len(plan.parent[level]),)
         assert ((log_prob != 0) == torch.from_numpy(plan.noisy[level])).all()
@@ -205,7 +205,7 @@ def test_deterministic_steps_have_a_log_probability_of_zero(models):
 def test_the_same_generator_gives_the_same_rollouts_and_another_gives_others(models):
     plan = PLANS["branching"]
     how = execution(models["tiny"], plan.num_steps)
-    cond = how.model.encode(PROMPTS["tiny"])
+    cond = how.model.encode(asked(PROMPTS["tiny"]))
     one, same, other = (roll_out(how, plan, cond, torch.Generator().manual_seed(seed)).images for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -215,7 +215,7 @@ def test_stored_states_are_not_rounded_twice(models):
     # What is stored is the cast of mean + std noise, computed in float32 from the stored parent.
     plan = plan_of(IndependentTree(), [4], [[1, 0]])
     how = execution(models["gaussian"], 2, storage=torch.bfloat16)
-    cond = how.model.encode(["0.5"])
+    cond = how.model.encode(asked(["0.5"]))
     edges = roll_out(how, plan, cond, torch.Generator().manual_seed(0)).edges
     generator = torch.Generator().manual_seed(0)
     start, noise = (torch.randn((4, *how.model.latent_shape), generator=generator) for _ in range(2))
@@ -232,7 +232,7 @@ def test_stored_states_are_not_rounded_twice(models):
 def test_roots_that_share_start_noise_start_alike_and_part_at_their_first_noisy_step(models):
     plan = dataclasses.replace(plan_of(IndependentTree(), [2, 3], [[0, 1, 1, 0]] * 2), start=np.array([0, 0, 1, 0, 1]))
     how = execution(models["gaussian"], 4)
-    cond = how.model.encode(["0.5", "0.5"])
+    cond = how.model.encode(asked(["0.5", "0.5"]))
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(4))
     first = rollouts.edges.latents[rollouts.edges.level == 1]  # after one deterministic step
     noise = torch.randn((2, *how.model.latent_shape), generator=torch.Generator().manual_seed(4))
@@ -246,7 +246,7 @@ def test_roots_that_share_start_noise_start_alike_and_part_at_their_first_noisy_
 
 def test_one_start_noise_for_the_whole_batch_leaves_the_generator_where_one_draw_would(models):
     plan = plan_of(IndependentTree(), [2, 3], [[0, 0, 1, 0]] * 2)
-    how, cond = execution(models["gaussian"], 4), models["gaussian"].encode(["0.5", "0.1"])
+    how, cond = execution(models["gaussian"], 4), models["gaussian"].encode(asked(["0.5", "0.1"]))
     shared, noise = (torch.Generator().manual_seed(4) for _ in range(2))
     roll_out(how, dataclasses.replace(plan, start=np.zeros(5, dtype=np.int64)), cond, shared)
     torch.randn((1, *how.model.latent_shape), generator=noise)

@@ -58,7 +58,7 @@ class EntropyProbe:
 
         Steps that are not measured are NaN: they cannot be chosen by their entropy and do not enter delta.
         """
-        cond = policy.encode([prompt.text for prompt in prompts])
+        cond = policy.encode(prompts)
         due = self._due(step, [prompt.index for prompt in prompts])
         found = self._trajectories(prompts, cond, due, policy) if due else None
         if found is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.attention.tap import watch_attention
-from aegpo.core.records import AttentionCall, Conditioning
+from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.models.base_policy import refuse_unknown
 from aegpo.models.pipeline import saving
 from aegpo.models.pipeline.family import Family, Rescaling, with_size
@@ -57,13 +57,13 @@ class PipelineModel:
         """The network that is trained."""
         return self._network.policy
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Conditioning of P prompts, from the cache where it is there; else the text encoders are loaded for it."""
-        return with_size(self._family, self._prompts(prompts), self.height, self.width)
+        return with_size(self._family, self._prompts([prompt.text for prompt in prompts]), self.height, self.width)
 
-    def prepare(self, prompts: Sequence[str]) -> None:
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Fills the cache, so that `encode` loads no text encoder for these prompts."""
-        self._prompts.prepare(prompts)
+        self._prompts.prepare([prompt.text for prompt in prompts])
 
     def sigmas(self, steps: int) -> Tensor:  # (steps+1,)
         """The scheduler's own noise levels at this resolution."""

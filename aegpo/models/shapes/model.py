@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from aegpo.attention.tap import watch_attention
-from aegpo.core.records import AttentionCall, Conditioning, FloatArray
+from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
 from aegpo.errors import AegpoError
 from aegpo.models.base_policy import BasePolicy, refuse_unknown
 from aegpo.models.pipeline.saving import merged
@@ -43,7 +43,7 @@ class ShapesModel:
         self._policy: nn.Module = transformer.to(device).eval()
         self._base = BasePolicy(self._policy)
         self._network = self._policy
-        self._nothing = self.encode([""])
+        self._nothing = self.encode([Prompt(0, "")])
 
     @property
     def policy(self) -> nn.Module:
@@ -51,11 +51,12 @@ class ShapesModel:
         return self._policy
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Word tokens and the pooled projection; padding takes part in attention, as in SD 3.5."""
         longest = self.text_encoder.config.max_position_embeddings
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=longest)["input_ids"]
-        too_long = next((text for text, row in zip(prompts, tokens, strict=True) if len(row) > longest), None)
+        texts = [prompt.text for prompt in prompts]
+        tokens = self.tokenizer(texts, padding="max_length", max_length=longest)["input_ids"]
+        too_long = next((text for text, row in zip(texts, tokens, strict=True) if len(row) > longest), None)
         if too_long is not None:
             raise AegpoError(f"prompt {too_long!r} has more than the {longest - 2} words model 'shapes' can read")
         encoded = self.text_encoder(input_ids=torch.tensor(tokens, device=self.device))

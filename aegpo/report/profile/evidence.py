@@ -130,7 +130,7 @@ def measure_reward_std(
         plan, branched = branch_plan(len(part), len(how.sigmas) - 1, steps, children)
         starts = [signal_noise(how.model.latent_shape, seed, first + row) for row in range(len(part))]
         trunk = Trunk(np.arange(len(part)), torch.stack(starts).to(how.sigmas.device))
-        cond = how.model.encode([prompt.text for prompt in part])
+        cond = how.model.encode(part)
         rollouts = roll_out(how, plan, cond, generator, trunk=trunk)
         rewards = total_reward(engine, rollouts.images, [part[row] for row in plan.group])
         for row in range(len(part)):
@@ -201,7 +201,7 @@ def _hits(chosen: BoolArray, spread: FloatArray) -> float:
 def rewards_at(engine: Engine, prompts: Sequence[Prompt]) -> FloatArray:  # (NOISES, P)
     """Rewards of the engine's policy, deterministic sampler, the same start noises whenever it is asked."""
     how, seed, shape = engine.policy.how, entropy_options(engine.experiment).seed, engine.policy.model.latent_shape
-    cond, found = how.model.encode([prompt.text for prompt in prompts]), []
+    cond, found = how.model.encode(prompts), []
     for sample in range(NOISES):
         noise = torch.stack([signal_noise(shape, seed, row, sample) for row in range(len(prompts))])
         with torch.no_grad():
@@ -225,7 +225,7 @@ def group_values(engine: Engine, prompts: Sequence[Prompt], say: Say) -> tuple[F
         contracts.check_images(engine.experiment.model.kind, images, len(images))
 
     for row, prompt in enumerate(prompts):
-        cond, generator = engine.policy.model.encode([prompt.text]), torch.Generator().manual_seed(row)
+        cond, generator = engine.policy.model.encode([prompt]), torch.Generator().manual_seed(row)
         predicted = PredictedScores(engine.policy.how, engine.rewards, plan, [prompt], asked, inspect)
         rollouts = roll_out(engine.policy.how, plan, cond, generator, look=predicted.look)
         scores = torch.stack(list(score(engine.rewards, rollouts.images, [prompt] * GROUP).values()), dim=1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aegpo.attention.entropy import Block, attention_entropy, blocks_of, measure_call
-from aegpo.core.records import AttentionCall, Conditioning, FloatArray
+from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
 from aegpo.errors import AegpoError
 from aegpo.method.samplers import euler, final_latents, start_latents
 from aegpo.method.signals.entropy_probe import nothing_measured
@@ -64,7 +64,7 @@ class Profile:
 @torch.no_grad()
 def measure_profile(
     how: Execution,
-    texts: Sequence[str],
+    prompts: Sequence[Prompt],
     seed: int,
     layers: Sequence[str] = ("*",),
     rows: int | Literal["all"] = "all",
@@ -73,7 +73,7 @@ def measure_profile(
 
     Args:
         how: model, sampler's noise levels and precision; inside of `model.frozen("base")` the base is measured.
-        texts: the prompts, numbered from 0 as the probe numbers training prompts.
+        prompts: by their place, from 0, as the probe numbers training prompts.
         seed: of start noise and of the draw of rows.
         layers: patterns of layer names.
         rows: query rows measured in each call.
@@ -83,8 +83,8 @@ def measure_profile(
     """
     records: list[_Record] = []
     images: list[Tensor] = []
-    for first in range(0, len(texts), how.micro_batch):
-        part = texts[first : first + how.micro_batch]
+    for first in range(0, len(prompts), how.micro_batch):
+        part = prompts[first : first + how.micro_batch]
         noise = [signal_noise(how.model.latent_shape, seed, first + index) for index in range(len(part))]
         latents = start_latents(torch.stack(noise).to(how.sigmas.device), how.sigmas)
         record = _Record(layers, rows, seed, maps=max(0, MAPS - first))

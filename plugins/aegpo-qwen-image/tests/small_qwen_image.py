@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from aegpo import Model
+from aegpo import Model, Prompt
 from aegpo.pipelines import pack
 from aegpo.testing import paint
 
@@ -24,6 +24,7 @@ SCALE = 2  # pixels a latent is wide
 WIDTH = 16  # of the text encoder
 CHANNELS = 4
 TEXTS = ["a red circle on the left", "two blue squares"]
+PROMPTS = [Prompt(index, text) for index, text in enumerate(TEXTS)]
 WORDS = "a red circle on the left two blue squares green cube four purple circles"
 SCHEDULE = {  # scheduler_config.json of Qwen-Image
     "use_dynamic_shifting": True,

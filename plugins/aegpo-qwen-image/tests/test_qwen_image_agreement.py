@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from aegpo_qwen_image import QwenImageSpec
-from small_qwen_image import TEMPLATE, TEXTS, our_images, start, their_images, tokenizer, write_qwen_image
+from small_qwen_image import PROMPTS, TEMPLATE, TEXTS, our_images, start, their_images, tokenizer, write_qwen_image
 
 from aegpo.pipelines import pack
 from aegpo.testing import adapt
@@ -78,8 +78,8 @@ def test_guidance_leaves_every_token_as_long_as_the_conditional_one(folder):
     latents, sigma = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.8, 0.4])
     plain, guided = (spec_of(folder, guidance=guidance).build(CPU) for guidance in (1.0, 4.0))
     with torch.no_grad():
-        one = pack(plain.velocity(latents, sigma, plain.encode(TEXTS)))
-        other = pack(guided.velocity(latents, sigma, guided.encode(TEXTS)))
+        one = pack(plain.velocity(latents, sigma, plain.encode(PROMPTS)))
+        other = pack(guided.velocity(latents, sigma, guided.encode(PROMPTS)))
     assert torch.allclose(one.norm(dim=-1), other.norm(dim=-1), atol=1e-5)
     assert float((one - other).abs().max()) > 1e-3
 

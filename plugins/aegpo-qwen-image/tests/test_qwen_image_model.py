@@ -13,7 +13,7 @@ import torch
 from aegpo_qwen_image import QwenImageSpec
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from small_qwen_image import TEXTS, WIDTH, our_images, start, write_qwen_image
+from small_qwen_image import PROMPTS, TEXTS, WIDTH, our_images, start, write_qwen_image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from aegpo import AegpoError, Exportable, PolicySpec, Preparable, Resizable
@@ -30,8 +30,8 @@ def spec_of(folder, **fields) -> QwenImageSpec:
     return QwenImageSpec(**{"path": str(folder), "dtype": "float32", "height": 16, "width": 16} | fields)
 
 
-def evaluate(model, texts=TEXTS):
-    return model.velocity(start(model), SIGMA, model.encode(texts))
+def evaluate(model, prompts=PROMPTS):
+    return model.velocity(start(model), SIGMA, model.encode(prompts))
 
 
 def experiment_of(spec, **changes):
@@ -62,12 +62,12 @@ def test_it_conforms(guidance, folder):
 
 def test_unequal_prompts_are_padded_in_a_batch_and_kept_without_padding(folder, tmp_path):
     model = spec_of(folder, cache=tmp_path, guidance=1.0).build(CPU)
-    cond = model.encode(TEXTS)
+    cond = model.encode(PROMPTS)
     lengths = [len(text.split()) + 5 for text in TEXTS]  # and the template's end
     assert cond.text.shape == (2, max(lengths), WIDTH)
     assert cond.mask.sum(dim=1).tolist() == lengths
     assert not cond.text[1, lengths[1] :].any()
-    alone = model.encode(TEXTS[1:])
+    alone = model.encode(PROMPTS[1:])
     assert alone.mask is None
     assert torch.equal(alone.text[0], cond.text[1, : lengths[1]])
     kept = sorted(load_file(file)["text"].shape[1] for file in tmp_path.rglob("*.safetensors"))
@@ -76,10 +76,10 @@ def test_unequal_prompts_are_padded_in_a_batch_and_kept_without_padding(folder, 
 
 def test_padding_is_not_seen(folder):
     model = spec_of(folder, guidance=1.0).build(CPU)
-    cond = model.encode(TEXTS)
+    cond = model.encode(PROMPTS)
     with torch.no_grad():
         batch = model.velocity(start(model), SIGMA, cond)
-        alone = model.velocity(start(model)[1:], SIGMA[1:], model.encode(TEXTS[1:]))
+        alone = model.velocity(start(model)[1:], SIGMA[1:], model.encode(PROMPTS[1:]))
         noise = torch.where(cond.mask[..., None], cond.text, torch.full_like(cond.text, 3.0))
         filled = model.velocity(start(model), SIGMA, replace(cond, text=noise))
         seen = model.velocity(start(model), SIGMA, replace(cond, mask=None))
@@ -94,11 +94,11 @@ def test_embeddings_come_from_the_cache_the_second_time_and_the_encoder_is_freed
         return {id(each) for each in gc.get_objects() if type(each) is Qwen2_5_VLForConditionalGeneration}
 
     before, spec = encoders(), spec_of(folder, cache=tmp_path)
-    cond = spec.build(CPU).encode([*TEXTS, TEXTS[0]])
+    cond = spec.build(CPU).encode([*PROMPTS, PROMPTS[0]])
     assert encoders() <= before
     written = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     assert len(written) == 3  # two prompts and the absence of one
-    again = spec.build(CPU).encode(TEXTS)
+    again = spec.build(CPU).encode(PROMPTS)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == written
     assert torch.equal(again.text, cond.text[:2])
     spec_of(folder, cache=tmp_path, negative_prompt="green cube").build(CPU)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import numbered
 from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.opening import find_run
 from aegpo.testing import load_arms
@@ -91,7 +92,7 @@ def test_an_exported_run_is_loaded_by_the_pipeline_and_paints_the_same(folder, t
     policy = Policy(found.experiment)
     policy.weights.take(found.weights(), found.where)
     noise, how = policy.numbered_noise(0, 2, seed=0), policy.painting(5)
-    images = policy.images(HELD_OUT, noise, how)
+    images = policy.images(numbered(HELD_OUT), noise, how)
     given = {"prompt": HELD_OUT, "true_cfg_scale": 4.0, "negative_prompt": [" "] * 2}
     again = their_images(folder, noise, lora=tmp_path / "lora", **given)
     assert float((images - again).abs().max()) < 1e-4

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from aegpo.config.marks import parse, refuse
@@ -96,11 +98,18 @@ class Scoring:
         self.spec, self._reward, self._turn = spec, reward, threading.Lock()
 
     def answer(self, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
-        """A status and the JSON that goes with it: 200 with scores, 4xx for a wrong request, 500 for a failure."""
+        """A status and the JSON that goes with it: 200 with scores, 4xx for a wrong request, 500 for a failure.
+
+        Images of prompts are files while the reward scores, and no longer.
+        """
+        with TemporaryDirectory(prefix="aegpo-") as folder:
+            return self._answer(body, content_type, Path(folder))
+
+    def _answer(self, body: bytes, content_type: str, folder: Path) -> tuple[int, dict[str, Any]]:
         import torch
 
         try:
-            images, prompts = wire.unpack(body, content_type)
+            images, prompts = wire.unpack(body, content_type, folder)
         except AegpoError as error:
             return 400, {"detail": str(error)}
         for message in lacking([self.spec], quoted(prompts)):

@@ -39,7 +39,7 @@ class Model(Protocol):
         """The module that is trained and saved."""
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Conditioning of P prompts."""
+        """Conditioning of P prompts: of their texts, and of their images if its spec `reads_images`."""
 
     def sigmas(self, steps: int) -> Tensor:
         """(steps+1,) float32 noise levels from 1 to 0, strictly falling.
@@ -77,7 +77,7 @@ class Resizable(Protocol):
     """A model that paints images of more than one size."""
 
     def at(self, height: int, width: int) -> Model:
-        """The same network, weights and all, for images of another size in pixels."""
+        """The same network, weights and all, for images of another size in pixels; it is asked to `encode` for them."""
 
 
 @runtime_checkable
@@ -175,7 +175,8 @@ class Reward(Protocol):
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32, higher is better.
 
-        Images of one prompt have equal prompts; a prompt's `metadata` is what its file says beside the text.
+        Images of one prompt have equal prompts; a prompt's `metadata` is what its file says beside the text, its
+        `images` are the files that it names.
         """
 
 

@@ -66,6 +66,7 @@ class ModelSpec(PartSpec):
     has_captions: ClassVar[bool] = False
     attention_blocks: ClassVar[tuple[str, ...] | None] = None  # whose entropy it has; None: not before it is loaded
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
+    reads_images: ClassVar[bool] = False  # `encode` opens the images of prompts, which are then looked for at load
     partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
 
     @property
@@ -101,6 +102,7 @@ class RewardSpec(Spec):
     kind: str
     particular: ClassVar[bool] = False  # it `refuses` some prompts: those of files are asked about at load
     needs_metadata: ClassVar[tuple[str, ...]] = ()  # keys it reads; a prompt without one is refused before a run
+    needs_images: ClassVar[bool] = False  # a prompt without an image is refused before a run
     group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
     name: str | None = Field(default=None, description="label in metrics and reports; default: the kind")
     weight: float = Field(default=1.0, description="factor of this reward in the weighted sum")

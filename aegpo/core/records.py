@@ -37,12 +37,19 @@ class Prompt:
     """One prompt and its place in its list, which for training prompts is their identity in caches and groups.
 
     Metadata is JSON, as other keys of its line or other columns of its dataset have it; captions of a model have none.
-    Only rewards read it. It does not enter the hash, so that prompts may be keys.
+    Only rewards read it. It does not enter the hash, so that prompts may be keys. Images are files that the line names,
+    which models and rewards may open: to be edited, or to be compared with.
     """
 
     index: int
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    images: tuple[Path, ...] = ()
+
+    @property
+    def asked(self) -> tuple[str, tuple[Path, ...]]:
+        """Text and images: what is asked for, in whatever place and with whatever metadata."""
+        return self.text, self.images
 
 
 Per = Literal["prompt", "step", "prompt-step"]  # what a signal has a value for: (P,), (T,) or (P, T)

@@ -51,8 +51,8 @@ class PromptsSpec(Spec):
 
     train: Path | DatasetPrompts | None = Field(
         default=None,
-        description="file, from the working directory: .txt one a line, .jsonl or .json with the key `prompt`; or a "
-        "dataset; default: the model's captions",
+        description="file, from the working directory: .txt one a line, .jsonl or .json with the key `prompt`, and "
+        "`image` or `images` for files beside it; or a dataset; default: the model's captions",
     )
     evaluation: Path | DatasetPrompts | None = Field(
         default=None, description="file or dataset of held-out prompts; default: the model's captions"

@@ -14,7 +14,7 @@ from aegpo.core.problems import Problem
 from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts
 from aegpo.errors import AegpoError, SettingError
-from aegpo.prompts.sources import read_dataset, read_file, read_places
+from aegpo.prompts.sources import Asked, read_dataset, read_file, read_places
 
 Split = Literal["train", "evaluation"]
 
@@ -29,12 +29,12 @@ def read_prompts(experiment: Experiment, split: Split) -> tuple[Prompt, ...]:
     source, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
     if source is None:
         return numbered(experiment.model.captions(split, count, spec.seed))
-    dropped = set[str]()
+    dropped = set[Asked]()
     if split == "train" and spec.shared == "drop":
-        dropped = {prompt.text for prompt in read_prompts(experiment, "evaluation")}
+        dropped = {prompt.asked for prompt in read_prompts(experiment, "evaluation")}
     if isinstance(source, DatasetPrompts):
         return read_dataset(source, dropped, count)
-    return numbered([prompt for prompt in read_file(source) if prompt.text not in dropped][:count])
+    return numbered([prompt for prompt in read_file(source) if prompt.asked not in dropped][:count])
 
 
 def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
@@ -48,15 +48,16 @@ def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """Prompts that the chosen rewards cannot score: found before a run, the first prompt of each file.
 
-    Files are read only where a reward is particular about prompts or needs metadata; datasets are not read at load.
+    Files are read only where a reward is particular about prompts, needs metadata or images, or where the model reads
+    images; datasets are not read at load.
     """
     every = (*experiment.rewards, *experiment.evaluation.rewards)
     spec = experiment.prompts
     asked: list[tuple[Split, Path | DatasetPrompts | None, Sequence[RewardSpec]]]
     asked = [("train", spec.train, experiment.rewards), ("evaluation", spec.evaluation, every)]
     for split, source, rewards in asked:
-        choosy = [reward for reward in rewards if reward.particular or reward.needs_metadata]
-        if isinstance(source, DatasetPrompts) or not choosy:
+        choosy = [each for each in rewards if each.particular or each.needs_metadata or each.needs_images]
+        if isinstance(source, DatasetPrompts) or not (choosy or experiment.model.reads_images):
             continue
         if source is None:
             yield from _bare_captions(experiment, split, choosy)
@@ -70,7 +71,14 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _bare_captions(experiment: Experiment, split: Split, rewards: Sequence[RewardSpec]) -> Iterator[Problem]:
-    """Captions have no metadata, whatever they say."""
+    """Captions have neither metadata nor images, whatever they say."""
+    reward = next((reward for reward in rewards if reward.needs_images), None)
+    if reward is not None:
+        yield Problem(
+            ("prompts",),
+            f"reward {reward.label!r} needs an image, but captions of model {experiment.model.kind!r} have none; name "
+            f"a file that has some as {split!r}",
+        )
     reward = next((reward for reward in rewards if reward.needs_metadata), None)
     if reward is not None:
         needed = ", ".join(map(repr, reward.needs_metadata))
@@ -93,9 +101,11 @@ def _refused(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]]
 
 
 def lacking(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]]) -> Iterator[str]:
-    """The prompts without metadata that a reward needs, with their places; a null counts as absent."""
+    """The prompts without metadata or an image that a reward needs, with their places; a null counts as absent."""
     for where, prompt in places:
         for reward in rewards:
+            if reward.needs_images and not prompt.images:
+                yield f"{where}: reward {reward.label!r} needs an image, but this prompt has none; name one as 'image'"
             missing = [repr(key) for key in reward.needs_metadata if prompt.metadata.get(key) is None]
             if missing:
                 there = ", ".join(repr(key) for key, value in prompt.metadata.items() if value is not None)
@@ -109,7 +119,7 @@ def quoted(prompts: Sequence[Prompt]) -> list[tuple[str, Prompt]]:
 
 
 def refuse_lacking(rewards: Sequence[RewardSpec], prompts: Sequence[Prompt], split: Split) -> None:
-    """Every prompt of a list has the metadata that the rewards need; of files that is known at load.
+    """Every prompt of a list has the metadata and images that the rewards need; of files that is known at load.
 
     Raises:
         AegpoError: if one has not; the message names the first.
@@ -123,8 +133,8 @@ def _used(experiment: Experiment, split: Split, places: Mapping[str, Prompt]) ->
     spec = experiment.prompts
     placed = list(places.items())
     if split == "train" and spec.shared == "drop" and not isinstance(spec.evaluation, DatasetPrompts):
-        held_out = {prompt.text for prompt in read_prompts(experiment, "evaluation")}
-        placed = [(where, prompt) for where, prompt in placed if prompt.text not in held_out]
+        held_out = {prompt.asked for prompt in read_prompts(experiment, "evaluation")}
+        placed = [(where, prompt) for where, prompt in placed if prompt.asked not in held_out]
     return placed[: spec.train_count if split == "train" else spec.evaluation_count]
 
 
@@ -134,8 +144,8 @@ def refuse_shared(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
     Raises:
         AegpoError: if any does; the message names one.
     """
-    known = {prompt.text for prompt in train}
-    shared = [prompt.text for prompt in held_out if prompt.text in known]
+    known = {prompt.asked for prompt in train}
+    shared = [prompt.text for prompt in held_out if prompt.asked in known]
     if shared:
         raise SettingError(
             f"{len(shared)} of {len(held_out)} evaluation prompts are trained on too, such as {shared[0]!r}; "

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts
 from aegpo.errors import SettingError
+from aegpo.prompts import images
 from aegpo.prompts.hub import refusal
 
 KEY = "prompt"  # of the text in .json and .jsonl
+Asked = tuple[str, tuple[Path, ...]]  # of `Prompt.asked`
 
 
 def read_file(path: Path) -> tuple[Prompt, ...]:
@@ -23,7 +25,7 @@ def read_file(path: Path) -> tuple[Prompt, ...]:
 def read_places(path: Path) -> dict[str, Prompt]:
     """The prompts of a file by their place in it: .jsonl and .json by the key `prompt`, everything else one a line.
 
-    Other keys of an object are the prompt's metadata.
+    The keys `image` and `images` of an object name the prompt's images; other keys are its metadata.
 
     Raises:
         SettingError: if the file is missing or is not such a file, or has no prompts.
@@ -37,28 +39,56 @@ def read_places(path: Path) -> dict[str, Prompt]:
     found = list(_READERS.get(path.suffix.lower(), _lines)(path, text))
     if not found:
         raise SettingError(f"{path} has no prompts; it should have one a line", "prompts")
-    return {where: Prompt(index, words, metadata) for index, (where, words, metadata) in enumerate(found)}
+    return {entry[0]: _prompt(index, *entry, path.parent) for index, entry in enumerate(found)}
 
 
-def read_dataset(source: DatasetPrompts, without: Collection[str] = (), count: int | None = None) -> tuple[Prompt, ...]:
+def read_dataset(
+    source: DatasetPrompts, without: Collection[Asked] = (), count: int | None = None
+) -> tuple[Prompt, ...]:
     """The prompts of a dataset, each once, in its order, where it comes first; the first `count` not among `without`.
 
-    Other columns are the prompt's metadata, those that JSON has: no images, sounds, dates or bytes.
+    In a folder, the texts of columns `image` and `images` are paths of the prompt's images. Other columns are its
+    metadata, those that JSON has: no images, sounds, dates or bytes.
 
     Raises:
-        SettingError: if `datasets` is not installed, the dataset cannot be had, or has no such split or column.
+        SettingError: if `datasets` is not installed, the dataset cannot be had, or has no such split or column; or an
+            image is missing.
     """
     rows = _loaded(source)
-    texts = [str(text).strip() for text in rows[source.column]]
-    first = {text: row for row, text in reversed(list(enumerate(texts))) if text}
+    plain, texts = _plain_columns(rows), [str(text).strip() for text in rows[source.column]]
+    shown = [] if _folder(source) is None else [name for name in plain if name in images.KEYS]
+    named = _named(rows, source, shown)
+    first = {asked: row for row, asked in reversed(list(enumerate(zip(texts, named, strict=True)))) if asked[0]}
     if not first:
         raise SettingError(f"column {source.column!r} of {source.label} is empty", "prompts")
-    kept = sorted(row for text, row in first.items() if text not in without)[:count]
-    others = [name for name in _plain_columns(rows) if name != source.column]
+    kept = sorted(row for asked, row in first.items() if asked not in without)[:count]
+    others = [name for name in plain if name not in (source.column, *shown)]
     metadata = rows.select_columns(others).select(kept).to_list() if others else [{}] * len(kept)
-    return tuple(
-        Prompt(index, texts[row], beside) for index, (row, beside) in enumerate(zip(kept, metadata, strict=True))
-    )
+    for row in kept:
+        images.refuse_missing(_row(source, row), named[row])
+    found = zip(kept, metadata, strict=True)
+    return tuple(Prompt(index, texts[row], beside, named[row]) for index, (row, beside) in enumerate(found))
+
+
+def _named(rows: Any, source: DatasetPrompts, columns: Sequence[str]) -> list[tuple[Path, ...]]:
+    """The images that each row names in the given columns."""
+    folder = _folder(source)
+    if folder is None or not columns:
+        return [()] * len(rows)
+    beside = rows.select_columns(columns).to_list()
+    return [images.named_images(_row(source, row), each, folder) for row, each in enumerate(beside)]
+
+
+def _row(source: DatasetPrompts, row: int) -> str:
+    return f"{source.label}, row {row}"
+
+
+def _folder(source: DatasetPrompts) -> Path | None:
+    """Where paths in a dataset are relative to: what lies beside its file, or in its folder; None on the hub."""
+    folder = Path(source.dataset).expanduser()
+    if not folder.is_dir():
+        return None
+    return folder if source.file is None else (folder / source.file).parent
 
 
 def _loaded(source: DatasetPrompts) -> Any:
@@ -89,7 +119,7 @@ def _loaded(source: DatasetPrompts) -> Any:
     return rows
 
 
-_Entry = tuple[str, str, dict[str, Any]]  # place, text, metadata
+_Entry = tuple[str, str, dict[str, Any]]  # place, text, and what else its line has
 
 
 def _plain_columns(rows: Any) -> list[str]:
@@ -118,6 +148,14 @@ def _refused(source: DatasetPrompts) -> str | None:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         return refusal(error, source.dataset, source.revision, dataset=True)
     return None
+
+
+def _prompt(index: int, where: str, text: str, beside: Mapping[str, Any], folder: Path) -> Prompt:
+    """A prompt from what its line has beside the text: the images that it names, and metadata."""
+    named = images.named_images(where, beside, folder)
+    images.refuse_missing(where, named)
+    metadata = {key: value for key, value in beside.items() if key not in images.KEYS}
+    return Prompt(index, text, metadata, named)
 
 
 def _lines(path: Path, text: str) -> Iterator[_Entry]:

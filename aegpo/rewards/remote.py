@@ -22,7 +22,7 @@ class RemoteReward(ServerRewardSpec):
     """What a server at `url` answers, in its own scale; higher must be better.
 
     The server answers POST `url`/score with ``{"scores": [...]}`` (aegpo/rewards/wire.py has both kinds of body) and
-    GET `url`/health with ``{"protocol": 2}``. Prompts are sent with their metadata. With
+    GET `url`/health with ``{"protocol": 3}``. Prompts are sent with their metadata and the bytes of their images. With
     `body: safetensors` it gets every bit that a reward in the run would. If it is away for longer than the retries
     wait, the run ends with its state saved; no score is ever made up.
     """

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -136,15 +137,15 @@ class VlmPreference:
         """(N, 3, h, w) in [0, 1] and N prompts, each at least twice -> (N,) float32 shares of wins in [0, 1]."""
         import torch
 
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[str, tuple[Path, ...]], list[int]] = {}
         for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt.text, []).append(row)
-        lonely = [text for text, rows in groups.items() if len(rows) < 2]
+            groups.setdefault(prompt.asked, []).append(row)
+        lonely = [text for (text, _), rows in groups.items() if len(rows) < 2]
         if lonely:
             raise AegpoError(f"{self._chat.server.who}: prompt {lonely[0]!r} has one image; a comparison needs two")
         questions = [
             (self._spec.question.replace("{prompt}", text), pair)
-            for text, rows in groups.items()
+            for (text, _), rows in groups.items()
             for one, other in combinations(rows, 2)
             for pair in ((one, other), (other, one))
         ]
@@ -153,7 +154,7 @@ class VlmPreference:
         for (_, (one, other)), first in zip(questions, firsts, strict=True):
             wins[one] += first
             wins[other] += 1 - first
-        comparisons = torch.tensor([2.0 * (len(groups[prompt.text]) - 1) for prompt in prompts], dtype=torch.float64)
+        comparisons = torch.tensor([2.0 * (len(groups[prompt.asked]) - 1) for prompt in prompts], dtype=torch.float64)
         return (wins / comparisons).float().to(images.device)
 
 

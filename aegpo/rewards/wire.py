@@ -1,15 +1,19 @@
 """Images and prompts on the wire: safetensors (every bit of float32) or JSON (PNG, 8 bits); nothing is ever pickled.
 
-A body is a batch: N images of one size and N prompts, each ``{"index": 3, "text": "a cat", "metadata": {...}}``. The
-answer to either is JSON, ``{"scores": [N numbers]}``.
+A body is a batch: N images of one size and N prompts, each ``{"index": 3, "text": "a cat", "metadata": {...},
+"images": [0]}``. The answer to either is JSON, ``{"scores": [N numbers]}``.
 
     application/octet-stream   a safetensors file with one tensor `images`, (N, 3, h, w) float32 in [0, 1], and
-                               metadata `request`, the JSON ``{"protocol": 2, "prompts": [N prompts]}``
-    application/json           ``{"protocol": 2, "prompts": [N prompts], "images": [N strings]}``, each image a PNG in
-                               base64
+                               metadata `request`, the JSON ``{"protocol": 3, "prompts": [N prompts]}``
+    application/json           ``{"protocol": 3, "prompts": [N prompts], "images": [N strings], "files": [F strings]}``,
+                               each image a PNG in base64
+
+The images that prompts name are files, which a server cannot open: their bytes are sent, each file once, and prompts
+have their places among the files. In safetensors they are tensors `file-0`, `file-1`, ... of uint8, in JSON they are
+base64. A file has 16 MiB at most.
 
 GET /health says which protocol a server takes. Protocol 1, of aegpo 0.1, had strings for prompts, in metadata
-`prompts`, and no key `protocol`.
+`prompts`, and no key `protocol`; protocol 2 had prompts without images.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import binascii
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aegpo.core.records import Prompt
@@ -27,20 +32,29 @@ from aegpo.errors import AegpoError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PROTOCOL = 2
+PROTOCOL = 3
+MOST_BYTES = 16 * 2**20  # of a file that a prompt names
 STRINGS_WANTED = "'prompts' is no list of strings"  # what a server of protocol 1 says to a body of this one
 SAFETENSORS = "application/octet-stream"
 JSON = "application/json"
 CONTENT_TYPES = {"safetensors": SAFETENSORS, "json": JSON}
+_FILE = "file-"  # begins the names of tensors with the bytes of files
+_Unpacked = tuple["Tensor", Any, list[bytes]]  # (N, 3, h, w), the request, and the files
 
 
 def pack(images: Tensor, prompts: Sequence[Prompt], body: str) -> bytes:
     """(N, 3, h, w) in [0, 1] and N prompts as a body of kind `safetensors` or `json`.
 
     Raises:
-        AegpoError: if the metadata of a prompt is no JSON.
+        AegpoError: if the metadata of a prompt is no JSON, or an image of one cannot be sent.
     """
-    listed = [{"index": each.index, "text": each.text, "metadata": dict(each.metadata)} for each in prompts]
+    paths = list(dict.fromkeys(path for each in prompts for path in each.images))
+    files = [_content(path) for path in paths]
+    listed = [
+        {"index": each.index, "text": each.text, "metadata": dict(each.metadata)}
+        | {"images": [paths.index(path) for path in each.images]}
+        for each in prompts
+    ]
     request: dict[str, Any] = {"protocol": PROTOCOL, "prompts": listed}
     try:
         written = json.dumps(request, allow_nan=False)
@@ -48,31 +62,53 @@ def pack(images: Tensor, prompts: Sequence[Prompt], body: str) -> bytes:
         raise AegpoError(f"metadata of a prompt is no JSON: {error}; texts, numbers, lists and mappings are") from error
     if body == "json":
         shown = [base64.b64encode(png(image)).decode() for image in images]
-        return json.dumps(request | {"images": shown}).encode()
+        sent = [base64.b64encode(each).decode() for each in files]
+        return json.dumps(request | {"images": shown, "files": sent}).encode()
+    import torch
     from safetensors.torch import save
 
-    packed: bytes = save({"images": images.float().cpu().contiguous()}, metadata={"request": written})
+    tensors = {"images": images.float().cpu().contiguous()}
+    for place, content in enumerate(files):
+        tensors[f"{_FILE}{place}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    packed: bytes = save(tensors, metadata={"request": written})
     return packed
 
 
-def unpack(body: bytes, content_type: str) -> tuple[Tensor, list[Prompt]]:
-    """What `pack` was given.
+def _content(path: Path) -> bytes:
+    """The bytes of a prompt's image; not more than a request takes."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise AegpoError(f"image {str(path)!r} of a prompt cannot be read: {error.strerror}") from error
+    if not 0 < len(content) <= MOST_BYTES:
+        given = "more bytes" if content else "none"
+        raise AegpoError(f"image {str(path)!r} of a prompt has {given}; 1 to {MOST_BYTES} can be sent to a server")
+    return content
+
+
+def unpack(body: bytes, content_type: str, folder: Path) -> tuple[Tensor, list[Prompt]]:
+    """What `pack` was given; images of prompts are files in `folder` now.
 
     Raises:
         AegpoError: if the body is not one, in words for who sent it.
     """
     if content_type == JSON:
-        images, prompts = _from_json(body)
+        images, request, files = _from_json(body)
     elif content_type == SAFETENSORS:
-        images, prompts = _from_safetensors(body)
+        images, request, files = _from_safetensors(body)
     else:
         raise AegpoError(f"content type {content_type!r}; {SAFETENSORS!r} or {JSON!r} was expected")
+    paths = [folder / f"{place:05d}" for place in range(len(files))]
+    prompts = _prompts(request, paths)
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise AegpoError(f"images of shape {tuple(images.shape)}; (N, 3, h, w) was expected")
     if len(prompts) != len(images):
         raise AegpoError(f"{len(prompts)} prompts for {len(images)} images; one for each was expected")
     if not bool((images.ge(0) & images.le(1)).all()):  # not for NaN either
         raise AegpoError(f"pixels from {float(images.min()):g} to {float(images.max()):g}; [0, 1] was expected")
+    for path, content in zip(paths, files, strict=True):
+        path.write_bytes(content)
     return images, prompts
 
 
@@ -87,19 +123,25 @@ def png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _from_safetensors(body: bytes) -> tuple[Tensor, list[Prompt]]:
+def _from_safetensors(body: bytes) -> _Unpacked:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        images = load(body).get("images")
+        tensors = load(body)
     except SafetensorError as error:
         raise AegpoError(f"the body is no safetensors file: {error}") from error
+    images = tensors.get("images")
     if images is None or images.dtype != torch.float32:
         given = "none" if images is None else str(images.dtype)
         raise AegpoError(f"tensor 'images' is {given}; float32 was expected")
-    return images, _prompts(_read_json(_metadata(body).get("request", "{}")))
+    sent = [tensors[name] for name in (f"{_FILE}{place}" for place in range(len(tensors))) if name in tensors]
+    wrong = next((str(each.dtype) for each in sent if each.dtype != torch.uint8), None)
+    if wrong is not None:
+        raise AegpoError(f"a tensor of a file is {wrong}; uint8 was expected")
+    files = [each.numpy().tobytes() for each in sent]
+    return images, _read_json(_metadata(body).get("request", "{}")), files
 
 
 def _metadata(body: bytes) -> dict[str, str]:
@@ -109,17 +151,24 @@ def _metadata(body: bytes) -> dict[str, str]:
     return metadata
 
 
-def _from_json(body: bytes) -> tuple[Tensor, list[Prompt]]:
+def _from_json(body: bytes) -> _Unpacked:
     import torch
 
     content = _read_json(body)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise AegpoError('the body has no list \'images\'; {"prompts": [...], "images": [...]} was expected')
-    prompts = _prompts(content)
+    _check_protocol(content)
     images = [_from_png(index, shown) for index, shown in enumerate(content["images"])]
     if len({image.shape for image in images}) != 1:
         raise AegpoError("no images, or images of several sizes; at least one, and all of one size, were expected")
-    return torch.stack(images), prompts
+    sent = content.get("files", [])
+    try:
+        files = [base64.b64decode(each, validate=True) for each in sent] if isinstance(sent, list) else None
+    except (binascii.Error, TypeError, ValueError):
+        files = None
+    if files is None:
+        raise AegpoError("'files' is no list of files in base64")
+    return torch.stack(images), content, files
 
 
 def _from_png(index: int, shown: object) -> Tensor:  # (3, h, w)
@@ -142,25 +191,35 @@ def _read_json(text: bytes | str) -> Any:
         raise AegpoError(f"the body is no JSON: {error}") from error
 
 
-def _prompts(request: object) -> list[Prompt]:
-    content = request if isinstance(request, dict) else {}
-    protocol, listed = content.get("protocol", 1), content.get("prompts")
+def _check_protocol(request: object) -> None:
+    protocol = request.get("protocol", 1) if isinstance(request, dict) else 1
     if protocol != PROTOCOL:
         age = " (aegpo 0.1, whose prompts were strings)" if protocol == 1 else ""
         raise AegpoError(
             f"the request is of protocol {protocol!r:.20}{age}, this server takes {PROTOCOL}: use the same version of "
             "aegpo for both"
         )
+
+
+def _prompts(request: Any, files: Sequence[Path]) -> list[Prompt]:
+    _check_protocol(request)
+    listed = request.get("prompts")
     if not isinstance(listed, list):
         raise AegpoError(_NO_PROMPTS)
-    return [_prompt(each) for each in listed]
+    return [_prompt(each, files) for each in listed]
 
 
-_NO_PROMPTS = '\'prompts\' is no list of prompts, each {"index": 3, "text": "a cat", "metadata": {...}}'
+_NO_PROMPTS = '\'prompts\' is no list of prompts, each {"index": 3, "text": "a cat", "metadata": {...}, "images": []}'
 
 
-def _prompt(given: object) -> Prompt:
+def _prompt(given: object, files: Sequence[Path]) -> Prompt:
     match given:
-        case {"index": int(index), "text": str(text), "metadata": dict(metadata), **rest} if not rest:
-            return Prompt(index, text, metadata)
+        case {"index": int(index), "text": str(text), "metadata": dict(metadata), "images": list(places), **rest}:
+            known = all(type(place) is int and 0 <= place < len(files) for place in places)
+            if known and not rest:
+                return Prompt(index, text, metadata, tuple(files[place] for place in places))
+            if not known:
+                raise AegpoError(
+                    f"'images' of a prompt is {places!r:.60}; places among the {len(files)} files were expected"
+                )
     raise AegpoError(_NO_PROMPTS)

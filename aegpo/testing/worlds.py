@@ -32,8 +32,8 @@ def check_reward(spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: t
 
     Args:
         spec: the reward.
-        prompts: texts it can score, or prompts with the metadata it needs, at least 3; default: captions of the
-            embedded world.
+        prompts: texts it can score, or prompts with the metadata and images it needs, at least 3; default: captions of
+            the embedded world.
         size: height and width of the images.
     """
     import torch

@@ -139,8 +139,8 @@ def _due(scorer: Scorer, prompts: Sequence[Prompt]) -> IntArray:  # (N,)
     if not scorer.early:
         return np.full(count, count, dtype=np.int64)
     if scorer.group_wise:
-        last = {prompt.text: row for row, prompt in enumerate(prompts)}
-        return np.array([last[prompt.text] + 1 for prompt in prompts], dtype=np.int64)
+        last = {prompt.asked: row for row, prompt in enumerate(prompts)}
+        return np.array([last[prompt.asked] + 1 for prompt in prompts], dtype=np.int64)
     size = scorer.micro_batch or 1
     due: IntArray = np.minimum((np.arange(count) // size + 1) * size, count)
     return due

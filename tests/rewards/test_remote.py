@@ -135,7 +135,7 @@ def test_the_server_says_what_is_wrong_with_a_body(content_type, status, message
 def test_health_names_the_reward(palette):
     answer = requests.get(f"{palette}/health", headers={"Authorization": "Bearer s3cret"}, timeout=20)
     assert answer.json()["reward"]["kind"] == "palette"
-    assert answer.json()["protocol"] == 2
+    assert answer.json()["protocol"] == 3
 
 
 def test_a_server_that_was_restarted_goes_on_scoring():

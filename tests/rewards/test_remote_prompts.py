@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import requests
 import torch
+from image_distance import ImageDistance
 from test_remote import CPU, IMAGES, PROMPTS, QUICK, answering, ask, served
 from test_wire import of_edition_one
 from wanted_brightness import WantedBrightness
@@ -18,13 +19,20 @@ from aegpo.commands.serve_reward import Scoring
 from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
 from aegpo.rewards.remote import RemoteReward
-from aegpo.rewards.wire import CONTENT_TYPES, pack
+from aegpo.rewards.wire import CONTENT_TYPES, pack, png
+
+PLUGINS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def wanted():
-    plugin = str(Path(__file__).parents[1] / "wanted_brightness.py")
-    with served("wanted-brightness", "--plugin", plugin, "--port", "0") as url:
+    with served("wanted-brightness", "--plugin", str(PLUGINS / "wanted_brightness.py"), "--port", "0") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def near():
+    with served("image-distance", "--plugin", str(PLUGINS / "image_distance.py"), "--port", "0") as url:
         yield url
 
 
@@ -50,10 +58,50 @@ def test_a_prompt_without_what_the_served_reward_needs_is_refused_and_not_sent_a
     assert time.monotonic() - begin < 10
 
 
+@pytest.mark.parametrize("body", ["safetensors", "json"])
+def test_a_served_reward_opens_the_images_of_prompts(near, body, tmp_path):
+    images = (IMAGES * 255).round() / 255
+    prompts = []
+    for number in range(len(PROMPTS)):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(png(images[(number + 1) % len(images)]))
+        prompts.append(Prompt(0, "the same text", {}, (path,)))
+    found = RemoteReward(url=near, body=body, micro_batch=2, **QUICK).build(CPU).score(images, prompts)
+    assert torch.equal(found, ImageDistance().score(images, prompts))
+    assert len(set(found.tolist())) == len(found)
+    with pytest.raises(AegpoError, match=r"status 422: prompt '.*': reward 'image-distance' needs an image, but this"):
+        RemoteReward(url=near, body=body, **QUICK).build(CPU).score(images, PROMPTS)
+
+
+def test_images_of_prompts_are_gone_from_the_server_once_they_were_compared_with(tmp_path):
+    class Noting(ImageDistance):
+        seen: ClassVar[list[Path]] = []
+
+        def score(self, images, prompts):
+            self.seen.extend(path for prompt in prompts for path in prompt.images)
+            return super().score(images, prompts)
+
+    path = tmp_path / "a.png"
+    path.write_bytes(png(IMAGES[0]))
+    body = pack(IMAGES[:2], [Prompt(0, "a", {}, (path,))] * 2, "safetensors")
+    status, _ = Scoring(Noting(), Noting()).answer(body, CONTENT_TYPES["safetensors"])
+    assert status == 200
+    assert len(set(Noting.seen)) == 1
+    assert not Noting.seen[0].parent.exists()
+    assert path.exists()
+
+
 def test_metadata_counts_in_the_size_of_a_request(narrow):
     long = [Prompt(0, PROMPTS[0].text, {"story": "x" * 30_000})]
     with pytest.raises(AegpoError, match="status 413: the body is larger than 30000 bytes"):
         RemoteReward(url=narrow, **QUICK).build(CPU).score(IMAGES[:1], long)
+
+
+def test_images_of_prompts_count_in_the_size_of_a_request(narrow, tmp_path):
+    (tmp_path / "a.png").write_bytes(bytes(30_000))
+    large = [Prompt(0, PROMPTS[0].text, {}, (tmp_path / "a.png",))]
+    with pytest.raises(AegpoError, match="status 413: the body is larger than 30000 bytes"):
+        RemoteReward(url=narrow, **QUICK).build(CPU).score(IMAGES[:1], large)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "json"])
@@ -64,14 +112,14 @@ def test_a_run_of_aegpo_0_1_is_told_that_the_server_is_newer(narrow, kind):
     answer = requests.post(f"{narrow}/score", data=body, headers=headers, timeout=20)
     assert answer.status_code == 400  # which a run of 0.1 does not send again, and shows with its reason
     assert answer.json()["detail"] == (
-        "the request is of protocol 1 (aegpo 0.1, whose prompts were strings), this server takes 2: use the same "
+        "the request is of protocol 1 (aegpo 0.1, whose prompts were strings), this server takes 3: use the same "
         "version of aegpo for both"
     )
 
 
 OLDER = (
     r"reward 'remote': the server at http://\S+ takes protocol 1 \(aegpo 0.1, whose prompts were strings\), "
-    "this run sends 2: use the same version of aegpo for both"
+    "this run sends 3: use the same version of aegpo for both"
 )
 
 
@@ -80,7 +128,8 @@ OLDER = (
     [
         ('{"status": "ok", "reward": {"kind": "palette"}}', OLDER),  # what a server of 0.1 answers
         ('"ok"', OLDER),
-        ('{"protocol": 3}', "takes protocol 3, this run sends 2: use the same version"),
+        ('{"protocol": 2}', "takes protocol 2, this run sends 3: use the same version"),  # prompts without images
+        ('{"protocol": 4}', "takes protocol 4, this run sends 3: use the same version"),
     ],
 )
 def test_a_server_of_another_protocol_is_told_before_the_run_begins(health, message):

@@ -8,6 +8,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from worlds import asked
 
+from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
 from aegpo.rewards.vlm import VlmJudgeReward, VlmPreferenceReward
 from aegpo.testing import check_reward
@@ -169,6 +171,16 @@ def test_preferences_are_shares_of_wins_inside_the_group():
         scores = preference(url).build(CPU).score(grey(0.9, 0.3, 0.1, 0.5, 0.3), asked(prompts))
     assert scores.tolist() == [1.0, 0.5, 0.0, 0.5, 0.5]  # equal dogs: the first wins in both orders, so half
     assert len(got) == 3 * 2 + 2
+
+
+def test_prompts_of_one_text_and_different_images_are_not_compared_with_one_another():
+    dark, bright = (Prompt(0, "redder", {}, (Path(f"{name}.png"),)) for name in ("dark", "bright"))
+    with endpoint(prefer) as (url, got):
+        scores = preference(url).build(CPU).score(grey(0.1, 0.3, 0.9, 0.7), [dark, dark, bright, bright])
+        assert scores.tolist() == [0.0, 1.0, 1.0, 0.0]
+        assert len(got) == 4
+        with pytest.raises(AegpoError, match="prompt 'redder' has one image"):
+            preference(url).build(CPU).score(grey(0.1, 0.3, 0.9), [dark, dark, bright])
 
 
 def test_a_tie_counts_half():

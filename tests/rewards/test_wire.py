@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
-from aegpo.rewards.wire import JSON, SAFETENSORS, pack, png, unpack
+from aegpo.rewards.wire import CONTENT_TYPES, JSON, MOST_BYTES, SAFETENSORS, pack, png, unpack
 
 IMAGES = torch.rand((3, 3, 5, 7), generator=torch.Generator().manual_seed(0))
 PROMPTS = [
@@ -19,19 +19,22 @@ PROMPTS = [
     Prompt(0, ""),
 ]
 OLD = (
-    r"the request is of protocol 1 \(aegpo 0.1, whose prompts were strings\), this server takes 2: use the same version"
+    r"the request is of protocol 1 \(aegpo 0.1, whose prompts were strings\), this server takes 3: use the same version"
 )
-NO_PROMPTS = r"'prompts' is no list of prompts, each \{\"index\": 3, \"text\": \"a cat\", \"metadata\": \{...\}\}"
+NO_PROMPTS = (
+    r"'prompts' is no list of prompts, each \{\"index\": 3, \"text\": \"a cat\", \"metadata\": \{...\}, "
+    r"\"images\": \[\]\}"
+)
 
 
-def test_safetensors_keep_every_bit():
-    images, prompts = unpack(pack(IMAGES, PROMPTS, "safetensors"), SAFETENSORS)
+def test_safetensors_keep_every_bit(tmp_path):
+    images, prompts = unpack(pack(IMAGES, PROMPTS, "safetensors"), SAFETENSORS, tmp_path)
     assert torch.equal(images, IMAGES)
     assert prompts == PROMPTS
 
 
-def test_json_keeps_eight_bits():
-    images, prompts = unpack(pack(IMAGES, PROMPTS, "json"), JSON)
+def test_json_keeps_eight_bits(tmp_path):
+    images, prompts = unpack(pack(IMAGES, PROMPTS, "json"), JSON, tmp_path)
     assert torch.equal(images, (IMAGES * 255).round() / 255)
     assert prompts == PROMPTS
 
@@ -45,15 +48,19 @@ def test_metadata_that_is_no_json_is_refused_in_words(value, why):
 
 
 def described(*texts):
-    return [{"index": index, "text": text, "metadata": {}} for index, text in enumerate(texts)]
+    return [{"index": index, "text": text, "metadata": {}, "images": []} for index, text in enumerate(texts)]
+
+
+def showing(*places):
+    return [described("a")[0] | {"images": list(places)}]
 
 
 def image(**changes):
     shown = [base64.b64encode(png(IMAGES[0])).decode()]
-    return json.dumps({"protocol": 2, "prompts": described("a"), "images": shown, **changes}).encode()
+    return json.dumps({"protocol": 3, "prompts": described("a"), "images": shown, **changes}).encode()
 
 
-def tensors(images, prompts=(), protocol=2):
+def tensors(images, prompts=(), protocol=3):
     return requested(images, json.dumps({"protocol": protocol, "prompts": prompts}))
 
 
@@ -83,7 +90,8 @@ def of_edition_one(images, texts, body):
         (tensors(IMAGES.half()), SAFETENSORS, r"tensor 'images' is torch.float16; float32 was expected"),
         (of_edition_one(IMAGES, ["a", "b", "c"], "safetensors"), SAFETENSORS, OLD),
         (of_edition_one(IMAGES, ["a", "b", "c"], "json"), JSON, OLD),
-        (tensors(IMAGES, protocol=3), SAFETENSORS, "the request is of protocol 3, this server takes 2: use the same"),
+        (tensors(IMAGES, protocol=2), SAFETENSORS, "the request is of protocol 2, this server takes 3: use the same"),
+        (tensors(IMAGES, protocol=4), SAFETENSORS, "the request is of protocol 4, this server takes 3: use the same"),
         (requested(IMAGES, "[]"), SAFETENSORS, OLD),
         (tensors(IMAGES, {}), SAFETENSORS, NO_PROMPTS),
         (tensors(IMAGES, ["a", "b", "c"]), SAFETENSORS, NO_PROMPTS),
@@ -110,11 +118,50 @@ def of_edition_one(images, texts, body):
         (image(images=[base64.b64encode(b"GIF89a").decode()]), JSON, "image 0 is no PNG in base64"),
         (image(prompts=[1]), JSON, NO_PROMPTS),
         (image(prompts=[{"index": 0, "text": "a"}]), JSON, NO_PROMPTS),
-        (image(prompts=[{"index": 0, "text": "a", "metadata": []}]), JSON, NO_PROMPTS),
-        (image(prompts=[{"index": 0, "text": "a", "metadata": {}, "image": 1}]), JSON, NO_PROMPTS),
+        (image(prompts=[{"index": 0, "text": "a", "metadata": {}}]), JSON, NO_PROMPTS),
+        (image(prompts=[{"index": 0, "text": "a", "metadata": [], "images": []}]), JSON, NO_PROMPTS),
+        (image(prompts=[{"index": 0, "text": "a", "metadata": {}, "images": [], "image": 1}]), JSON, NO_PROMPTS),
+        (image(prompts=showing(0)), JSON, r"'images' of a prompt is \[0\]; places among the 0 files were expected"),
+        (image(prompts=showing(1), files=["AAAA"]), JSON, r"is \[1\]; places among the 1 files were expected"),
+        (image(prompts=showing(True), files=["AAAA"]), JSON, r"is \[True\]; places among the 1 files were expected"),
+        (image(files=["?"]), JSON, "'files' is no list of files in base64"),
+        (image(files="AAAA"), JSON, "'files' is no list of files in base64"),
+        (image(files=[1]), JSON, "'files' is no list of files in base64"),
+        (save({"images": IMAGES, "file-0": 1 * IMAGES}), SAFETENSORS, "a tensor of a file is torch.float32; uint8 was"),
         (image(prompts=described("a", "b")), JSON, "2 prompts for 1 images"),
     ],
 )
-def test_a_wrong_body_is_refused_in_words(body, content_type, message):
+def test_a_wrong_body_is_refused_in_words(body, content_type, message, tmp_path):
     with pytest.raises(AegpoError, match=message):
-        unpack(body, content_type)
+        unpack(body, content_type, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "json"])
+def test_images_of_prompts_arrive_as_files_with_the_same_bytes_each_sent_once(kind, tmp_path):
+    contents = [png(IMAGES[0]), b"anything at all", bytes(range(256)) * 100]
+    sent = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, content in zip(sent, contents, strict=True):
+        path.write_bytes(content)
+    prompts = [Prompt(0, "a", {}, (sent[2],)), Prompt(1, "b", {}, (sent[0], sent[2], sent[1])), Prompt(2, "c")]
+    body = pack(IMAGES, prompts, kind)
+    assert len(body) < len(pack(IMAGES, PROMPTS, kind)) + 1.4 * sum(map(len, contents)) + 500
+    (tmp_path / "there").mkdir()
+    images, received = unpack(body, CONTENT_TYPES[kind], tmp_path / "there")
+    assert images.shape == IMAGES.shape
+    assert [(each.index, each.text) for each in received] == [(0, "a"), (1, "b"), (2, "c")]
+    found = [[path.read_bytes() for path in each.images] for each in received]
+    assert found == [[contents[2]], [contents[0], contents[2], contents[1]], []]
+    assert received[0].images[0] == received[1].images[1]
+    assert len(list((tmp_path / "there").iterdir())) == 3
+
+
+def test_an_image_of_a_prompt_that_cannot_be_sent_is_told_by_its_path(tmp_path):
+    large, empty, gone = (tmp_path / name for name in ("large.png", "empty.png", "gone.png"))
+    large.write_bytes(bytes(MOST_BYTES + 1))
+    empty.touch()
+    for path, why in ((large, "has more bytes; 1 to 16777216 can"), (empty, "has none"), (gone, "cannot be read: No")):
+        with pytest.raises(AegpoError, match=f"image '.*{path.name}' of a prompt {why}"):
+            pack(IMAGES[:1], [Prompt(0, "a", {}, (path,))], "json")
+    large.write_bytes(bytes(MOST_BYTES))
+    assert len(pack(IMAGES[:1], [Prompt(0, "a", {}, (large,))], "safetensors")) > MOST_BYTES

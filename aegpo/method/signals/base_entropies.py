@@ -3,9 +3,9 @@
     signals/entropy/<key>/step-000010.safetensors    what was measured up to a checkpoint and not in an earlier file
 
 The key names everything the numbers depend on but the prompts: the model and a sample of its weights, the noise
-levels and the probe's own options. Prompts are known by a digest of their place in the list and their text. A file
-belongs to the checkpoint of its step: what was written for a later one than a run starts from is deleted, so that the
-resumed run measures, and counts, what one without a break does.
+levels and the probe's own options. Prompts are known by a digest of their place in the list, their text and what is in
+their images. A file belongs to the checkpoint of its step: what was written for a later one than a run starts from is
+deleted, so that the resumed run measures, and counts, what one without a break does.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from aegpo.core.files import write_atomically
 from aegpo.core.records import FloatArray, Prompt
 from aegpo.errors import CheckpointError
+from aegpo.prompts.images import identity
 
 _FORMAT = "2"
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
@@ -106,4 +107,4 @@ class BaseCurves:
 
 
 def _digest(prompt: Prompt) -> bytes:
-    return hashlib.sha256(json.dumps([prompt.index, prompt.text]).encode()).digest()[:_DIGEST]
+    return hashlib.sha256(json.dumps([prompt.index, identity(prompt)]).encode()).digest()[:_DIGEST]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,11 +14,13 @@ from aegpo.core.parts import (
     AllocatorSpec,
     ObjectiveSpec,
     RewardSpec,
+    SamplerSpec,
     SelectorSpec,
     TrackerSpec,
     TreeSpec,
 )
 from aegpo.method.advantages import GainAdvantage
+from aegpo.method.samplers import FlowSde
 from aegpo.method.trees import IndependentTree
 from aegpo.rewards.palette import PaletteReward
 
@@ -56,6 +59,19 @@ class Choosy(SelectorSpec):
         yield "no"
 
 
+class Overlapping(SelectorSpec):
+    """Joins each step to the one after it."""
+
+    kind: Literal["overlapping"] = "overlapping"
+
+    def select(self, signals, rng):
+        return np.ones((signals.num_prompts, signals.num_steps), dtype=np.bool_)
+
+    def merge(self, selected):
+        ends = np.arange(selected.shape[1]) + 2
+        return np.tile(np.minimum(ends, selected.shape[1]), (len(selected), 1))
+
+
 class Stump(TreeSpec):
     """Loses a leaf."""
 
@@ -63,6 +79,46 @@ class Stump(TreeSpec):
 
     def plan(self, counts, steps, rng):
         return IndependentTree().plan(counts - 1, steps, rng)
+
+
+class Silencer(TreeSpec):
+    """Scales noise by nothing."""
+
+    kind: Literal["silencer"] = "silencer"
+
+    def plan(self, counts, steps, rng):
+        plan = IndependentTree().plan(counts, steps, rng)
+        return replace(plan, scale=tuple(np.zeros(len(parent)) for parent in plan.parent))
+
+
+class Bygone(SamplerSpec):
+    """Flow-GRPO's step, as a sampler of version 0.1 took it."""
+
+    kind: Literal["bygone"] = "bygone"
+
+    def transition(self, latents, velocity, sigma, sigma_next):
+        return FlowSde().transition(latents, velocity, sigma, sigma_next)
+
+    def log_prob(self, gaussian, next_latents):
+        return FlowSde().log_prob(gaussian, next_latents)
+
+
+class Deaf(Bygone):
+    """Does not heed the scale."""
+
+    kind: Literal["deaf"] = "deaf"  # type: ignore[assignment]
+
+    def transition(self, latents, velocity, sigma, sigma_next, scale=None):
+        return FlowSde().transition(latents, velocity, sigma, sigma_next)
+
+
+class Loud(Bygone):
+    """Means another factor."""
+
+    kind: Literal["loud"] = "loud"  # type: ignore[assignment]
+
+    def transition(self, latents, velocity, sigma, sigma_next, scale=None):
+        return FlowSde().transition(latents, velocity, sigma, sigma_next, None if scale is None else 2 * scale)
 
 
 class Neighbourly(RewardSpec):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from aegpo.core import first_edition
 from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Per, Prompt, RolloutPlan
 from aegpo.core.signals import Measurement, Signals
+from aegpo.core.steps import check_steps, kinds, splits_last
 from aegpo.errors import AegpoError, ContractError, MemoryShortageError
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def check_forest(who: str, plan: RolloutPlan, counts: IntArray, num_steps: int) 
     _check_start(who, plan)
     for level in range(num_steps):
         _check_edges(who, plan, level, len(counts))
+    check_steps(who, plan)
     leaves = np.bincount(plan.group, minlength=len(counts))
     if (wrong := np.flatnonzero(leaves != counts)).size:
         first = wrong[0]
@@ -131,9 +133,9 @@ def check_trainable(name: str, process: Literal["reverse", "forward"], plan: Rol
 
 
 def check_noise(name: str, std: FloatArray, plan: RolloutPlan) -> None:
-    """A sampler's (T,) stds for a plan: above 0 wherever the plan adds noise."""
-    for level in np.flatnonzero(std == 0):
-        if plan.noisy[level].any():
+    """A sampler's (K,) stds of a plan's kinds of step, (T,) in an ordinary one: above 0 where the plan adds noise."""
+    for level, kind in enumerate(kinds(plan).of):
+        if (std[kind[plan.noisy[level]]] == 0).any():
             raise ContractError(
                 f"sampler {name!r} adds no noise at denoising step {level}, where the plan asks for some and learning "
                 "needs a density; choose other steps, or another sampler"
@@ -142,7 +144,7 @@ def check_noise(name: str, std: FloatArray, plan: RolloutPlan) -> None:
 
 def check_last_split(name: str, plan: RolloutPlan) -> None:
     """A plan whose images come from a deterministic last step: no two of them from the same state."""
-    if (np.bincount(plan.parent[-1]) > 1).any():
+    if splits_last(plan):
         raise ContractError(
             f"tree {name!r} splits at the last denoising step, whose noise 'decode: predicted-clean' leaves out of the "
             "images, so they would be the same; choose earlier steps, or 'decode: final'"

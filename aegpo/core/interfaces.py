@@ -211,13 +211,25 @@ class TimestepSelector(Protocol):
 
 
 @runtime_checkable
+class Merging(Protocol):
+    """A selector that joins steps: some are taken at once with those that follow, by one velocity."""
+
+    def merge(self, selected: BoolArray) -> IntArray:
+        """(P, T) chosen steps -> (P, T) int64, the level at which each step ends: i + 1 where nothing is joined.
+
+        All steps of a run that is joined end at the same level, and only the first of them may be chosen.
+        """
+
+
+@runtime_checkable
 class Tree(Protocol):
     """Turns counts and steps into a plan."""
 
     def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
         """(P,) rollouts, at least 2 each, and (P, T) chosen steps -> a plan with exactly `counts` leaves a prompt.
 
-        The children of a level are in the order of their parents; any other order is refused.
+        The children of a level are in the order of their parents; any other order is refused. A plan may scale the
+        noise of some edges and let some end later than at the next level.
         """
 
 
@@ -225,8 +237,14 @@ class Tree(Protocol):
 class Sampler(Protocol):
     """The stochastic denoising step."""
 
-    def transition(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
-        """(B, C, H, W) twice and (B,) twice, all float32 -> the distribution of the next latents."""
+    def transition(
+        self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, scale: Tensor | None = None
+    ) -> Gaussian:
+        """(B, C, H, W) twice and (B,) twice, all float32 -> the distribution of the next latents.
+
+        `scale`, (B,) float32, multiplies the noise rate, so that drift and noise still belong together; None is 1 and
+        all that is ever given unless the plan scales some edge. `sigma_next` need not be the schedule's next level.
+        """
 
     def log_prob(self, gaussian: Gaussian, next_latents: Tensor) -> Tensor:
         """(B,) float32 log-density of `next_latents`, averaged over dimensions, in this sampler's convention."""

@@ -228,14 +228,24 @@ class SamplerSpec(PartSpec):
         return True
 
     def table(self, sigmas: FloatArray) -> StepTable:  # (T+1,)
-        """The coefficients of every step of a schedule; found by trying, for steps that are affine in x and v."""
+        """The coefficients of every step of a schedule."""
+        return self.table_between(sigmas[:-1], sigmas[1:])
+
+    def table_between(self, sigma: FloatArray, sigma_next: FloatArray, scale: FloatArray | None = None) -> StepTable:
+        """The coefficients of K steps; found by trying, for steps that are affine in x and v.
+
+        Args:
+            sigma: (K,) where each begins.
+            sigma_next: (K,) where each ends.
+            scale: (K,) factors of the noise rate; None: 1, and never anything else unless a plan scales noise.
+        """
         import torch
 
         sampler = built("sampler", self.kind, self.build, Sampler)
-        levels = torch.from_numpy(sigmas).float()
-        zero, one = torch.zeros(len(levels) - 1, 1, 1, 1), torch.ones(len(levels) - 1, 1, 1, 1)
-        step = sampler.transition(one, zero, levels[:-1], levels[1:])
-        found = (step.mean.flatten(), sampler.transition(zero, one, levels[:-1], levels[1:]).mean.flatten(), step.std)
+        levels = tuple(torch.from_numpy(each).float() for each in (sigma, sigma_next, scale) if each is not None)
+        zero, one = torch.zeros(len(sigma), 1, 1, 1), torch.ones(len(sigma), 1, 1, 1)
+        step = sampler.transition(one, zero, *levels)
+        found = (step.mean.flatten(), sampler.transition(zero, one, *levels).mean.flatten(), step.std)
         return StepTable(*(values.double().numpy() for values in found))
 
     def build(self) -> Sampler:

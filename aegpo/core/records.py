@@ -81,6 +81,8 @@ class RolloutPlan:
 
     Children are in the order of their parents, on every level: each `parent` never falls. So the descendants of
     neighbours are neighbours, and a plan can be executed in pieces; `contracts.check_forest` refuses any other order.
+
+    A step may end later than at the next level; `core.steps` has what follows from that.
     """
 
     prompt: tuple[IntArray, ...]  # T+1 arrays (N_i,): the prompt of each node
@@ -89,6 +91,8 @@ class RolloutPlan:
     trained: tuple[BoolArray, ...]  # T arrays (N_{i+1},): this step is learned from
     start: IntArray | None = None  # (N_0,) which start noise each root has; None: one of its own
     tail: Tail | None = None  # None: Euler steps on the run's noise levels to the end
+    scale: tuple[FloatArray, ...] | None = None  # T arrays (N_{i+1},) > 0: factor of the step's noise rate; None: 1
+    until: tuple[IntArray, ...] | None = None  # T arrays (N_{i+1},): the level the step ends at; None: the next
 
     @property
     def num_steps(self) -> int:
@@ -107,8 +111,9 @@ class RolloutPlan:
 
     @property
     def forwards(self) -> int:
-        """Velocity evaluations of one execution: every node that is not a leaf, once."""
-        return sum(len(nodes) for nodes in self.prompt[:-1])
+        """Velocity evaluations of one execution: every node that is no leaf and not inside a longer step, once."""
+        inside = sum(int((until > level + 1).sum()) for level, until in enumerate((self.until or ())[:-1]))
+        return sum(len(nodes) for nodes in self.prompt[:-1]) - inside
 
     @property
     def trained_edges(self) -> int:
@@ -117,7 +122,7 @@ class RolloutPlan:
 
     @cached_property
     def trunk_levels(self) -> IntArray:  # (P,)
-        """How many levels, from the first, each prompt has a single node at that no noise has reached.
+        """How many levels, from the first, each prompt has a single node at that no noise or longer step has reached.
 
         What the network says there depends on nothing but the prompt and its start noise. 0 for several trees, and
         where the plan says which start noise each root has. P ends with the last prompt that has a rollout.
@@ -128,7 +133,8 @@ class RolloutPlan:
         for level in range(self.num_steps if self.tail is None else self.tail.start):
             alone &= np.bincount(self.prompt[level], minlength=prompts) == 1
             lengths += alone
-            alone[self.prompt[level + 1][self.noisy[level]]] = False
+            other = self.noisy[level] if self.until is None else self.noisy[level] | (self.until[level] > level + 1)
+            alone[self.prompt[level + 1][other]] = False
         return lengths
 
     @cached_property
@@ -182,7 +188,7 @@ class Gaussian:
 class StepTable:
     """A sampler's steps on a schedule, by their coefficients: the next latents are A_x x + A_v v + std noise."""
 
-    latents: FloatArray  # (T,) A_x
+    latents: FloatArray  # (T,) A_x; or (K,), of a plan's different steps
     velocity: FloatArray  # (T,) A_v
     std: FloatArray  # (T,) >= 0; 0 is a step without noise
 
@@ -203,6 +209,8 @@ class Edges:
     next_latents: Tensor  # (E, C, H, W) storage dtype, after it
     log_prob: Tensor  # (E,) float32, mean over dimensions, under the policy that sampled
     velocity: Tensor | None = None  # (E, C, H, W) float32, of the policy that sampled; None unless `needs_old`
+    until: Tensor | None = None  # (E,) int64, the level the step ends at; None: the next
+    scale: Tensor | None = None  # (E,) float32, factor of the step's noise rate; None: 1
 
     def __len__(self) -> int:
         return len(self.level)
@@ -245,7 +253,7 @@ class Update:
     std: Tensor  # (B,) float32, the total standard deviation of the transition
     delta: Tensor  # (B,) float32, sigma - sigma_next > 0
     level: Tensor  # (B,) int64
-    mean_std: float  # mean transition std over all denoising steps but the last
+    mean_std: float  # mean transition std over all denoising steps but the last, those of the plan
 
 
 @dataclass(frozen=True)

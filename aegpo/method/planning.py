@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aegpo.core import contracts
+from aegpo.core import contracts, steps
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Advantage, Allocator, TimestepSelector, Tree
+from aegpo.core.interfaces import Advantage, Allocator, Merging, TimestepSelector, Tree
 from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Per, RolloutPlan, Signal, StepTable
+from aegpo.core.sections import TailSpec
 from aegpo.core.signals import Signals
 from aegpo.core.signatures import built
-from aegpo.errors import ContractError, PlanError
+from aegpo.errors import ContractError, PlanError, SettingError
 from aegpo.method.advantages.credit import FIRST_EDITION, crediting
+from aegpo.method.merging import with_merged
 from aegpo.method.tails import with_tail
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
@@ -74,14 +76,16 @@ class Planner:
             contracts.check_selection(spec.selector.kind, selected, signals)
         with contracts.blaming("tree", spec.tree.kind):
             plan = self._grown(counts, selected, rng)
+        plan = self._merged(plan, counts, selected)
         with contracts.blaming("objective", spec.objective.kind):
             contracts.check_trainable(spec.objective.kind, spec.objective.process, plan)
         with contracts.blaming("sampler", spec.sampler.kind):
-            contracts.check_noise(spec.sampler.kind, spec.step_table.std, plan)
+            contracts.check_noise(spec.sampler.kind, table_of(spec, plan).std, plan)
         if spec.rollouts.decode == "predicted-clean":
             with contracts.blaming("tree", spec.tree.kind):
                 contracts.check_last_split(spec.tree.kind, plan)
         if spec.rollouts.tail is not None:
+            _check_solver(spec.rollouts.tail, plan)
             plan = with_tail(plan, spec.sigmas, spec.rollouts.tail)
             contracts.check_forest("'rollouts.tail'", plan, counts, plan.num_steps)
         return Planned(counts, selected, plan)
@@ -93,10 +97,46 @@ class Planner:
         contracts.check_plan(self.experiment.tree.kind, plan, counts[asked], selected[asked])
         return plan if len(asked) == len(counts) else _of_step(plan, asked)
 
+    def _merged(self, plan: RolloutPlan, counts: IntArray, selected: BoolArray) -> RolloutPlan:
+        """The plan with the steps joined that the selector joins, if it joins any."""
+        if not isinstance(self.selector, Merging):
+            return plan
+        kind = self.experiment.selector.kind
+        with contracts.blaming("selector", kind):
+            until = self.selector.merge(selected)
+            steps.check_ends(kind, until, selected)
+            merged = with_merged(plan, until)
+            contracts.check_forest(f"selector {kind!r}", merged, counts, plan.num_steps)
+        return merged
+
 
 def _of_step(plan: RolloutPlan, asked: IntArray) -> RolloutPlan:
     """A plan for some prompts of a step, whose rows are `asked`, as a plan of the step."""
     return replace(plan, prompt=tuple(asked[nodes] for nodes in plan.prompt))
+
+
+def table_of(experiment: Experiment, plan: RolloutPlan) -> StepTable:
+    """The coefficients of a plan's steps, in the order of `steps.kinds`: in an ordinary plan those of the schedule.
+
+    Raises:
+        ContractError: if the sampler cannot scale its noise, or not as far.
+    """
+    if plan.scale is None and plan.until is None:
+        return experiment.step_table
+    if plan.scale is not None:
+        steps.check_scaling(experiment.sampler.kind, experiment.sampler.build())
+    kinds, sigmas = steps.kinds(plan), experiment.sigmas if plan.tail is None else plan.tail.sigmas
+    return experiment.sampler.table_between(sigmas[kinds.level], sigmas[kinds.until], kinds.scale)
+
+
+def _check_solver(tail: TailSpec, plan: RolloutPlan) -> None:
+    """A solver that looks back a step needs one of the schedule before it."""
+    if tail.solver != "euler" and plan.until is not None:
+        message = (
+            f"'solver: {tail.solver}' looks back one step of the schedule, and this plan joins steps; use 'solver: "
+            "euler', or a selector and a tree that join none"
+        )
+        raise SettingError(message, "rollouts", "tail")
 
 
 def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:
@@ -115,7 +155,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         try:
             plans.append(plan_step(experiment, known))
             scored_levels(experiment, advantage, plans[-1])
-        except (PlanError, ContractError) as error:
+        except (PlanError, ContractError, SettingError) as error:
             yield Problem(error.location, error.message)
             return
     if not any(plan.trained_edges for plan in plans):
@@ -124,23 +164,32 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         )
     elif experiment.objective.process == "reverse":
         yield from (Problem(("selector",), message, warning=True) for message in _last_step(experiment, plans))
+    only_std = experiment.sampler.model_dump(include={"std_only"}).get("std_only", False)
+    if only_std and all(plan.scale is None for plan in plans):
+        unused = f"'std_only' changes nothing: tree {experiment.tree.kind!r} as it is set scales no step's noise"
+        yield Problem(("sampler",), f"{unused}; leave it out, or use 'tree: {{kind: branching, split_noise: 4}}'", True)
 
 
 def _last_step(experiment: Experiment, plans: list[RolloutPlan]) -> Iterator[str]:
     """What is probably not meant about a stochastic last step."""
     clean = experiment.rollouts.decode == "predicted-clean"
-    if clean and any(plan.trained[-1].any() for plan in plans):
+    if clean and any(_at_last(plan, plan.trained) for plan in plans):
         yield (
             "the last step is trained, but 'rollouts.decode: predicted-clean' paints what was predicted before its "
             "noise: no reward sees what it did, so its credit is chance; leave it out ('last: false'), or set "
             "'rollouts.decode: final'"
         )
-    left = max(residual_noise(plan, experiment.step_table, experiment.sigmas) for plan in plans)
-    if not clean and left > LEAST_NOISE and any(plan.noisy[-1].any() for plan in plans):
+    left = max(residual_noise(plan, table_of(experiment, plan), experiment.sigmas) for plan in plans)
+    if not clean and left > LEAST_NOISE and any(_at_last(plan, plan.noisy) for plan in plans):
         yield (
             f"the last step adds noise that nothing takes out again: rewards see noise of std {left:.2g} in "
             "the latents (of about 1); end with a deterministic step: leave it out ('last: false')"
         )
+
+
+def _at_last(plan: RolloutPlan, chosen: tuple[BoolArray, ...]) -> bool:
+    """True if a rollout's last step is among some edges."""
+    return any((last & rows).any() for last, rows in zip(steps.last_steps(plan), chosen, strict=True))
 
 
 def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
@@ -191,13 +240,19 @@ def scored_levels(experiment: Experiment, advantage: object, plan: RolloutPlan) 
 
     Raises:
         ContractError: if the advantage fails, or returns what its interface forbids.
-        PlanError: if a reward compares the images of a prompt, which has a single one at such a level.
+        PlanError: if a reward compares the images of a prompt, which has a single one at such a level, or a joined step
+            passes over it.
     """
     kind = experiment.advantage.kind
     levels = asked_levels(kind, advantage, plan)
     with contracts.blaming("advantage", kind):
         for level in levels:
             _refuse_lone_images(experiment, plan, int(level))
+            if steps.passing(plan)[level].any():
+                raise PlanError(
+                    f"advantage {kind!r} wants level {level} scored, but steps are joined there and the network says "
+                    "nothing of it; choose a selector that joins none, or another advantage"
+                )
     return levels
 
 
@@ -248,24 +303,28 @@ def noise_levels(plan: RolloutPlan, table: StepTable, sigmas: FloatArray) -> tup
 
     A perfect network then says v = x / sigma, so that a stochastic step with coefficients A_x and A_v takes noise w to
     w'^2 = (A_x + A_v / sigma)^2 w^2 + std^2, and a deterministic one keeps the schedule's share, w' = w sigma' / sigma.
-    A schedule that is kept has w = sigma; what is more is noise the step added and never took out.
+    A schedule that is kept has w = sigma; what is more is noise the step added and never took out. `table` has the
+    plan's steps, as `table_of` gives them.
     """
     sigmas = sigmas if plan.tail is None else plan.tail.sigmas
     levels: list[FloatArray] = [np.full(len(plan.prompt[0]), sigmas[0])]
+    kinds, through, ends = steps.kinds(plan).of, steps.passing(plan), steps.ends(plan)
     for level, (parent, noisy) in enumerate(zip(plan.parent, plan.noisy, strict=True)):
         before = levels[-1][parent]
-        following = before * sigmas[level + 1] / sigmas[level]
+        following = before * sigmas[ends[level]] / sigmas[level]
         if noisy.any():
-            slope = table.latents[level] + table.velocity[level] / sigmas[level]
-            stochastic = np.sqrt((slope * before) ** 2 + table.std[level] ** 2)
+            kind = kinds[level]
+            slope = table.latents[kind] + table.velocity[kind] / sigmas[level]
+            stochastic = np.sqrt((slope * before) ** 2 + table.std[kind] ** 2)
             following = np.where(noisy, stochastic, following)
-        levels.append(following)
+        levels.append(np.where(through[level][parent], before, following))
     return tuple(levels)
 
 
 def residual_noise(plan: RolloutPlan, table: StepTable, sigmas: FloatArray, predicted_clean: bool = False) -> float:
     """Mean over rollouts of the noise in the final latents beyond the schedule's; see `noise_levels`."""
-    levels = noise_levels(plan, table, sigmas)
-    sigmas = sigmas if plan.tail is None else plan.tail.sigmas
-    final = levels[-2][plan.parent[-1]] * sigmas[-1] / sigmas[-2] if predicted_clean else levels[-1]
-    return float(final.mean() - sigmas[-1])
+    if predicted_clean:  # the last steps of the images are deterministic
+        last = steps.last_steps(plan)
+        plan = replace(plan, noisy=tuple(noisy & ~end for noisy, end in zip(plan.noisy, last, strict=True)))
+    final = noise_levels(plan, table, sigmas)[-1]
+    return float(final.mean() - (sigmas if plan.tail is None else plan.tail.sigmas)[-1])

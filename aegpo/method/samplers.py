@@ -2,7 +2,8 @@
 
 Time runs from sigma 1 (noise) to 0 (image); `delta` is sigma - sigma_next > 0, `rate` is noise per square root of
 sigma, and `std` is the total standard deviation of a step. Every sampler says its three coefficients once, for arrays
-as for tensors; latents are mixed in float32.
+as for tensors; latents are mixed in float32. A `scale` multiplies the rate of some steps: drift and noise follow
+together, so that the marginals are kept as before.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import SamplerSpec
 from aegpo.core.records import FloatArray, Gaussian, StepTable
+from aegpo.errors import ContractError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,17 +76,55 @@ def marginal_kept(sigma: V, sigma_next: V, variance_rate: V) -> tuple[V, V, V]:
 class _AffineSampler(SamplerSpec):
     """What every sampler in the box shares: a step is its three coefficients."""
 
-    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
-        """(B,) twice -> A_x, A_v and std, (B,) each."""
-        raise NotImplementedError(f"sampler {self.kind!r} does not define coefficients(sigma, sigma_next)")
+    std_only: bool = Field(
+        False,
+        description="what a plan that scales noise multiplies: the noise rate, so that the drift follows, or only the "
+        "std, after the drift (BranchGRPO's code)",
+    )
 
-    def table(self, sigmas: FloatArray) -> StepTable:
-        """(T+1,) noise levels -> the coefficients of all T steps."""
-        return StepTable(*self.coefficients(sigmas[:-1], sigmas[1:]))
+    def coefficients(self, sigma: V, sigma_next: V, scale: V | None = None) -> tuple[V, V, V]:
+        """(B,) twice, (B,) of the noise rate or None -> A_x, A_v and std, (B,) each."""
+        raise NotImplementedError(f"sampler {self.kind!r} does not define coefficients(sigma, sigma_next, scale)")
 
-    def transition(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
-        """(B, C, H, W) twice, (B,) twice -> mean and total std."""
-        by_latents, by_velocity, std = self.coefficients(sigma.float(), sigma_next.float())
+    @property
+    def most_scale(self) -> tuple[float, str]:
+        """The largest factor that its noise rate can have, and the setting that says so."""
+        return math.inf, ""
+
+    def scaled(self, sigma: V, sigma_next: V, scale: V | None) -> tuple[V, V, V]:
+        """The coefficients of steps, of which some have more or less noise than others.
+
+        With `std_only` the step is A_x x + A_v v + scale std noise, with A_x and A_v of a scale of 1. Then the drift no
+        longer takes out what the noise adds: the variance of the next state is (scale^2 - 1) std^2 above the flow's,
+        and what later steps do not take out again stays in the image (`residual_noise`). BranchGRPO draws the children
+        of a split so, four times as wide. Deviation: its log-probability is that of the std before the factor, so that
+        its gradient is scale^2 times the likelihood's; here it is that of the noise that was added.
+        """
+        if scale is None or not self.std_only:
+            return self.coefficients(sigma, sigma_next, scale)
+        by_latents, by_velocity, std = self.coefficients(sigma, sigma_next)
+        return by_latents, by_velocity, std * scale
+
+    def table_between(self, sigma: FloatArray, sigma_next: FloatArray, scale: FloatArray | None = None) -> StepTable:
+        """(K,) noise levels twice, (K,) of the noise rate or None -> the coefficients of K steps.
+
+        Raises:
+            ContractError: if a scale asks for more noise than there is.
+        """
+        most, why = self.most_scale
+        if scale is not None and not self.std_only and (largest := float(scale.max())) > most:
+            raise ContractError(
+                f"sampler {self.kind!r} can have at most {most:.4g} times its noise, not {largest:g} times: {why}; "
+                "lower it, scale less, or set 'std_only: true'"
+            )
+        return StepTable(*self.scaled(sigma, sigma_next, scale))
+
+    def transition(
+        self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, scale: Tensor | None = None
+    ) -> Gaussian:
+        """(B, C, H, W) twice, (B,) twice, (B,) of the noise rate or None -> mean and total std."""
+        factor = None if scale is None else scale.float()
+        by_latents, by_velocity, std = self.scaled(sigma.float(), sigma_next.float(), factor)
         mean = _spread(by_latents, latents) * latents.float() + _spread(by_velocity, latents) * velocity.float()
         return Gaussian(mean, std)
 
@@ -103,11 +144,11 @@ class FlowSde(_AffineSampler):
     kind: Literal["flow-sde"] = "flow-sde"
     noise_level: float = Field(0.7, ge=0, description="a: 0 is the deterministic step (Flow-GRPO, SD3.5: 0.7)")
 
-    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
-        """(B,) twice -> A_x, A_v and std, (B,) each; at noise level 0 exactly the Euler step's."""
+    def coefficients(self, sigma: V, sigma_next: V, scale: V | None = None) -> tuple[V, V, V]:
+        """(B,) twice, (B,) or None -> A_x, A_v and std, (B,) each; at noise level 0 exactly the Euler step's."""
         first = sigma > NEARLY_ONE  # rounding may leave sigma_0 a little above or below 1
         below_one = sigma_next * first + sigma * ~first
-        return marginal_kept(sigma, sigma_next, self.noise_level**2 * sigma / (1 - below_one))
+        return marginal_kept(sigma, sigma_next, _faster(self.noise_level**2 * sigma / (1 - below_one), scale))
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Learning from denoising steps needs noise."""
@@ -125,9 +166,9 @@ class DanceSde(_AffineSampler):
     kind: Literal["dance-sde"] = "dance-sde"
     eta: float = Field(0.3, ge=0, description="noise per square root of sigma (DanceGRPO, FLUX: 0.3; Hunyuan: 0.25)")
 
-    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
-        """(B,) twice -> A_x, A_v and std, (B,) each."""
-        return marginal_kept(sigma, sigma_next, 0 * sigma + self.eta**2)
+    def coefficients(self, sigma: V, sigma_next: V, scale: V | None = None) -> tuple[V, V, V]:
+        """(B,) twice, (B,) or None -> A_x, A_v and std, (B,) each."""
+        return marginal_kept(sigma, sigma_next, _faster(0 * sigma + self.eta**2, scale))
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Learning from denoising steps needs noise."""
@@ -139,9 +180,10 @@ class CpsSampler(_AffineSampler):
     """Flow-CPS: the step keeps the noise level of the schedule exactly (coefficient-preserving sampling).
 
     With x0 = x - sigma v and noise = x + (1 - sigma) v:  std = sigma' sin(a pi / 2);
-    mean = (1 - sigma') x0 + sigma' cos(a pi / 2) noise (Flow-GRPO's code, `sde_type: cps`). The last step has no
-    noise and cannot be trained. The published log-probability lacks 1 / (2 std^2): its differences are about 2 std^2
-    times the Gaussian's, so clip ranges do not carry over from one convention to the other.
+    mean = (1 - sigma') x0 + sigma' cos(a pi / 2) noise (Flow-GRPO's code, `sde_type: cps`). A scale multiplies a, up to
+    a quarter turn. The last step has no noise and cannot be trained. The published log-probability lacks 1 / (2 std^2):
+    its differences are about 2 std^2 times the Gaussian's, so clip ranges do not carry over from one convention to the
+    other.
     """
 
     kind: Literal["cps"] = "cps"
@@ -156,10 +198,19 @@ class CpsSampler(_AffineSampler):
         """False for the published convention."""
         return self.convention == "gaussian"
 
-    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
-        """(B,) twice -> A_x, A_v and std, (B,) each."""
+    @property
+    def most_scale(self) -> tuple[float, str]:
+        """At a quarter turn all noise is new."""
+        most = 1 / self.noise_level if self.noise_level else math.inf
+        return most, f"'noise_level' is {self.noise_level:g}, and at 1 all the noise of a step is new"
+
+    def coefficients(self, sigma: V, sigma_next: V, scale: V | None = None) -> tuple[V, V, V]:
+        """(B,) twice, (B,) or None -> A_x, A_v and std, (B,) each."""
         angle = self.noise_level * math.pi / 2
-        return coefficient_preserving(sigma, sigma_next, sigma_next * math.cos(angle), sigma_next * math.sin(angle))
+        if scale is None:
+            return coefficient_preserving(sigma, sigma_next, sigma_next * math.cos(angle), sigma_next * math.sin(angle))
+        kept, new = _cosine(scale * angle), _cosine(math.pi / 2 - scale * angle)
+        return coefficient_preserving(sigma, sigma_next, sigma_next * kept, sigma_next * new)
 
     def log_prob(self, gaussian: Gaussian, next_latents: Tensor) -> Tensor:  # (B,)
         """Mean over dimensions of -(x' - mean)^2, or the Gaussian log-density."""
@@ -188,12 +239,22 @@ class DdimSampler(_AffineSampler):
     kind: Literal["ddim"] = "ddim"
     eta: float = Field(1.0, ge=0, le=1, description="0 is the deterministic step, 1 is ancestral sampling (DDPO: 1)")
 
-    def coefficients(self, sigma: V, sigma_next: V) -> tuple[V, V, V]:
-        """(B,) twice -> A_x, A_v and std, (B,) each; with eta 0 the Euler step's."""
+    @property
+    def most_scale(self) -> tuple[float, str]:
+        """Ancestral sampling has all the noise there is."""
+        most = 1 / self.eta if self.eta else math.inf
+        return most, f"'eta' is {self.eta:g}, and 1 is ancestral sampling, which has the most"
+
+    def coefficients(self, sigma: V, sigma_next: V, scale: V | None = None) -> tuple[V, V, V]:
+        """(B,) twice, (B,) or None -> A_x, A_v and std, (B,) each; with eta 0 the Euler step's."""
         odds = (1 - sigma) * sigma_next / (sigma * (1 - sigma_next))
         left = 1 - odds**2  # the share of the noise's variance that is new
-        std = self.eta * sigma_next * left**0.5
-        return coefficient_preserving(sigma, sigma_next, sigma_next * (1 - self.eta**2 * left) ** 0.5, std)
+        if scale is None:
+            std = self.eta * sigma_next * left**0.5
+            return coefficient_preserving(sigma, sigma_next, sigma_next * (1 - self.eta**2 * left) ** 0.5, std)
+        new = (self.eta * scale) ** 2 * left
+        kept = abs(1 - new) ** 0.5  # at the largest scale, rounding may leave `new` a little above 1
+        return coefficient_preserving(sigma, sigma_next, sigma_next * kept, sigma_next * new**0.5)
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Learning from denoising steps needs noise."""
@@ -204,6 +265,15 @@ class DdimSampler(_AffineSampler):
 def coefficient_preserving(sigma: V, sigma_next: V, kept: V, std: V) -> tuple[V, V, V]:
     """Coefficients of mean = (1 - sigma') x0 + kept noise, where kept^2 + std^2 = sigma'^2."""
     return (1 - sigma_next) + kept, (1 - sigma) * kept - sigma * (1 - sigma_next), std
+
+
+def _faster(variance_rate: V, scale: V | None) -> V:
+    """Noise of `scale` times the rate."""
+    return variance_rate if scale is None else variance_rate * scale**2
+
+
+def _cosine(angle: V) -> V:
+    return np.cos(angle) if isinstance(angle, np.ndarray) else angle.cos()
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ import numpy as np
 
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Allocator, TimestepSelector, Tree
+from aegpo.core.interfaces import Allocator, Merging, TimestepSelector, Tree
 from aegpo.core.parts import AllocatorSpec, SelectorSpec, TreeSpec
 from aegpo.core.records import Per, Signal
 from aegpo.core.registry import suggestion
 from aegpo.core.sections import RolloutsSpec
 from aegpo.core.signals import Signals
 from aegpo.core.signatures import built
+from aegpo.core.steps import check_ends
 from aegpo.errors import ContractError, PlanError
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import UniformAllocator
@@ -54,7 +55,10 @@ def check_allocator(spec: AllocatorSpec) -> None:
 
 
 def check_selector(spec: SelectorSpec) -> None:
-    """At least one denoising step a prompt, for every size that `problems` lets pass, and deterministic."""
+    """At least one denoising step a prompt, for every size that `problems` lets pass, and deterministic.
+
+    A selector that joins steps must join whole runs.
+    """
     check_spec(spec)
     first, second, tried = built("selector", spec.kind, spec.build, TimestepSelector), spec.build(), 0
     for prompts, steps in SIZES:
@@ -66,6 +70,8 @@ def check_selector(spec: SelectorSpec) -> None:
             selected = first.select(signals, decision_rng())
             contracts.check_selection(spec.kind, selected, signals)
             check_equal(f"selector {spec.kind!r}", selected, second.select(signals, decision_rng()))
+            if isinstance(first, Merging):
+                check_ends(spec.kind, first.merge(selected), selected)
     if not tried:
         raise ContractError(f"selector {spec.kind!r} has problems with each of {len(SIZES)} usual sizes")
     check_memory(f"selector {spec.kind!r}", first, spec.build(), lambda part: part.select(signals, decision_rng()))
@@ -86,8 +92,8 @@ def check_tree(spec: TreeSpec) -> None:
         planned += 1
         contracts.check_plan(spec.kind, plan, counts, steps)
         again = second.plan(counts, steps, decision_rng())
-        for field in ("prompt", "parent", "noisy", "trained"):
-            for one, other in zip(vars(plan)[field], vars(again)[field], strict=True):
+        for field in ("prompt", "parent", "noisy", "trained", "scale", "until"):
+            for one, other in zip(vars(plan)[field] or (), vars(again)[field] or (), strict=True):
                 check_equal(f"tree {spec.kind!r}", one, other)
     if not planned:
         raise ContractError(f"tree {spec.kind!r} cannot plan for any of the usual counts and steps")

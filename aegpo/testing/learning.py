@@ -13,6 +13,7 @@ from aegpo.core.interfaces import Advantage, ForwardObjective, Objective, Sample
 from aegpo.core.parts import AdvantageSpec, ObjectiveSpec, SamplerSpec
 from aegpo.core.records import IntArray, RolloutPlan, Scores
 from aegpo.core.signatures import built
+from aegpo.core.steps import check_scaling
 from aegpo.errors import ContractError
 from aegpo.method.advantages.credit import crediting
 from aegpo.method.planning import asked_levels
@@ -27,11 +28,15 @@ if TYPE_CHECKING:
 
 
 def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
-    """Transitions with finite means and stds for every step of a schedule, and densities highest at the mean."""
+    """Transitions with finite means and stds for every step of a schedule, and densities highest at the mean.
+
+    At half the noise rate there is less noise, and at 1 what there is without a `scale`.
+    """
     import torch
 
     check_spec(spec)
     sampler = built("sampler", spec.kind, spec.build, Sampler)
+    check_scaling(spec.kind, sampler)
     generator = torch.Generator().manual_seed(0)
     sigmas = torch.linspace(1.0, 0.0, steps + 1)
     latents, velocity, noise = (torch.randn((4, 2, 3, 3), generator=generator) for _ in range(3))
@@ -42,8 +47,19 @@ def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
         alone = sampler.transition(latents[:1], velocity[:1], sigma[:1], sigma_next[:1])
         if not torch.allclose(alone.mean[0], gaussian.mean[0], rtol=ROUNDING, atol=ROUNDING):
             raise ContractError(f"sampler {spec.kind!r} moves a latent differently alone and in a batch")
+        once, half = (
+            sampler.transition(latents, velocity, sigma, sigma_next, torch.full((4,), scale)) for scale in (1.0, 0.5)
+        )
+        contracts.check_transition(spec.kind, half, latents)
+        if not all(torch.allclose(vars(once)[name], vars(gaussian)[name], ROUNDING, ROUNDING) for name in vars(once)):
+            raise ContractError(f"sampler {spec.kind!r} takes another step at a 'scale' of 1 than without one")
         if bool((gaussian.std == 0).any()):
             continue
+        if bool((half.std >= gaussian.std).any()):
+            raise ContractError(
+                f"sampler {spec.kind!r} adds no less noise at a 'scale' of 0.5 at step {step}; it is a factor of the "
+                "noise rate"
+            )
         drawn = gaussian.mean + gaussian.std.view(-1, 1, 1, 1) * noise
         log_prob, highest = sampler.log_prob(gaussian, drawn), sampler.log_prob(gaussian, gaussian.mean)
         contracts.check_log_prob(spec.kind, log_prob, latents)

@@ -23,7 +23,7 @@ from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.method.advantages.credit import crediting
 from aegpo.method.costs import update_work
-from aegpo.method.planning import Planner, residual_noise, scored_levels
+from aegpo.method.planning import Planner, residual_noise, scored_levels, table_of
 from aegpo.prompts.lists import read_prompts, refuse_few, refuse_lacking, refuse_shared
 from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
@@ -107,7 +107,7 @@ class Engine:
         metrics = {
             **_describe(scores, self._reward_weights, rollouts),
             **learned,
-            "residual_noise": residual_noise(plan, spec.step_table, spec.sigmas, self.policy.how.predicted_clean),
+            "residual_noise": residual_noise(plan, table_of(spec, plan), spec.sigmas, self.policy.how.predicted_clean),
             "forwards": spent,
             "signal_forwards": known.forwards,
             "trained_edges": plan.trained_edges,

@@ -20,7 +20,7 @@ from aegpo.errors import AegpoError
 from aegpo.train.execution import Execution
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 from aegpo.train.policy import Policy, Precision, Weights
-from aegpo.train.replay import Batch, noise_again, renoised, transitions, velocities
+from aegpo.train.replay import Batch, noise_again, renoised, schedule_std, transitions, velocities
 
 _OWN = "optimizer/"  # names of its state in checkpoints
 DIVERGED = (
@@ -84,6 +84,7 @@ class Learner:
         if not bool(kept.any()):
             return {"updated_edges": 0.0}
         share = edge_weights(edges, self._spec.reduction, kept).float()
+        std = schedule_std(self._how, rollouts.plan) if self.objective.process == "reverse" else 0.0
         sums: dict[str, float] = defaultdict(float)
         norms: list[float] = []
         for epoch in range(self._spec.inner_epochs):
@@ -93,7 +94,8 @@ class Learner:
                 rows = chosen.nonzero().flatten()
                 if len(rows) == 0:
                     continue  # none of these rollouts owns an edge to learn from
-                deviation = self._accumulate(edges, credit, share * len(parts), cond, rows, sums)
+                batch = Batch(edges, credit, cond, rows, std)
+                deviation = self._accumulate(batch, share * len(parts), sums)
                 if epoch == number == 0 and self.objective.process == "reverse":
                     sums["ratio_error"] = deviation
                 norms.append(self._advance())
@@ -118,13 +120,11 @@ class Learner:
         size = self._spec.rollouts_per_update or rollouts
         return list(torch.split(torch.from_numpy(rng.permutation(rollouts)), size))
 
-    def _accumulate(
-        self, edges: Edges, credit: Tensor, share: Tensor, cond: Conditioning, rows: Tensor, sums: dict[str, float]
-    ) -> float:
-        """Gradients of sum(share * loss) over the given edges; returns the largest |ratio - 1|."""
+    def _accumulate(self, batch: Batch, share: Tensor, sums: dict[str, float]) -> float:
+        """Gradients of sum(share * loss) over the batch's edges; returns the largest |ratio - 1|."""
         deviation = 0.0
-        for part in torch.split(rows, self._spec.micro_batch):
-            losses, metrics, off = self._losses(Batch(edges, credit, cond, part))
+        for part in torch.split(batch.rows, self._spec.micro_batch):
+            losses, metrics, off = self._losses(replace(batch, rows=part))
             contracts.check_loss(self._kind, losses, metrics, len(part))
             self._precision.backward((share[part] * losses).sum())
             for name, values in {"loss": losses.detach(), **metrics}.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts
+from aegpo.core import contracts, steps
 from aegpo.core.interfaces import ForwardObjective, Objective
-from aegpo.core.records import Conditioning, Edges, Renoised, Rollouts, Update
+from aegpo.core.records import Conditioning, Edges, Renoised, RolloutPlan, Rollouts, Update
 from aegpo.train.execution import Execution
 
 
@@ -21,6 +22,7 @@ class Batch:
     credit: Tensor  # (E,) float32, of all edges
     cond: Conditioning  # of the training step's prompts
     rows: Tensor  # (B,) int64, the edges of this micro-batch
+    mean_std: float = 0.0  # of Update, from `schedule_std`; nothing in the forward process
 
     @property
     def latents(self) -> Tensor:  # (B, C, H, W) float32
@@ -31,6 +33,16 @@ class Batch:
     def level(self) -> Tensor:  # (B,) int64
         """The denoising step of each edge."""
         return self.edges.level[self.rows]
+
+    @property
+    def until(self) -> Tensor:  # (B,) int64
+        """The level at which the step of each edge ends."""
+        return self.level + 1 if self.edges.until is None else self.edges.until[self.rows]
+
+    @property
+    def scale(self) -> tuple[Tensor, ...]:  # (B,) float32
+        """The factor of each edge's noise rate, or nothing: samplers are given one only where the plan scales noise."""
+        return () if self.edges.scale is None else (self.edges.scale[self.rows],)
 
     @property
     def conditioning(self) -> Conditioning:
@@ -46,14 +58,15 @@ class Batch:
 def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
     """Evaluates stored transitions under the current policy, with gradient."""
     latents, level = batch.latents, batch.level
-    sigma, sigma_next = how.sigmas[level], how.sigmas[level + 1]
+    sigma, sigma_next = how.sigmas[level], how.sigmas[batch.until]
+    span = (sigma, sigma_next, *batch.scale)
     velocity, base_velocity = _velocities(how, objective, batch)
 
     def mean(other: Tensor | None) -> Tensor | None:
-        return None if other is None else how.sampler.transition(latents, other, sigma, sigma_next).mean
+        return None if other is None else how.sampler.transition(latents, other, *span).mean
 
     with contracts.blaming("sampler", how.sampler_kind):
-        gaussian = how.sampler.transition(latents, velocity, sigma, sigma_next)
+        gaussian = how.sampler.transition(latents, velocity, *span)
         log_prob = how.sampler.log_prob(gaussian, batch.edges.next_latents[batch.rows].float())
         base_mean, old_mean = mean(base_velocity), mean(batch.old_velocity)
     return Update(
@@ -66,7 +79,7 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
         std=gaussian.std,
         delta=sigma - sigma_next,
         level=level,
-        mean_std=schedule_std(how),
+        mean_std=batch.mean_std,
     )
 
 
@@ -109,11 +122,27 @@ def velocities(how: Execution, edges: Edges, cond: Conditioning) -> Tensor:
     return torch.cat(found)
 
 
-def schedule_std(how: Execution) -> float:
-    """Mean transition std over all denoising steps but the last: what `step_weight: std` is relative to."""
-    sigmas = how.sigmas[:-1]
-    nothing = sigmas.new_zeros(len(sigmas) - 1, 1, 1, 1)
-    return float(how.sampler.transition(nothing, nothing, sigmas[:-1], sigmas[1:]).std.mean())
+def schedule_std(how: Execution, plan: RolloutPlan) -> float:
+    """Mean transition std over all denoising steps but the last: what `step_weight: std` is relative to.
+
+    Where steps differ between the edges of a level, each counts as often as rollouts pass through it.
+    """
+    if plan.until is None and plan.scale is None:
+        sigmas = how.sigmas[:-1]
+        nothing = sigmas.new_zeros(len(sigmas) - 1, 1, 1, 1)
+        return float(how.sampler.transition(nothing, nothing, sigmas[:-1], sigmas[1:]).std.mean())
+    sigmas = how.sigmas if plan.tail is None else torch.from_numpy(plan.tail.sigmas).to(how.sigmas)
+    kinds = steps.kinds(plan)
+    level, until = (torch.from_numpy(each).to(sigmas.device) for each in (kinds.level, kinds.until))
+    scale = () if kinds.scale is None else (torch.from_numpy(kinds.scale).to(sigmas),)
+    nothing = sigmas.new_zeros(len(level), 1, 1, 1)
+    std = how.sampler.transition(nothing, nothing, sigmas[level], sigmas[until], *scale).std
+    passes = np.zeros(len(level))
+    for kind, leaves in zip(kinds.of, plan.leaves[1:], strict=True):
+        np.add.at(passes, kind[kind >= 0], leaves[kind >= 0])
+    inner = kinds.until < plan.num_steps
+    share = torch.from_numpy(passes * inner if inner.any() else passes).to(sigmas)
+    return float((share * std).sum() / share.sum())
 
 
 def _velocities(how: Execution, objective: Objective | ForwardObjective, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -12,9 +12,12 @@ from torch import Tensor
 from aegpo.core import contracts
 from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Prompt, RolloutPlan, Rollouts
 from aegpo.core.signals import Trunk
+from aegpo.core.steps import last_steps, passing
 from aegpo.method.samplers import euler, final_latents, start_latents
-from aegpo.method.tails import second_order
 from aegpo.train.execution import Execution, Look, Show, unseen
+from aegpo.train.stepping import Reached, Steps, children, deterministic, followed
+
+_ASKED, _STILL = -1, -2  # whose velocity the network says, and whose nobody needs, for they pass through
 
 
 @torch.no_grad()
@@ -55,7 +58,8 @@ def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show
     for rows in torch.split(torch.arange(len(noise), device=noise.device), how.micro_batch):
         latents = start_latents(noise[rows], how.sigmas)
         for level in range(len(how.sigmas) - 1):
-            latents = _deterministic(how, latents, batched_velocity(how, latents, level, cond, rows), level)
+            sigma, sigma_next = (how.sigmas[each].expand(len(latents)) for each in (level, level + 1))
+            latents = euler(latents, batched_velocity(how, latents, level, cond, rows), sigma, sigma_next)
         images.append(decoded(how, final_latents(latents, how.sigmas)))
         show(images[-1])
     return torch.cat(images)
@@ -150,7 +154,7 @@ class _Walk:
         self.log_probs: list[list[Tensor]] = [[] for _ in range(plan.num_steps)]  # of each level, batch by batch
         self.edges: list[list[Edges]] = [[] for _ in range(plan.num_steps)]
         self._noise: dict[int, Tensor] = {}  # of levels that are under way
-        self._known = _known(plan, trunk)
+        self._known, self._through, self._last = _known(plan, trunk), passing(plan), last_steps(plan)
         asked = [rows < 0 for rows in self._known] + [np.ones(plan.num_rollouts, dtype=np.bool_)]
         self._queues = [_Queue(_batch_sizes(each, how.micro_batch)) for each in asked]
         self._looks_back = plan.tail is not None and plan.tail.solver != "euler"
@@ -174,33 +178,40 @@ class _Walk:
         """The children of some nodes."""
         how, plan = self._how, self._plan
         first, end = np.searchsorted(plan.parent[level], [nodes.start, nodes.stop])
-        children = slice(int(first), int(end))
-        parent = _index(plan.parent[level][children] - nodes.start, states.latents.device)
+        reached = slice(int(first), int(end))
+        parent = _index(plan.parent[level][reached] - nodes.start, states.latents.device)
         velocity = self._velocity(level, nodes, states.latents)
         clean = states.latents.float() - how.sigmas[level] * velocity
         if self._look is not None:
             self._look(level, clean)
-        followed = _followed(how, plan, level, velocity, clean, states.previous)[parent]
-        latents, noise = states.latents[parent], self._noise_of(level, children)
-        following = _children(how, latents, followed, level, plan.noisy[level][children], noise)
+        following = followed(how, plan, level, velocity, clean, states.previous)[parent]
+        latents, steps = states.latents[parent], Steps.of(how, plan, level, reached, self._through[level])
+        found = children(how, latents, following, steps, self._noise_of(level, reached))
         kept = velocity[parent] if how.keep_velocity else None
-        self.edges[level].append(_trained_edges(plan, level, children, latents, following, kept))
-        self.log_probs[level].append(following.log_prob)
-        reached = following.latents
-        if how.predicted_clean and level == plan.num_steps - 1:
-            reached = _deterministic(how, latents, velocity[parent], level).to(how.storage)
-        return _States(reached, clean[parent] if self._looks_back else None)
+        self.edges[level].append(_trained_edges(plan, level, reached, latents, found, kept))
+        self.log_probs[level].append(found.log_prob)
+        painted = found.latents
+        if how.predicted_clean and (last := self._last[level][reached]).any():
+            ended = deterministic(latents, velocity[parent], steps).to(how.storage)
+            rows = torch.from_numpy(last).to(ended.device).view(-1, *(1 for _ in ended.shape[1:]))
+            painted = ended if last.all() else torch.where(rows, ended, painted)
+        return _States(painted, clean[parent] if self._looks_back else None)
 
     def _velocity(self, level: int, nodes: slice, latents: Tensor) -> Tensor:  # (b, C, H, W)
-        """What the network says at some nodes of a level, evaluated only where the trunk does not know it."""
+        """What the network says at some nodes of a level, evaluated only where the trunk does not know it.
+
+        0 at nodes that pass through.
+        """
         prompt, known = _index(self._plan.prompt[level][nodes], latents.device), self._known[level][nodes]
-        if self._trunk is None or (known < 0).all():
+        asked = known == _ASKED
+        if asked.all():
             return batched_velocity(self._how, latents, level, self._cond, prompt)
-        velocity = torch.empty_like(latents, dtype=torch.float32)
-        rows, there = _pairs(known, latents.device)
-        velocity[there] = self._trunk.velocity[level][rows]
-        if (known < 0).any():
-            others = _index(np.flatnonzero(known < 0), latents.device)
+        velocity = torch.zeros_like(latents, dtype=torch.float32)
+        if self._trunk is not None and (known >= 0).any():
+            rows, there = _pairs(known, latents.device)
+            velocity[there] = self._trunk.velocity[level][rows]
+        if asked.any():
+            others = _index(np.flatnonzero(asked), latents.device)
             velocity[others] = batched_velocity(self._how, latents[others], level, self._cond, prompt[others])
         return velocity
 
@@ -225,16 +236,17 @@ def _batch_sizes(asked: BoolArray, most: int) -> IntArray:
 
 
 def _known(plan: RolloutPlan, trunk: Trunk | None) -> list[IntArray]:  # (N_i,) of each level
-    """The row of the trunk that knows the velocity of each node; -1 where none does."""
+    """The row of the trunk that knows the velocity of each node; `_ASKED` where none does, or `_STILL`."""
     if trunk is None:
-        return [np.full(len(nodes), -1, dtype=np.int64) for nodes in plan.prompt[:-1]]
+        return [np.where(through, _STILL, _ASKED) for through in passing(plan)]
     levels = trunk.levels(plan)
-    return [_on_trunk(plan, trunk, levels > level, level) for level in range(plan.num_steps)]
+    known = [_on_trunk(plan, trunk, levels > level, level) for level in range(plan.num_steps)]
+    return [np.where(through, _STILL, rows) for through, rows in zip(passing(plan), known, strict=True)]
 
 
 def _on_trunk(plan: RolloutPlan, trunk: Trunk, chosen: BoolArray, level: int) -> IntArray:  # (N_i,)
     """The row of the trunk, among the `chosen` (K,), of each prompt that has a single node at a level; else -1."""
-    found = np.full(len(plan.prompt[level]), -1, dtype=np.int64)
+    found = np.full(len(plan.prompt[level]), _ASKED, dtype=np.int64)
     for row in np.flatnonzero(chosen):
         found[plan.prompt[level] == trunk.prompt[row]] = row
     return found
@@ -246,53 +258,8 @@ def _pairs(rows: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
     return _index(rows[nodes], device), _index(nodes, device)
 
 
-@dataclass(frozen=True)
-class _Level:
-    """Some children of one level."""
-
-    latents: Tensor  # (b, C, H, W) storage dtype
-    log_prob: Tensor  # (b,) float32
-
-
-def _children(how: Execution, latents: Tensor, velocity: Tensor, level: int, noisy: BoolArray, noise: Tensor) -> _Level:
-    """The next states from each child's parent state (b, C, H, W), with noise for those that are noisy."""
-    sigma = how.sigmas[level].expand(len(latents))
-    sigma_next = how.sigmas[level + 1].expand(len(latents))
-    following = _deterministic(how, latents, velocity, level).to(how.storage)
-    log_prob = torch.zeros(len(latents), device=latents.device)
-    rows = torch.from_numpy(np.flatnonzero(noisy)).to(latents.device)
-    if len(rows):
-        with contracts.blaming("sampler", how.sampler_kind):
-            gaussian = how.sampler.transition(latents[rows].float(), velocity[rows], sigma[rows], sigma_next[rows])
-        spread = gaussian.std.view(-1, *(1 for _ in noise.shape[1:]))
-        following[rows] = (gaussian.mean + spread * noise).to(how.storage)
-        with contracts.blaming("sampler", how.sampler_kind):
-            log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
-    return _Level(following, log_prob)
-
-
-def _followed(
-    how: Execution, plan: RolloutPlan, level: int, velocity: Tensor, clean: Tensor, previous: Tensor | None
-) -> Tensor:  # (b, C, H, W)
-    """The velocity that is followed from some nodes: the network's, or in a tail of order 2 the corrected one.
-
-    The last step is of order 1, as published; the first one looks back at the last noisy step, as published.
-    """
-    tail = plan.tail
-    if tail is None or tail.solver == "euler" or level < tail.start or previous is None or level == plan.num_steps - 1:
-        return velocity
-    before, now, following = (float(each) for each in tail.sigmas[level - 1 : level + 2])
-    return second_order(velocity, clean, previous, (before, now, following))
-
-
-def _deterministic(how: Execution, latents: Tensor, velocity: Tensor, level: int) -> Tensor:
-    """The step of a level without noise."""
-    sigma, sigma_next = (how.sigmas[each].expand(len(latents)) for each in (level, level + 1))
-    return euler(latents, velocity, sigma, sigma_next)
-
-
 def _trained_edges(
-    plan: RolloutPlan, level: int, nodes: slice, latents: Tensor, following: _Level, velocity: Tensor | None
+    plan: RolloutPlan, level: int, nodes: slice, latents: Tensor, following: Reached, velocity: Tensor | None
 ) -> Edges:
     """The trained ones among the edges to some nodes of the next level, whose parents' states are `latents`."""
     device, within = latents.device, np.flatnonzero(plan.trained[level][nodes])
@@ -306,6 +273,8 @@ def _trained_edges(
         next_latents=following.latents[index],
         log_prob=following.log_prob[index],
         velocity=None if velocity is None else velocity[index],
+        until=None if plan.until is None else _index(plan.until[level][rows], device),
+        scale=None if plan.scale is None else torch.from_numpy(plan.scale[level][rows]).float().to(device),
     )
 
 

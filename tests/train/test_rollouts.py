@@ -10,6 +10,8 @@ import torch
 from worlds import GaussianSpec, asked, execution, plan_of
 
 from aegpo.core.records import Gaussian
+from aegpo.core.steps import passing
+from aegpo.method.merging import with_merged
 from aegpo.method.samplers import FlowSde, euler, gaussian_log_prob
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.train.rollouts import roll_out, sample_deterministic
@@ -20,6 +22,11 @@ PLANS = {
     "shared start": plan_of(IndependentTree(start="shared"), [3, 5], [[0, 1, 0, 0], [0, 0, 1, 0]]),
     "branching": plan_of(BranchingTree(), [4, 6], [[1, 0, 1, 0], [1, 1, 1, 0]]),
     "branching, noisy elsewhere": plan_of(BranchingTree(noise="all"), [4, 3], [[0, 1, 1, 0], [1, 0, 0, 1]]),
+    "wider splits": plan_of(BranchingTree(noise="all", split_noise=2), [4, 3], [[0, 1, 1, 0], [1, 0, 0, 1]]),
+    "joined steps": with_merged(
+        plan_of(BranchingTree(split_noise=1.5), [4, 6], [[1, 0, 1, 0], [1, 1, 1, 0]]),
+        np.array([[2, 2, 3, 4], [1, 4, 4, 4]]),
+    ),
 }
 
 
@@ -46,12 +53,17 @@ def one_by_one(how, plan, cond, seed: int) -> torch.Tensor:
         path.reverse()
         latents = noise[0][path[0]][None]
         prompt = cond.select(torch.from_numpy(plan.group[leaf : leaf + 1]))
+        reached = 0
         for level, node in enumerate(path[1:]):
-            step = (how.sigmas[level : level + 1], how.sigmas[level + 1 : level + 2])
+            if reached > level:
+                continue
+            reached = level + 1 if plan.until is None else int(plan.until[level][node])
+            step = (how.sigmas[level : level + 1], how.sigmas[reached : reached + 1])
+            scale = () if plan.scale is None else (torch.from_numpy(plan.scale[level][node : node + 1]),)
             with torch.no_grad():
                 velocity = how.velocity(latents, step[0], prompt)
             if plan.noisy[level][node]:
-                gaussian = how.sampler.transition(latents, velocity, *step)
+                gaussian = how.sampler.transition(latents, velocity, *step, *scale)
                 latents = gaussian.mean + gaussian.std.view(-1, 1, 1, 1) * noise[level + 1][node]
             else:
                 latents = euler(latents, velocity, *step)
@@ -121,9 +133,9 @@ def test_images_are_shown_in_order_and_nothing_is_evaluated_before_its_turn(mode
 def needed(plan, leaves: int, micro_batch: int) -> int:
     """Evaluations that the first leaves take when each level goes through the network in whole micro-batches."""
     count, total = leaves, 0
-    for prompts, parent in zip(reversed(plan.prompt[:-1]), reversed(plan.parent), strict=True):
-        count = min(-(-(int(parent[count - 1]) + 1) // micro_batch) * micro_batch, len(prompts))
-        total += count
+    for through, parent in zip(reversed(passing(plan)), reversed(plan.parent), strict=True):
+        count = min(-(-(int(parent[count - 1]) + 1) // micro_batch) * micro_batch, len(through))
+        total += int((~through[:count]).sum())
     return total
 
 

@@ -7,6 +7,7 @@ decisions: how many roots, how many children each node gets, and which steps are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -117,9 +118,9 @@ class BranchingTree(_Tree):
     partial where the number of leaves is no power of the factor. Chosen steps after the last split stay noisy and
     trained. Where the splits are too few for the leaves, the prompt gets several trees.
 
-    BranchGRPO: `{splits: [0, 3, 6, 9], noise: all, start: batch}` with every step chosen. Deviations: its script draws
-    children with 4 times the noise that their log-probability assumes, which is not reproduced: a log-probability here
-    is that of the noise that was added.
+    BranchGRPO: `{splits: [0, 3, 6, 9], noise: all, start: batch, split_noise: 4}` with every step chosen, and
+    `std_only: true` at the sampler. Deviation: its script draws children with 4 times the noise that their
+    log-probability assumes; a log-probability here is that of the noise that was added.
     """
 
     kind: Literal["branching"] = "branching"
@@ -129,6 +130,13 @@ class BranchingTree(_Tree):
     )
     start: Literal["own", "batch"] = Field(
         "own", description="each tree starts from noise of its own, or all of the step's trees from the same"
+    )
+    split_noise: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="factor of the noise rate at splits, on the edges of siblings (BranchGRPO's script: 4, and with "
+        "`std_only` at the sampler as published)",
     )
 
     def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
@@ -145,7 +153,11 @@ class BranchingTree(_Tree):
             return min(nodes * self.factor, int(counts[prompt])) if splits[prompt, level] else nodes
 
         start = np.zeros(int(roots.sum()), dtype=np.int64) if self.start == "batch" else None
-        return forest(roots, steps, self.noisy_steps(steps) | splits, children, start)
+        plan = forest(roots, steps, self.noisy_steps(steps) | splits, children, start)
+        if self.split_noise == 1:
+            return plan
+        siblings = (np.bincount(parent)[parent] > 1 for parent in plan.parent)
+        return replace(plan, scale=tuple(np.where(several, self.split_noise, 1.0) for several in siblings))
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Splits that exist, and noise that tells children apart."""

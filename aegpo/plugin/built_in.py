@@ -49,6 +49,7 @@ from aegpo.method.selectors import (
     FixedSelector,
     FractionSelector,
     LowestEntropySelector,
+    MergedSelector,
     PeaksSelector,
     RandomSelector,
     SlidingWindowSelector,
@@ -144,6 +145,7 @@ def aegpo_register_selectors(registry: Registry[SelectorSpec]) -> None:
     registry.add(FirstSelector)
     registry.add(FixedSelector)
     registry.add(TopStdSelector)
+    registry.add(MergedSelector)
 
 
 @hookimpl

@@ -172,6 +172,15 @@ def test_check_shows_what_is_scored_beside_the_rollouts_where_an_advantage_asks(
     assert re.fullmatch(r"[\d,]+-[\d,]+", costs["aegpo"][-1])
 
 
+def test_check_shows_that_joined_steps_cost_fewer_forwards():
+    merged = ["--set", "arms={plain: {selector: fixed}, joined: {selector: {kind: merged, start: 2, length: 4}}}"]
+    shown = command_line.aegpo("check", str(ABLATION), *merged).stdout
+    rows = [line.split("│")[1:5] for line in shown.partition("costs")[2].splitlines() if line.startswith("│")]
+    costs = {arm.strip(): [cell.strip() for cell in cells] for arm, *cells in rows}
+    assert costs["plain"] == ["96", "960", "10.00"]
+    assert costs["joined"] == ["96", "672", "7.00"]  # levels 3, 4 and 5 are passed through
+
+
 @pytest.mark.parametrize(
     "command",
     [("check",), ("run", "--out", "runs", "--no-report", "--jobs", "1")],

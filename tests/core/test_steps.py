@@ -14,6 +14,7 @@ from aegpo.core import contracts
 from aegpo.errors import ContractError
 from aegpo.method.planning import problems as plan_problems
 from aegpo.method.samplers import FlowSde
+from aegpo.method.selectors import MergedSelector
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.train.engine import Engine
 
@@ -112,9 +113,9 @@ OLD = (
 
 
 def test_a_sampler_of_the_first_signature_serves_plans_that_scale_nothing():
-    experiment = small_experiment(GaussianSpec(), sampler=bad.Bygone())
+    experiment = small_experiment(GaussianSpec(), sampler=bad.Bygone(), selector=MergedSelector())
     assert list(plan_problems(experiment)) == []
-    plain = Engine.build(small_experiment(GaussianSpec(), sampler=FlowSde()))
+    plain = Engine.build(small_experiment(GaussianSpec(), sampler=FlowSde(), selector=MergedSelector()))
     assert Engine.build(experiment).step(1).metrics == plain.step(1).metrics
 
 

@@ -22,7 +22,8 @@ from aegpo.errors import AegpoError, ContractError
 from aegpo.method.advantages import DepthAdvantage
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.method.objectives import ClippedObjective
-from aegpo.method.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
+from aegpo.method.samplers import DanceSde
+from aegpo.method.selectors import EntropyPeakSelector, MergedSelector, RandomSelector, UniformSelector
 from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -448,6 +449,8 @@ KINDS_OF_RUN = {
         "selector": RandomSelector(top_k=2),
         "optimizer": OptimizerSpec(learning_rate=0.01, rollouts_per_update=4, inner_epochs=2),
     },
+    "joined steps": {"selector": MergedSelector(start=1, length=2), "objective": ClippedObjective(step_weight="std")},
+    "wider splits": {"tree": BranchingTree(split_noise=4), "sampler": DanceSde(std_only=True)},
 }
 
 

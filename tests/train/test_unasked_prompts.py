@@ -17,7 +17,7 @@ from aegpo.method.advantages import DepthAdvantage, GainAdvantage, GroupAdvantag
 from aegpo.method.allocators import EntropyAllocator, MedianSplitAllocator, RandomAllocator
 from aegpo.method.costs import cost
 from aegpo.method.objectives import NftObjective
-from aegpo.method.selectors import EntropyPeakSelector, FirstSelector, UniformSelector
+from aegpo.method.selectors import EntropyPeakSelector, FirstSelector, MergedSelector, UniformSelector
 from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 from aegpo.train.engine import Engine
@@ -36,6 +36,7 @@ ARMS = {
     "gains": {"advantage": GainAdvantage()},
     "gains in a tree": {"tree": BranchingTree(), "advantage": GainAdvantage(std="prompt"), **FIRST},
     "std of the batch": {"advantage": GroupAdvantage(std="batch")},
+    "joined steps": {"selector": MergedSelector(start=1, length=2), "tree": BranchingTree(split_noise=2)},
     "forward process": {"objective": NftObjective(), "tree": IndependentTree(noise="none")},
 }
 

@@ -1,5 +1,6 @@
 """At which denoising steps trajectories explore and learn."""
 
+from aegpo.method.selectors.merged import MergedSelector
 from aegpo.method.selectors.peaks import EntropyPeakSelector, LowestEntropySelector, PeaksSelector
 from aegpo.method.selectors.plain import (
     CountedSelector,
@@ -21,6 +22,7 @@ __all__ = [
     "FixedSelector",
     "FractionSelector",
     "LowestEntropySelector",
+    "MergedSelector",
     "PeaksSelector",
     "RandomSelector",
     "Selector",

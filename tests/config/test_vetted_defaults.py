@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from aegpo.plugin.manager import load_registries, plugin_manager
 
 TABLE = Path(__file__).parent.parent / "data" / "vetted_defaults.csv"
-ALGORITHM = ("signals", "allocators", "selectors", "trees", "samplers", "advantages", "objectives")
+ALGORITHM = ("curricula", "signals", "allocators", "selectors", "trees", "samplers", "advantages", "objectives")
 # Of models and rewards: where things come from, where and how they are computed, and whom a server knows.
 SETTINGS = {
     "models": {

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_the_guides_observer_is_told_of_steps(site, capsys):
     (site / "observer.py").write_text(blocks("python")[2])
     run = RunInfo(arm="grpo", seed=1, folder=site, first_step=0, training_steps=2)
     counts, selected = np.array([2]), np.ones((1, 3), dtype=bool)
-    report = StepReport(2, {"reward": 0.5}, (Prompt(0, "x"),), counts, selected, None, None, {})
+    report = StepReport(2, {"reward": 0.5}, (Prompt(0, "x"),), counts, selected, {}, {})
     plugin_manager(["observer.py"]).hook.aegpo_on_step_end(run=run, report=report)
     assert capsys.readouterr().out == "grpo 1 2 {'reward': 0.5}\n"
 
@@ -120,8 +121,24 @@ objective: {kind: clipped, clip: 3.8e-3}
 """
 
 
+def test_the_guides_signal_splits_the_prompts(site):
+    (site / "my_signal.py").write_text(blocks("python")[3])
+    (site / "x.yaml").write_text(
+        "name: x\nmodel: shapes\nrewards: [palette]\nprompts: {train_count: 8, evaluation_count: 2}\n"
+        "rollouts: {prompts_per_step: 2, rollouts_per_step: 12, denoising_steps: 3}\n"
+        "allocator: {kind: median-split, signal: words, low: 4, high: 8, warmup: 0}\n"
+    )
+    registries = load_registries(plugin_manager(["my_signal"]))
+    engine = Engine.build(load_experiment_file(Path("x.yaml"), registries).experiment("main", 0))
+    report = engine.step(1)
+    words = [len(prompt.text.split()) for prompt in report.prompts]
+    assert report.signals["words"].values.tolist() == words
+    assert report.metrics["signal_forwards"] == 0
+    assert report.counts.tolist() == ([4, 8] if words[0] < words[1] else [8, 4] if words[0] > words[1] else [6, 6])
+
+
 def test_the_guides_rules_conform_and_say_what_they_find_wrong(site):
-    (site / "my_rules.py").write_text(blocks("python")[3])
+    (site / "my_rules.py").write_text(blocks("python")[4])
     manager = plugin_manager(["my_rules"])
     registries = load_registries(manager)
     for axis, name, check in (
@@ -148,7 +165,7 @@ def test_the_guides_rules_conform_and_say_what_they_find_wrong(site):
 
 
 def test_the_guides_reward_on_metadata_conforms_and_names_the_line_of_a_prompt_without_it(site):
-    (site / "my_light.py").write_text(blocks("python")[4])
+    (site / "my_light.py").write_text(blocks("python")[5])
     registries = load_registries(plugin_manager(["my_light"]))
     asked = [Prompt(number, "a cat", {"light": number / 4}) for number in range(4)]
     testing.check_reward(registries.rewards.get("light")(), asked)

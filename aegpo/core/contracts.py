@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegpo.core import first_edition
-from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Per, Prompt, RolloutPlan
+from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Media, Per, Prompt, RolloutPlan
 from aegpo.core.signals import Measurement, Signals
 from aegpo.core.steps import check_steps, kinds, splits_last
 from aegpo.errors import AegpoError, ContractError, MemoryShortageError
@@ -23,6 +23,7 @@ from aegpo.errors import AegpoError, ContractError, MemoryShortageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_RANKS: Mapping[Media, int] = {"image": 4, "video": 5}
 LEAST_GROUP = 2  # rollouts a group needs to be compared
 _SIGNS = ("out of memory", "not enough memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -185,12 +186,14 @@ def check_velocity(name: str, velocity: Tensor, latents: Tensor) -> None:
     _check_tensor(f"model {name!r}", "a velocity", velocity, tuple(latents.shape), _FLOATING)
 
 
-def check_images(name: str, images: Tensor, count: int) -> None:
-    """A model's (N, 3, h, w) images: finite and in [0, 1]."""
+def check_images(name: str, images: Tensor, count: int, media: Media = "image") -> None:
+    """A model's images (N, 3, h, w), or videos (N, F, 3, h, w) if that is its `media`: finite and in [0, 1]."""
     who = f"model {name!r}"
     shape = tuple(images.shape)
-    if len(shape) != 4 or shape[0] != count or shape[1] != 3:
-        raise ContractError(f"{who} decoded images of shape {shape} from {count} latents; ({count}, 3, h, w) was asked")
+    if len(shape) != _RANKS[media] or shape[0] != count or shape[-3] != 3 or 0 in shape:
+        asked = f"({count}, 3, h, w)" if media == "image" else f"({count}, F, 3, h, w)"
+        other = "" if len(shape) == _RANKS[media] else f"; its spec says media = {media!r}"
+        raise ContractError(f"{who} decoded images of shape {shape} from {count} latents; {asked} was asked{other}")
     _check_finite(who, "decoded", images)
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:

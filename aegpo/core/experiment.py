@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, create_model, model_validator
 
 from aegpo.core import contracts
+from aegpo.core.media import why_unread
 from aegpo.core.parts import (
     AdvantageSpec,
     AllocatorSpec,
@@ -164,6 +165,7 @@ class Experiment(Spec):
             if path is None and not self.model.has_captions:
                 yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")
         yield from self._same_names()
+        yield from self._wrong_media()
         yield from self._wrong_signals()
         for field, part in {"model": self.model, **self.algorithm()}.items():
             yield from (Problem((field,), message) for message in part.problems(self))
@@ -186,10 +188,8 @@ class Experiment(Spec):
 
     def _same_names(self) -> Iterator[Problem]:
         """Rewards and trackers that nothing tells apart."""
-        places: list[tuple[Location, RewardSpec]] = [(("rewards", i), spec) for i, spec in enumerate(self.rewards)]
-        places += [(("evaluation", "rewards", i), spec) for i, spec in enumerate(self.evaluation.rewards)]
         labels = set[str]()
-        for place, spec in places:
+        for place, spec in self._placed_rewards():
             if spec.label in labels:
                 yield Problem(place, f"two rewards are called {spec.label!r}; give one a 'name' of its own")
             labels.add(spec.label)
@@ -197,6 +197,18 @@ class Experiment(Spec):
             if tracker in self.trackers[:index]:
                 message = f"two trackers are {tracker.kind!r} with the same settings; name it once"
                 yield Problem(("trackers", index), message)
+
+    def _wrong_media(self) -> Iterator[Problem]:
+        """Rewards that cannot read what the model paints."""
+        for place, spec in self._placed_rewards():
+            wrong = why_unread(spec, self.model)
+            if wrong is not None:
+                yield Problem(place if spec.frames is None else (*place, "frames"), wrong)
+
+    def _placed_rewards(self) -> Iterator[tuple[Location, RewardSpec]]:
+        """Those that are trained on, then those that are not, with their places in the experiment."""
+        yield from ((("rewards", index), spec) for index, spec in enumerate(self.rewards))
+        yield from ((("evaluation", "rewards", index), spec) for index, spec in enumerate(self.evaluation.rewards))
 
     def _wrong_signals(self) -> Iterator[Problem]:
         """Signals that nobody provides, and what is wrong with the sources of those that are read."""

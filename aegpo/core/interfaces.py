@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """A text-to-image network in flow coordinates: x_sigma = (1 - sigma) x0 + sigma noise, v = noise - x0."""
 
-    latent_shape: tuple[int, int, int]  # (C, H, W)
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """x: (C, H, W), with frames (C, F, H, W), or of any other rank."""
 
     @property
     def policy(self) -> nn.Module:
@@ -48,10 +50,10 @@ class Model(Protocol):
         """
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W): d x / d sigma at the given noise levels."""
+        """(B, *x), (B,) -> (B, *x): d x / d sigma at the given noise levels."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+        """(B, *x) -> images (B, 3, h, w) in [0, 1]; (B, F, 3, h, w) where its spec's `media` is "video"."""
 
     def frozen(self, name: str) -> AbstractContextManager[None]:
         """Inside, `velocity` is that frozen network's. `base`, the policy before it was trained, is always one of them.
@@ -95,8 +97,8 @@ class Policy(Protocol):
     """The network of a run, as sources of signals may ask it; what it says is in the run's precision."""
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """x: (C, H, W), with frames (C, F, H, W), or of any other rank."""
 
     @property
     def sigmas(self) -> Tensor:
@@ -114,13 +116,13 @@ class Policy(Protocol):
         """Conditioning of P prompts."""
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W) float32: d x / d sigma at the given noise levels."""
+        """(B, *x), (B,) -> (B, *x) float32: d x / d sigma at the given noise levels."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+        """(B, *x) -> images (B, [F,] 3, h, w) in [0, 1]."""
 
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:
-        """(P, C, H, W): one fixed noise for each prompt, seed and sample, whenever it is asked for."""
+        """(P, *x): one fixed noise for each prompt, seed and sample, whenever it is asked for."""
 
     def base(self) -> AbstractContextManager[None]:
         """Inside, the frozen base policy speaks."""
@@ -173,10 +175,10 @@ class Reward(Protocol):
     """Scores images against prompts."""
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32, higher is better.
+        """(N, [F,] 3, h, w) in [0, 1] and N prompts -> (N,) float32, higher is better.
 
-        Images of one prompt have equal prompts; a prompt's `metadata` is what its file says beside the text, its
-        `images` are the files that it names.
+        With frames only if its spec's `media` says so. Images of one prompt have equal prompts; a prompt's `metadata`
+        is what its file says beside the text, its `images` are the files that it names.
         """
 
 
@@ -240,7 +242,7 @@ class Sampler(Protocol):
     def transition(
         self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, scale: Tensor | None = None
     ) -> Gaussian:
-        """(B, C, H, W) twice and (B,) twice, all float32 -> the distribution of the next latents.
+        """(B, *x) twice and (B,) twice, all float32 -> the distribution of the next latents.
 
         `scale`, (B,) float32, multiplies the noise rate, so that drift and noise still belong together; None is 1 and
         all that is ever given unless the plan scales some edge. `sigma_next` need not be the schedule's next level.

@@ -68,10 +68,13 @@ class ModelSpec(PartSpec):
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
     reads_images: ClassVar[bool] = False  # `encode` opens the images of prompts, which are then looked for at load
     partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
+    media: ClassVar[Literal["image", "video"]] = (
+        "image"  # what `Model.decode` returns: (B, 3, h, w), or (B, F, 3, h, w)
+    )
 
     @property
     def dimensions(self) -> int | None:
-        """C x H x W of the latents; None: known once it is loaded."""
+        """How many numbers a latent has, C x H x W of an image's; None: known once it is loaded."""
         return None
 
     @property
@@ -97,15 +100,21 @@ class ModelSpec(PartSpec):
 
 
 class RewardSpec(Spec):
-    """A scorer of images against prompts."""
+    """A scorer of images or videos against prompts."""
 
     kind: str
+    media: ClassVar[Literal["image", "video", "both"]] = "image"  # what it reads; videos are (N, F, 3, h, w)
     particular: ClassVar[bool] = False  # it `refuses` some prompts: those of files are asked about at load
     needs_metadata: ClassVar[tuple[str, ...]] = ()  # keys it reads; a prompt without one is refused before a run
     needs_images: ClassVar[bool] = False  # a prompt without an image is refused before a run
     group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
     name: str | None = Field(default=None, description="label in metrics and reports; default: the kind")
     weight: float = Field(default=1.0, description="factor of this reward in the weighted sum")
+    frames: Literal["mean", "first", "min"] | None = Field(
+        default=None,
+        description="of videos, for a reward that reads images: mean or min of its scores of all frames, or its score "
+        "of the first frame alone; null: it is given what the model paints",
+    )
 
     @property
     def label(self) -> str:

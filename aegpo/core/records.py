@@ -4,9 +4,11 @@ Shape legend, valid in every docstring and comment of the project:
 
     P   prompts in a training step          B        any batch
     N   rollouts (leaves) in a step         R        rewards
-    T   denoising steps                     C, H, W  latent channels, height, width
-    N_i nodes at level i of the plan        h, w     image height, width
+    T   denoising steps                     x        a latent's own dimensions: (C, H, W), (C, F, H, W), ...
+    N_i nodes at level i of the plan        h, w     image height, width; F frames of a video
     E   trained edges of the plan           L, D     text tokens, text width
+
+Images are (N, 3, h, w); where a model paints videos they are (N, F, 3, h, w), written (N, [F,] 3, h, w).
 
 Noise level `sigma` runs from 1 (noise) to 0 (image); a `step` counts training, a `level` or denoising step counts the
 T steps of one trajectory. Entropy is in nats. Decisions (counts, steps, plans) are numpy, so that planning needs no
@@ -52,6 +54,8 @@ class Prompt:
         return self.text, self.images
 
 
+Media = Literal["image", "video"]  # what a model paints: images (N, 3, h, w), or videos (N, F, 3, h, w)
+FrameRule = Literal["mean", "first", "min"]  # how a reward's scores of a video's frames become one
 Per = Literal["prompt", "step", "prompt-step"]  # what a signal has a value for: (P,), (T,) or (P, T)
 
 
@@ -180,7 +184,7 @@ class Conditioning:
 class Gaussian:
     """One stochastic denoising step: the next latents are `mean + std * noise`."""
 
-    mean: Tensor  # (B, C, H, W) float32
+    mean: Tensor  # (B, *x) float32
     std: Tensor  # (B,) float32, the total standard deviation, >= 0; 0 is the deterministic step
 
 
@@ -205,10 +209,10 @@ class Edges:
     prompt: Tensor  # (E,) int64, row of the step's Conditioning
     rollout: Tensor  # (E,) int64, the rollout the edge is booked on (RolloutPlan.first_leaf)
     leaves: Tensor  # (E,) int64, rollouts that pass through the edge
-    latents: Tensor  # (E, C, H, W) storage dtype, before the step
-    next_latents: Tensor  # (E, C, H, W) storage dtype, after it
+    latents: Tensor  # (E, *x) storage dtype, before the step
+    next_latents: Tensor  # (E, *x) storage dtype, after it
     log_prob: Tensor  # (E,) float32, mean over dimensions, under the policy that sampled
-    velocity: Tensor | None = None  # (E, C, H, W) float32, of the policy that sampled; None unless `needs_old`
+    velocity: Tensor | None = None  # (E, *x) float32, of the policy that sampled; None unless `needs_old`
     until: Tensor | None = None  # (E,) int64, the level the step ends at; None: the next
     scale: Tensor | None = None  # (E,) float32, factor of the step's noise rate; None: 1
 
@@ -221,8 +225,8 @@ class Rollouts:
     """What executing a plan produced; flat over rollouts, with the plan's groups."""
 
     plan: RolloutPlan
-    latents: Tensor  # (N, C, H, W) at sigma 0
-    images: Tensor  # (N, 3, h, w) in [0, 1]
+    latents: Tensor  # (N, *x) at sigma 0
+    images: Tensor  # (N, [F,] 3, h, w) in [0, 1]
     log_prob: tuple[Tensor, ...]  # T tensors (N_{i+1},) float32; 0 where the step is deterministic
     edges: Edges
     prompts: tuple[Prompt, ...] = ()  # P, the rows of the plan's `prompt`; empty where a plan was executed without any
@@ -247,9 +251,9 @@ class Update:
     log_prob: Tensor  # (B,) float32, current policy, with gradient
     old_log_prob: Tensor  # (B,) float32, the policy that sampled
     advantage: Tensor  # (B,) float32
-    mean: Tensor  # (B, C, H, W) float32, current policy's transition mean, with gradient
-    base_mean: Tensor | None  # (B, C, H, W) float32; None unless the objective declares `needs_base`
-    old_mean: Tensor | None  # (B, C, H, W) float32, of the policy that sampled; None unless it declares `needs_old`
+    mean: Tensor  # (B, *x) float32, current policy's transition mean, with gradient
+    base_mean: Tensor | None  # (B, *x) float32; None unless the objective declares `needs_base`
+    old_mean: Tensor | None  # (B, *x) float32, of the policy that sampled; None unless it declares `needs_old`
     std: Tensor  # (B,) float32, the total standard deviation of the transition
     delta: Tensor  # (B,) float32, sigma - sigma_next > 0
     level: Tensor  # (B,) int64
@@ -267,11 +271,11 @@ class Renoised:
     advantage: Tensor  # (B,) float32, of the rollout
     level: Tensor  # (B,) int64
     sigma: Tensor  # (B,) float32, > 0
-    latents: Tensor  # (B, C, H, W) float32
-    clean: Tensor  # (B, C, H, W) float32
-    velocity: Tensor  # (B, C, H, W) float32, current policy, with gradient
-    old_velocity: Tensor | None  # (B, C, H, W) float32, the policy that sampled; None unless `needs_old`
-    base_velocity: Tensor | None  # (B, C, H, W) float32; None unless `needs_base`
+    latents: Tensor  # (B, *x) float32
+    clean: Tensor  # (B, *x) float32
+    velocity: Tensor  # (B, *x) float32, current policy, with gradient
+    old_velocity: Tensor | None  # (B, *x) float32, the policy that sampled; None unless `needs_old`
+    base_velocity: Tensor | None  # (B, *x) float32; None unless `needs_base`
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,7 @@ class Evaluation:
     prompts: tuple[str, ...]
     scores: Mapping[str, FloatArray]  # reward label -> (prompts,)
     base_scores: Mapping[str, FloatArray]  # the same for the untouched base policy
-    images: Tensor  # (k, 3, h, w) in [0, 1]: the first k prompts, the same noise every time
+    images: Tensor  # (k, [F,] 3, h, w) in [0, 1]: the first k prompts, the same noise every time
     seconds: float = 0.0  # wall-clock; everything else is deterministic
 
 

@@ -81,8 +81,8 @@ class Trunk:
     """
 
     prompt: IntArray  # (K,) rows of the step's Conditioning, each once
-    noise: Tensor  # (K, C, H, W)
-    velocity: tuple[Tensor, ...] = ()  # (K, C, H, W) float32 each, at the first levels
+    noise: Tensor  # (K, *x)
+    velocity: tuple[Tensor, ...] = ()  # (K, *x) float32 each, at the first levels
 
     def levels(self, plan: RolloutPlan) -> IntArray:  # (K,)
         """At how many levels of the plan the velocity of each prompt's only node is here."""

@@ -28,12 +28,12 @@ NEARLY_ONE = 1.0 - 1e-6
 
 
 def euler(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """The deterministic step: (B, C, H, W) twice and (B,) twice -> (B, C, H, W)."""
+    """The deterministic step: (B, *x) twice and (B,) twice -> (B, *x)."""
     return latents.float() + _spread(sigma_next - sigma, latents) * velocity.float()
 
 
 def start_latents(noise: Tensor, sigmas: Tensor) -> Tensor:
-    """What pure noise (B, C, H, W) stands for at the first level, as in the published pipelines.
+    """What pure noise (B, *x) stands for at the first level, as in the published pipelines.
 
     Those of variance-preserving models (DDIM of SD 1.x and SDXL) begin below sigma 1 and take noise for the state
     x = a x0 + s noise there, which has its variance; in flow coordinates that is x / (a + s), with
@@ -122,7 +122,7 @@ class _AffineSampler(SamplerSpec):
     def transition(
         self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, scale: Tensor | None = None
     ) -> Gaussian:
-        """(B, C, H, W) twice, (B,) twice, (B,) of the noise rate or None -> mean and total std."""
+        """(B, *x) twice, (B,) twice, (B,) of the noise rate or None -> mean and total std."""
         factor = None if scale is None else scale.float()
         by_latents, by_velocity, std = self.scaled(sigma.float(), sigma_next.float(), factor)
         mean = _spread(by_latents, latents) * latents.float() + _spread(by_velocity, latents) * velocity.float()
@@ -277,5 +277,5 @@ def _cosine(angle: V) -> V:
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, 1), to multiply latents with."""
+    """(B,) as (B, 1, ...), of the latents' rank, to multiply them with."""
     return values.float().view(-1, *(1 for _ in like.shape[1:]))

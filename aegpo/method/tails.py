@@ -57,7 +57,7 @@ def _whole(plan: RolloutPlan, start: int) -> int:
 
 def second_order(
     velocity: Tensor, clean: Tensor, previous: Tensor, levels: tuple[float, float, float]
-) -> Tensor:  # (B, C, H, W)
+) -> Tensor:  # (B, *x)
     """The velocity whose Euler step is DPM-Solver++'s multistep of order 2, midpoint (arXiv 2211.01095, Alg. 2).
 
     `clean` and `previous` are x - sigma v now and one step ago; `levels` are sigma then, now and next. With

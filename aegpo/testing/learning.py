@@ -44,6 +44,7 @@ def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
         sigma, sigma_next = sigmas[step].expand(4), sigmas[step + 1].expand(4)
         gaussian = sampler.transition(latents, velocity, sigma, sigma_next)
         contracts.check_transition(spec.kind, gaussian, latents)
+        _check_rank(spec, latents, velocity, sigma, sigma_next)
         alone = sampler.transition(latents[:1], velocity[:1], sigma[:1], sigma_next[:1])
         if not torch.allclose(alone.mean[0], gaussian.mean[0], rtol=ROUNDING, atol=ROUNDING):
             raise ContractError(f"sampler {spec.kind!r} moves a latent differently alone and in a batch")
@@ -65,6 +66,14 @@ def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
         contracts.check_log_prob(spec.kind, log_prob, latents)
         if bool((log_prob > highest).any()):
             raise ContractError(f"sampler {spec.kind!r} finds a drawn latent likelier than the mean at step {step}")
+
+
+def _check_rank(spec: SamplerSpec, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> None:
+    """Latents may have frames, too, or any other rank."""
+    framed, sampler = latents[:, None], spec.build()
+    with contracts.blaming("sampler", spec.kind):
+        gaussian = sampler.transition(framed, velocity[:, None], sigma, sigma_next)
+    contracts.check_transition(spec.kind, gaussian, framed)
 
 
 def check_advantage(spec: AdvantageSpec) -> None:

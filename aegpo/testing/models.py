@@ -17,7 +17,7 @@ _STRENGTH = 0.2  # std of the weights of disturbed adapters
 
 
 def paint(model: Model, prompts: Sequence[str | Prompt], noise: Tensor, steps: int) -> Tensor:
-    """The images (P, 3, h, w) of P prompts by the deterministic sampler, from start noise (P, C, H, W).
+    """The images (P, [F,] 3, h, w) of P prompts by the deterministic sampler, from start noise (P, *x).
 
     Compare them with what the published program paints from the same noise.
     """
@@ -67,7 +67,7 @@ def attention_entropies(
     Args:
         model: the model.
         prompts: P of them.
-        latents: (P, C, H, W).
+        latents: (P, *x).
         sigma: (P,) noise levels.
         rows: queries that are sampled of each attention; None: all of them.
     """

@@ -20,21 +20,27 @@ from aegpo.prompts.lists import lacking, numbered, quoted
 from aegpo.testing.common import ROUNDING, check_spec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from aegpo.core.records import StepReport
 
 _NOBODY = "no-such-network"
 
 
-def check_reward(spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: tuple[int, int] = (24, 24)) -> None:
+def check_reward(
+    spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: tuple[int, int] = (24, 24), frames: int = 3
+) -> None:
     """Finite float32 scores, one an image, the same in every call and whatever else is in the batch.
 
-    A group-wise reward gets every prompt twice, and is not asked about an image alone.
+    A group-wise reward gets every prompt twice, and is not asked about an image alone. A reward of videos gets videos,
+    one of both first images.
 
     Args:
         spec: the reward.
         prompts: texts it can score, or prompts with the metadata and images it needs, at least 3; default: captions of
             the embedded world.
         size: height and width of the images.
+        frames: of the videos; 0: a reward of both gets images alone.
     """
     import torch
 
@@ -44,8 +50,16 @@ def check_reward(spec: RewardSpec, prompts: Sequence[str | Prompt] = (), size: t
         raise ContractError(f"{message}; give check_reward prompts that have it")
     asked = asked * 2 if spec.group_wise else asked
     reward = built("reward", spec.kind, partial(spec.build, torch.device("cpu")), Reward)
-    images = torch.rand((len(asked), 3, *size), generator=torch.Generator().manual_seed(0))
-    images[0], images[1] = 0.0, 1.0
+    leading = {"image": ((),), "video": ((frames,),), "both": ((), (frames,)) if frames else ((),)}
+    for each in leading[spec.media]:
+        images = torch.rand((len(asked), *each, 3, *size), generator=torch.Generator().manual_seed(0))
+        images[0], images[1] = 0.0, 1.0
+        _check_scores(spec, reward, images, asked)
+
+
+def _check_scores(spec: RewardSpec, reward: Reward, images: Tensor, asked: Sequence[Prompt]) -> None:
+    import torch
+
     before = images.clone()
     scores = reward.score(images, asked)
     contracts.check_scores(spec.kind, scores, asked)
@@ -81,7 +95,7 @@ def check_model(spec: ModelSpec, prompts: Sequence[str | Prompt] = ("a red circl
     with torch.no_grad():
         velocity = model.velocity(latents, sigma, cond)
         contracts.check_velocity(spec.kind, velocity, latents)
-        contracts.check_images(spec.kind, model.decode(latents), len(prompts))
+        contracts.check_images(spec.kind, model.decode(latents), len(prompts), spec.media)
         alone = model.velocity(latents[:1], sigma[:1], cond.select(torch.tensor([0])))
         if not torch.allclose(alone, velocity[:1], rtol=1e-3, atol=1e-3):
             raise ContractError(f"{who} has another velocity for a latent alone than in a batch")

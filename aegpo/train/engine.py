@@ -95,7 +95,7 @@ class Engine:
             with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():
                 show = self._inspected(scoring.show)
                 rollouts = roll_out(self.policy.how, plan, cond, generator, prompts, known.trunk, show, predicted.look)
-                contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts)
+                contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts, spec.model.media)
             with watch("reward"):  # of which rewards in lanes of their own have done a part already
                 scores = scoring.finish(rollouts.images)
                 credit = self._credit(predicted.beside(torch.stack(list(scores.values()), dim=1)), rollouts)
@@ -150,7 +150,7 @@ class Engine:
         """Refuses what is no image."""
         if self.learner.updates and not bool(images.isfinite().all()):
             raise AegpoError(DIVERGED)  # the adapter was fine when the run began
-        contracts.check_images(self.experiment.model.kind, images, len(images))
+        contracts.check_images(self.experiment.model.kind, images, len(images), self.experiment.model.media)
 
     def _randomness(self, number: int) -> tuple[np.random.Generator, torch.Generator]:
         """Decisions and noise of a step, and the global generators that foreign parts may use."""

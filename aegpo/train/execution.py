@@ -12,8 +12,8 @@ from aegpo.core.interfaces import Model, Sampler
 from aegpo.core.records import Conditioning
 
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
-Look = Callable[[int, Tensor], None]  # is given the next (b, C, H, W) predicted clean latents of a level, as nodes go
-Show = Callable[[Tensor], None]  # is given images (b, 3, h, w) as soon as they are painted, in the order of rollouts
+Look = Callable[[int, Tensor], None]  # is given the next (b, *x) predicted clean latents of a level, as nodes go
+Show = Callable[[Tensor], None]  # is given images (b, [F,] 3, h, w) as soon as painted, in the order of rollouts
 
 
 def unseen(images: Tensor) -> None:

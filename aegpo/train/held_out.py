@@ -14,7 +14,7 @@ from aegpo.train.execution import Show
 from aegpo.train.policy import Policy
 from aegpo.train.scoring import Scorer, Scoring, score
 
-Paint = Callable[[Show], Tensor]  # paints an image of each prompt, (B, 3, h, w) in [0, 1], and shows them on the way
+Paint = Callable[[Show], Tensor]  # an image of each prompt, (B, [F,] 3, h, w) in [0, 1], shown on the way
 
 
 class Evaluator:
@@ -58,7 +58,7 @@ class HeldOut:
         self._base_images = base_images.cpu() if self._relative else None
 
     def evaluate(self, paint: Paint) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
-        """(B,) of each reward, for the policy that paints and for the base; and the images (B, 3, h, w) painted."""
+        """(B,) of each reward, for the policy that paints and for the base; and the images (B, [F,] 3, h, w)."""
         (images, scores), base_scores = self._painted(paint), dict(self.base_scores)
         if self._base_images is not None:
             both = torch.cat([images, self._base_images.to(images.device)])

@@ -50,8 +50,8 @@ class Policy:
         self.how = self._execution(self.model, experiment.rollouts.denoising_steps)
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """x: (C, H, W), with frames (C, F, H, W), or of any other rank."""
         return self.model.latent_shape
 
     @property
@@ -76,11 +76,11 @@ class Policy:
         return self._encoded(self.model, prompts)
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W) float32, in the run's precision."""
+        """(B, *x), (B,) -> (B, *x) float32, in the run's precision."""
         return self.how.velocity(latents, sigma, cond)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, H, W) -> images (B, 3, h, w) in [0, 1]."""
+        """(B, *x) -> images (B, [F,] 3, h, w) in [0, 1]."""
         with contracts.blaming("model", self.experiment.model.kind):
             return self.model.decode(latents)
 
@@ -102,7 +102,7 @@ class Policy:
     def images(
         self, prompts: Sequence[Prompt], noise: Tensor, how: Execution | None = None, show: Show = unseen
     ) -> Tensor:
-        """(B, 3, h, w) in [0, 1]: each of B prompts from its start noise (B, C, H, W), deterministic sampler.
+        """(B, [F,] 3, h, w) in [0, 1]: each of B prompts from its start noise (B, *x), deterministic sampler.
 
         Args:
             prompts: B of them.
@@ -118,20 +118,20 @@ class Policy:
         with enough_memory("images were painted", remedy):
             how = how or self.painting()
             images = sample_deterministic(how, noise, self._encoded(how.model, prompts), show)
-        contracts.check_images(self.experiment.model.kind, images, len(prompts))
+        contracts.check_images(self.experiment.model.kind, images, len(prompts), self.experiment.model.media)
         return images
 
-    def evaluation_noise(self, count: int) -> Tensor:  # (count, C, H, W)
+    def evaluation_noise(self, count: int) -> Tensor:  # (count, *x)
         """Start noise of a run's held-out prompts: one fixed noise for each, the same at every evaluation."""
         generator = torch.Generator().manual_seed(self.experiment.evaluation.seed)
         return torch.randn((count, *self._sized.latent_shape), generator=generator).to(self.device)
 
-    def numbered_noise(self, first: int, count: int, seed: int) -> Tensor:  # (count, C, H, W)
+    def numbered_noise(self, first: int, count: int, seed: int) -> Tensor:  # (count, *x)
         """Start noise of prompts `first`, `first` + 1, ...: one fixed noise for each number and seed."""
         shape, numbers = self._sized.latent_shape, range(first, first + count)
         return torch.stack([numbered_noise(shape, seed, number) for number in numbers]).to(self.device)
 
-    def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:  # (P, C, H, W)
+    def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:  # (P, *x)
         """Start noise for signals: one fixed noise for each prompt, seed and sample, whenever it is asked for."""
         every = [signal_noise(self.latent_shape, seed, prompt.index, sample) for prompt in prompts]
         return torch.stack(every).to(self.device)
@@ -205,7 +205,7 @@ class Policy:
         contracts.check_velocity(spec.model.kind, velocity, latents)
         with contracts.blaming("model", spec.model.kind):
             image = self.model.decode(latents)
-        contracts.check_images(spec.model.kind, image, 1)
+        contracts.check_images(spec.model.kind, image, 1, spec.model.media)
         with contracts.blaming("sampler", spec.sampler.kind):
             gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
             contracts.check_transition(spec.sampler.kind, gaussian, latents)

@@ -36,7 +36,7 @@ class PredictedScores:
         self._levels = {int(level): _Level(plan.prompt[level]) for level in levels}
 
     def look(self, level: int, clean: Tensor) -> None:
-        """Decodes and scores what is predicted at the next nodes of a level, (b, C, H, W); other levels do not matter.
+        """Decodes and scores what is predicted at the next nodes of a level, (b, *x); other levels do not matter.
 
         Raises:
             RewardError: if a reward fails or returns what it must not; the message names it.
@@ -71,7 +71,7 @@ class _Level:
         self._seen = 0
 
     def arrived(self, images: Tensor, whole_groups: bool) -> list[tuple[IntArray, Tensor]]:
-        """Nodes and their images (n, 3, h, w) that can be scored now that the next images (b, 3, h, w) are there."""
+        """Nodes and their images (n, [F,] 3, h, w) that can be scored now that the next (b, [F,] 3, h, w) are there."""
         nodes = np.arange(self._seen, self._seen + len(images))
         self._seen += len(images)
         if not whole_groups:

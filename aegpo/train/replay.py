@@ -25,7 +25,7 @@ class Batch:
     mean_std: float = 0.0  # of Update, from `schedule_std`; nothing in the forward process
 
     @property
-    def latents(self) -> Tensor:  # (B, C, H, W) float32
+    def latents(self) -> Tensor:  # (B, *x) float32
         """Where the network is evaluated."""
         return self.edges.latents[self.rows].float()
 
@@ -50,7 +50,7 @@ class Batch:
         return self.cond.select(self.edges.prompt[self.rows])
 
     @property
-    def old_velocity(self) -> Tensor | None:  # (B, C, H, W) float32
+    def old_velocity(self) -> Tensor | None:  # (B, *x) float32
         """Of the policy that sampled, if it was kept."""
         return None if self.edges.velocity is None else self.edges.velocity[self.rows]
 
@@ -114,7 +114,7 @@ def noise_again(how: Execution, rollouts: Rollouts, generator: torch.Generator) 
 
 @torch.no_grad()
 def velocities(how: Execution, edges: Edges, cond: Conditioning) -> Tensor:
-    """(E, C, H, W) float32: what the policy predicts now at every edge."""
+    """(E, *x) float32: what the policy predicts now at every edge."""
     found = []
     for rows in torch.split(torch.arange(len(edges), device=edges.level.device), how.micro_batch):
         chosen = cond.select(edges.prompt[rows])

@@ -53,7 +53,7 @@ def roll_out(
 
 @torch.no_grad()
 def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show: Show = unseen) -> Tensor:
-    """Euler from start noise (B, C, H, W) to images (B, 3, h, w) in [0, 1]; row i of `cond` belongs to row i."""
+    """Euler from start noise (B, *x) to images (B, [F,] 3, h, w) in [0, 1]; row i of `cond` belongs to row i."""
     images: list[Tensor] = []
     for rows in torch.split(torch.arange(len(noise), device=noise.device), how.micro_batch):
         latents = start_latents(noise[rows], how.sigmas)
@@ -65,14 +65,14 @@ def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show
     return torch.cat(images)
 
 
-def decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, 3, h, w)
-    """Images of clean latents (b, C, H, W)."""
+def decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, [F,] 3, h, w)
+    """Images of clean latents (b, *x)."""
     with contracts.blaming("model", how.model_kind):
         return how.model.decode(latents)
 
 
 def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor) -> Tensor:
-    """Velocity of (B, C, H, W) latents at one level, at most `micro_batch` at a time; `prompt`: (B,) rows of `cond`."""
+    """Velocity of (B, *x) latents at one level, at most `micro_batch` at a time; `prompt`: (B,) rows of `cond`."""
     sigma, found = how.sigmas[level], []
     for rows in torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch):
         chosen = cond.select(prompt[rows])
@@ -87,8 +87,8 @@ def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditio
 class _States:
     """Some states of a level, in the plan's order."""
 
-    latents: Tensor  # (b, C, H, W) storage dtype
-    previous: Tensor | None = None  # (b, C, H, W) float32, what was predicted of the image one level before
+    latents: Tensor  # (b, *x) storage dtype
+    previous: Tensor | None = None  # (b, *x) float32, what was predicted of the image one level before
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -162,7 +162,7 @@ class _Walk:
         self._queues[0].add(_States(start_latents(noise, how.sigmas).to(how.storage)))
 
     def leaves(self) -> Iterator[Tensor]:
-        """States (b, C, H, W) of the last level, `micro_batch` at a time, in the order of rollouts."""
+        """States (b, *x) of the last level, `micro_batch` at a time, in the order of rollouts."""
         level, last = 0, self._plan.num_steps
         while not self._queues[last].exhausted:
             while not self._queues[level].ready:
@@ -197,7 +197,7 @@ class _Walk:
             painted = ended if last.all() else torch.where(rows, ended, painted)
         return _States(painted, clean[parent] if self._looks_back else None)
 
-    def _velocity(self, level: int, nodes: slice, latents: Tensor) -> Tensor:  # (b, C, H, W)
+    def _velocity(self, level: int, nodes: slice, latents: Tensor) -> Tensor:  # (b, *x)
         """What the network says at some nodes of a level, evaluated only where the trunk does not know it.
 
         0 at nodes that pass through.
@@ -284,7 +284,7 @@ def _joined(parts: list[Edges]) -> Edges:
 
 
 def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, generator: torch.Generator) -> Tensor:
-    """Start noise (N_0, C, H, W) of every root; roots may share it, or have it from the trunk."""
+    """Start noise (N_0, *x) of every root; roots may share it, or have it from the trunk."""
     device = how.sigmas.device
     if plan.start is None:
         noise = _drawn(len(plan.prompt[0]), how, generator).to(device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from aegpo.core import contracts, first_edition
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
-from aegpo.core.records import IntArray, Prompt
+from aegpo.core.records import FrameRule, IntArray, Prompt
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, RewardError
 
@@ -29,6 +29,7 @@ class Scorer:
     early: int  # of RewardSpec.early
     group_wise: bool  # of RewardSpec.group_wise
     micro_batch: int | None = None  # of its spec, if it has one
+    frames: FrameRule | None = None  # of RewardSpec.frames
 
 
 def build_scorers(specs: Sequence[RewardSpec], device: torch.device) -> list[Scorer]:
@@ -41,11 +42,11 @@ def _build_scorer(spec: RewardSpec, device: torch.device) -> Scorer:
     batch = spec.model_dump(include={"micro_batch"}).get("micro_batch")
     own = ("", str(device), *((device.type, f"{device.type}:0") if device.index in (None, 0) else ()))
     lane = "" if spec.lane in own else spec.lane
-    return Scorer(spec.label, reward, lane, spec.early if lane else 0, spec.group_wise, batch)
+    return Scorer(spec.label, reward, lane, spec.early if lane else 0, spec.group_wise, batch, spec.frames)
 
 
 def score(scorers: Sequence[Scorer], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32 for each reward, checked, on the images' device.
+    """(N, [F,] 3, h, w) in [0, 1] and N prompts -> (N,) float32 for each reward, checked, on the images' device.
 
     Raises:
         RewardError: if a reward fails or returns what it must not; the message names it.
@@ -65,7 +66,7 @@ class Scoring:
 
     def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
         self._scorers, self._prompts = scorers, prompts
-        self._shown: list[Tensor] = []  # (3, h, w) each
+        self._shown: list[Tensor] = []  # ([F,] 3, h, w) each
         self._due = {scorer.label: _due(scorer, prompts) for scorer in scorers}
         self._asked = {scorer.label: np.zeros(len(prompts), dtype=np.bool_) for scorer in scorers}
         self._answers: list[tuple[Scorer, IntArray, Future[Tensor]]] = []
@@ -82,7 +83,7 @@ class Scoring:
             pool.shutdown(wait=True)
 
     def show(self, images: Tensor) -> None:
-        """The next images (b, 3, h, w) are there.
+        """The next images (b, [F,] 3, h, w) are there.
 
         Raises:
             RewardError: if a reward has failed meanwhile.
@@ -97,7 +98,7 @@ class Scoring:
             if answer.done():
                 answer.result()
 
-    def finish(self, images: Tensor) -> dict[str, Tensor]:  # (N, 3, h, w)
+    def finish(self, images: Tensor) -> dict[str, Tensor]:  # (N, [F,] 3, h, w)
         """Scores (N,) float32 of all images, which are those that were shown, for each reward.
 
         Raises:
@@ -157,6 +158,19 @@ def _calls_by_lane(scorers: Sequence[Scorer]) -> dict[str, int]:
 
 
 def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # (N,) float32
+    """Scores of images as they are, or of videos frame by frame where the reward's `frames` says so.
+
+    Frames of one time are scored together: a group-wise reward compares them with that time's of the other videos of a
+    prompt, not with their own, and no reward is given more images than there are rollouts.
+    """
+    if scorer.frames is None:
+        return _asked(scorer, images, prompts)
+    times = images.unbind(dim=1)[: 1 if scorer.frames == "first" else None]
+    scores = torch.stack([_asked(scorer, frames.contiguous(), prompts) for frames in times])
+    return scores.amin(dim=0) if scorer.frames == "min" else scores.mean(dim=0)
+
+
+def _asked(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # (N,) float32
     shown = images.data  # the same memory with a version of its own, so that who writes into it is known
     version = shown._version
     try:

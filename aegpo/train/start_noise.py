@@ -10,7 +10,7 @@ _SEEDS = 1_000_003  # keeps the start noises of prompts apart under neighbouring
 _NUMBERED = 4243  # keeps the start noise of numbered prompts apart from other streams of the same seed
 
 
-def signal_noise(shape: tuple[int, int, int], seed: int, prompt: int, sample: int = 0) -> Tensor:  # (C, H, W)
+def signal_noise(shape: tuple[int, ...], seed: int, prompt: int, sample: int = 0) -> Tensor:  # x
     """The start noise of one sample of a prompt, by the prompt's index."""
     own = seed * _SEEDS + prompt
     if sample > 0:  # the CPU's generator reads 32 bits of a seed, so that samples cannot just be far apart
@@ -18,7 +18,7 @@ def signal_noise(shape: tuple[int, int, int], seed: int, prompt: int, sample: in
     return torch.randn(shape, generator=torch.Generator().manual_seed(own))
 
 
-def numbered_noise(shape: tuple[int, int, int], seed: int, number: int) -> Tensor:  # (C, H, W)
+def numbered_noise(shape: tuple[int, ...], seed: int, number: int) -> Tensor:  # x
     """The start noise of a number."""
     own = int(np.random.SeedSequence((_NUMBERED, seed, number)).generate_state(1)[0])
     return torch.randn(shape, generator=torch.Generator().manual_seed(own))

@@ -42,12 +42,12 @@ class Steps:
 class Reached:
     """Some nodes of one level."""
 
-    latents: Tensor  # (b, C, H, W) storage dtype
+    latents: Tensor  # (b, *x) storage dtype
     log_prob: Tensor  # (b,) float32
 
 
 def children(how: Execution, latents: Tensor, velocity: Tensor, steps: Steps, noise: Tensor) -> Reached:
-    """The next states from each child's parent state (b, C, H, W), with noise for those that are noisy."""
+    """The next states from each child's parent state (b, *x), with noise for those that are noisy."""
     following = deterministic(latents, velocity, steps).to(how.storage)
     log_prob = torch.zeros(len(latents), device=latents.device)
     rows = torch.from_numpy(np.flatnonzero(steps.noisy)).to(latents.device)
@@ -62,14 +62,14 @@ def children(how: Execution, latents: Tensor, velocity: Tensor, steps: Steps, no
     return Reached(following, log_prob)
 
 
-def deterministic(latents: Tensor, velocity: Tensor, steps: Steps) -> Tensor:  # (b, C, H, W)
+def deterministic(latents: Tensor, velocity: Tensor, steps: Steps) -> Tensor:  # (b, *x)
     """The next states without noise; a node that passes through keeps its state."""
     return euler(latents, velocity, steps.sigma, steps.sigma_next)
 
 
 def followed(
     how: Execution, plan: RolloutPlan, level: int, velocity: Tensor, clean: Tensor, previous: Tensor | None
-) -> Tensor:  # (b, C, H, W)
+) -> Tensor:  # (b, *x)
     """The velocity that is followed from some nodes: the network's, or in a tail of order 2 the corrected one.
 
     The last step is of order 1, as published; the first one looks back at the last noisy step, as published.

@@ -61,7 +61,7 @@ class MatchingObjective(ObjectiveSpec):
         return self.velocity_penalty > 0
 
     def log_prob(self, velocity: Tensor, target: Tensor, sigma: Tensor) -> Tensor:  # (B,) float64
-        """Minus the weighted error of (B, C, H, W) velocities against the flow's own target."""
+        """Minus the weighted error of (B, *x) velocities against the flow's own target."""
         error = mean_square(velocity.double() - target)
         if self.weight == "1":
             return -error

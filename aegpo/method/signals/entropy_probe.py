@@ -29,8 +29,8 @@ class _Trajectories:
     """Curves of some prompts, and the trajectories of their first start noise."""
 
     curves: FloatArray  # (P, T) nats, NaN where not measured
-    noise: Tensor  # (P, C, H, W)
-    velocity: tuple[Tensor, ...]  # (P, C, H, W) at each level up to the last measured
+    noise: Tensor  # (P, *x)
+    velocity: tuple[Tensor, ...]  # (P, *x) at each level up to the last measured
 
 
 @dataclass
@@ -117,7 +117,7 @@ class EntropyProbe:
     def _evaluate(
         self, policy: Policy, level: int, latents: Tensor, cond: Conditioning
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity (B, C, H, W) at a level, and entropies (B,) where it is measured."""
+        """Velocity (B, *x) at a level, and entropies (B,) where it is measured."""
         sigma, velocities, entropies = policy.sigmas[level], [], []
         measured = level in self._steps(policy)
         for rows in torch.split(torch.arange(len(latents), device=latents.device), policy.micro_batch):

@@ -48,7 +48,7 @@ class Profile:
     kinds: tuple[str, ...]  # of the layers
     blocks: Mapping[str, Values]
     maps: FloatArray | None  # (MAPS or fewer, T, rows, columns) nats of the image tokens, mean over heads and layers
-    images: FloatArray  # (MAPS or fewer, 3, h, w) in [0, 1], where these trajectories end
+    images: FloatArray  # (MAPS or fewer, [F,] 3, h, w) in [0, 1], where these trajectories end
 
     def curves(self, block: str) -> FloatArray:  # (P, T)
         """Entropy(t) of each prompt in a block.
@@ -87,7 +87,8 @@ def measure_profile(
         part = prompts[first : first + how.micro_batch]
         noise = [signal_noise(how.model.latent_shape, seed, first + index) for index in range(len(part))]
         latents = start_latents(torch.stack(noise).to(how.sigmas.device), how.sigmas)
-        record = _Record(layers, rows, seed, maps=max(0, MAPS - first))
+        mapped = max(0, MAPS - first) if len(how.model.latent_shape) == 3 else 0
+        record = _Record(layers, rows, seed, maps=mapped)
         latents = final_latents(_follow(how, latents, how.model.encode(part), record), how.sigmas)
         records.append(record)
         images.append(how.model.decode(latents[: max(0, MAPS - first)]))
@@ -138,7 +139,7 @@ class _Record:
             self.maps[-1].setdefault(call.layer, []).append(each.mean(dim=1).cpu())
 
 
-def _joined(records: Sequence[_Record], images: Tensor, latent_shape: tuple[int, int, int]) -> Profile:
+def _joined(records: Sequence[_Record], images: Tensor, latent_shape: tuple[int, ...]) -> Profile:
     seen = records[0].kinds
     chosen = [layer for layer in seen if any(layer == key for key, _ in records[0].steps[0])]
     if not chosen:
@@ -166,9 +167,14 @@ def _values(records: Sequence[_Record], layers: Sequence[str], block: str) -> Va
     return Values(*table)
 
 
-def _maps(records: Sequence[_Record], latent_shape: tuple[int, int, int]) -> FloatArray | None:
-    """(K, T, rows, columns), every layer enlarged to the finest one; None if tokens form no grid like the latents'."""
+def _maps(records: Sequence[_Record], latent_shape: tuple[int, ...]) -> FloatArray | None:
+    """(K, T, rows, columns), every layer enlarged to the finest one; None if tokens form no grid like the latents'.
+
+    Latents with frames, or of another rank, are no grid of rows and columns.
+    """
     found = [record for record in records if any(record.maps)]
+    if not found:
+        return None
     parts = []
     for record in found:
         steps = [[_grid(sum(calls) / len(calls), latent_shape) for calls in step.values()] for step in record.maps]
@@ -182,10 +188,10 @@ def _maps(records: Sequence[_Record], latent_shape: tuple[int, int, int]) -> Flo
     return maps
 
 
-def _grid(tokens: Tensor | float, latent_shape: tuple[int, int, int]) -> Tensor | None:  # (K, rows, columns)
+def _grid(tokens: Tensor | float, latent_shape: tuple[int, ...]) -> Tensor | None:  # (K, rows, columns)
     """Image tokens in the shape of the latents, row by row, if their number allows it."""
     assert isinstance(tokens, Tensor), "a sum of at least one call"
-    _, height, width = latent_shape
+    height, width = latent_shape[-2:]
     patch = math.sqrt(height * width / tokens.shape[1])
     rows, columns = round(height / patch), round(width / patch)
     return tokens.view(-1, rows, columns) if rows * columns == tokens.shape[1] else None

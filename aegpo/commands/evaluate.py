@@ -7,6 +7,8 @@ score any of the folders too:
     base/STYLE/00000.jpg, ...         an image for each prompt of the style
     policy/STYLE/00000.jpg, ...       with several seeds policy-seed-0, policy-seed-1, ...
     base-2, policy-2, ...             a second image of each prompt, from another noise
+
+A video is written as a strip of some of its frames.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from aegpo.config.loading import load_experiment_file, parse_rewards
 from aegpo.core.as_json import dumps
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import whole_folder, write_atomically, write_json
+from aegpo.core.media import why_unread
 from aegpo.core.parts import Registries, RewardSpec
 from aegpo.core.records import FloatArray, Prompt
 from aegpo.errors import AegpoError
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from aegpo.report.picture_sheet import Row
+    from aegpo.report.picture_sheet import Picture, Row
     from aegpo.train.execution import Execution
     from aegpo.train.policy import Policy
     from aegpo.train.scoring import Scorer
@@ -162,6 +165,9 @@ def reward_specs(request: EvaluateRequest, subject: Subject, registries: Registr
     experiment = subject.experiment
     own = (*experiment.rewards, *experiment.evaluation.rewards)
     specs = parse_rewards(request.rewards, registries) if request.rewards else own
+    unread = [wrong for spec in specs if (wrong := why_unread(spec, experiment.model)) is not None]
+    if unread:
+        raise AegpoError(unread[0])
     comparing = [spec.label for spec in specs if spec.group_wise]
     if comparing and not subject.runs:
         raise AegpoError(
@@ -260,14 +266,16 @@ class _Painting:
             yield scores, base_scores
         self._keep(texts, shown, image, first)
 
-    def _save(self, images: list[Image], column: str, style: str, image: int, first: int) -> list[Image]:
+    def _save(self, images: list[Picture], column: str, style: str, image: int, first: int) -> list[Picture]:
+        from aegpo.report.picture_sheet import strip
+
         folder = self._folder / (column if image == 0 else f"{column}-{image + 1}") / style
         folder.mkdir(parents=True, exist_ok=True)
         for number, each in enumerate(images, start=first):
-            each.save(folder / f"{number:05d}.jpg", quality=QUALITY, subsampling=0)
+            strip(each).save(folder / f"{number:05d}.jpg", quality=QUALITY, subsampling=0)
         return images
 
-    def _keep(self, texts: Sequence[str], shown: Sequence[Sequence[Image]], image: int, first: int) -> None:
+    def _keep(self, texts: Sequence[str], shown: Sequence[Sequence[Picture]], image: int, first: int) -> None:
         """The first prompts of every style are on the sheet."""
         from aegpo.report.picture_sheet import Row
 

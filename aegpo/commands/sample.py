@@ -16,8 +16,7 @@ from aegpo.prompts.sources import read_file
 from aegpo.runs.opening import find_run
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from aegpo.report.picture_sheet import Picture
     from aegpo.train.policy import Policy
 
 BASE, POLICY = "base", "policy"
@@ -73,14 +72,14 @@ def sample(request: SampleRequest) -> Path:
 
 def paint_both(
     policy: Policy, prompts: Sequence[Prompt], seed: int, steps: int | None
-) -> tuple[list[Image], list[Image]]:
+) -> tuple[list[Picture], list[Picture]]:
     """Each prompt as the base and the policy paint it from one noise."""
     from aegpo.report.picture_sheet import pictures
 
     policy.prepare(prompts)
     how = policy.painting(steps)
-    base: list[Image] = []
-    trained: list[Image] = []
+    base: list[Picture] = []
+    trained: list[Picture] = []
     for first in range(0, len(prompts), how.micro_batch):
         part = prompts[first : first + how.micro_batch]
         noise = policy.numbered_noise(first, len(part), seed)

@@ -18,6 +18,7 @@ from aegpo.core.parts import TrackerSpec
 from aegpo.core.records import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.evaluations import unevaluated
+from aegpo.runs.filmstrips import side_by_side
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from aegpo.runs.progress import Display, Standing
 
-_GAP = 2  # pixels between the images of a grid
+_GAP, _WIDE_GAP = 2, 8  # pixels between the images of a grid; between strips of videos
 _TILE = 96  # images of fewer pixels are enlarged by whole factors up to this size
 
 
@@ -183,20 +184,23 @@ def _step_of(line: bytes) -> int | None:
 
 
 def grid_png(images: Tensor) -> bytes:
-    """Images (k, 3, h, w) in [0, 1] as one PNG, side by side; small ones are enlarged with nearest neighbour."""
+    """Images (k, [F,] 3, h, w) in [0, 1] as one PNG, side by side; small ones are enlarged with nearest neighbour.
+
+    A video is a strip of some of its frames.
+    """
     from PIL import Image
 
-    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # (k, h, w, 3)
-    count, height, width, _ = pixels.shape
-    factor = max(1, _TILE // max(height, width))
-    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    gap, factor = _GAP if images.ndim == 4 else _WIDE_GAP, max(1, _TILE // max(images.shape[-2:]))
+    enlarged = images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    pixels = (side_by_side(enlarged).float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    count, height, width, _ = pixels.shape  # (k, h, w, 3)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    row_step, column_step = height * factor + _GAP, width * factor + _GAP
-    sheet = np.full((rows * row_step - _GAP, columns * column_step - _GAP, 3), 255, dtype=np.uint8)
+    row_step, column_step = height + gap, width + gap
+    sheet = np.full((rows * row_step - gap, columns * column_step - gap, 3), 255, dtype=np.uint8)
     for index, image in enumerate(pixels):
         top, left = index // columns * row_step, index % columns * column_step
-        sheet[top : top + height * factor, left : left + width * factor] = image
+        sheet[top : top + height, left : left + width] = image
     file = io.BytesIO()
     Image.fromarray(sheet).save(file, format="PNG")
     return file.getvalue()
@@ -277,7 +281,7 @@ class TensorboardObserver:
         """Adds a point to the curves of mean scores, and the images."""
         assert self._writer is not None, "a run starts before it evaluates"
         scores = {f"evaluation/{label}": float(values.mean()) for label, values in evaluation.scores.items()}
-        self._writer.add_images("evaluation", evaluation.images.clamp(0, 1), step)
+        self._writer.add_images("evaluation", side_by_side(evaluation.images).clamp(0, 1), step)
         self._add(step, {**scores, "seconds/evaluation": evaluation.seconds})
 
     def _add(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -214,6 +214,21 @@ def test_a_grid_leaves_large_images_as_they_are():
     assert picture.size == (200, 64)
 
 
+def test_a_grid_shows_the_frames_of_a_video_side_by_side_and_of_a_long_one_some():
+    videos = torch.zeros(2, 3, 3, 24, 24)
+    videos[1, 2, 0] = 1.0
+    picture = np.asarray(Image.open(io.BytesIO(grid_png(videos))))
+    strip = 3 * 96 + 2  # with seams of a pixel
+    assert picture.shape == (96, 2 * strip + 8, 3)
+    assert (picture[:, -96:] == (255, 0, 0)).all()
+    assert (picture[:, [96, 193]] == 255).all()
+    assert (picture[:, strip + 8 : -97] < 255).any()
+    long = torch.linspace(0, 1, 81)[:, None, None, None].expand(1, 81, 3, 96, 96)
+    picture = np.asarray(Image.open(io.BytesIO(grid_png(long))))
+    assert picture.shape == (96, 8 * 97 - 1, 3)
+    assert (picture[0, 0, 0], picture[0, -1, 0]) == (0, 255)  # the first and the last frame
+
+
 # --- console ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,11 @@ def reward_spec(request: ServeRequest, registry: Registry[RewardSpec]) -> Reward
     spec, findings = validate(cls, data)
     if spec is None:
         raise AegpoError("\n".join(f"--set {'.'.join(map(str, each.location))}: {each.message}" for each in findings))
+    if spec.frames is not None:
+        raise AegpoError(
+            f"--set frames={spec.frames}: a server scores what it is sent; name 'frames' in the experiment, at its "
+            "reward 'remote', which then sends frames one by one"
+        )
     if spec.group_wise:
         raise AegpoError(
             f"reward {spec.kind!r} compares all images of a prompt, but a server sees them in batches; "
@@ -112,7 +117,7 @@ class Scoring:
             images, prompts = wire.unpack(body, content_type, folder)
         except AegpoError as error:
             return 400, {"detail": str(error)}
-        for message in lacking([self.spec], quoted(prompts)):
+        for message in (*_unread(self.spec, images), *lacking([self.spec], quoted(prompts))):
             return 422, {"detail": message}
         try:
             with self._turn, torch.no_grad():
@@ -124,6 +129,17 @@ class Scoring:
             traceback.print_exc()
             return 500, {"detail": f"reward {self.spec.label!r} failed with {first_edition.told(error, 'reward')}"}
         return 200, {"scores": scores.tolist()}
+
+
+def _unread(spec: RewardSpec, images: Tensor) -> Iterator[str]:
+    """Why a reward cannot score what it is sent, if it cannot."""
+    if images.ndim == 5 and spec.media == "image":
+        yield (
+            f"reward {spec.label!r} reads images, but was sent videos; name 'frames: mean', 'first' or 'min' in the "
+            "experiment, at its reward 'remote', which then sends frames one by one"
+        )
+    if images.ndim == 4 and spec.media == "video":
+        yield f"reward {spec.label!r} reads videos, but was sent images; leave 'frames' out, or serve another reward"
 
 
 def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,16 +22,18 @@ class RemoteReward(ServerRewardSpec):
     """What a server at `url` answers, in its own scale; higher must be better.
 
     The server answers POST `url`/score with ``{"scores": [...]}`` (aegpo/rewards/wire.py has both kinds of body) and
-    GET `url`/health with ``{"protocol": 3}``. Prompts are sent with their metadata and the bytes of their images. With
-    `body: safetensors` it gets every bit that a reward in the run would. If it is away for longer than the retries
-    wait, the run ends with its state saved; no score is ever made up.
+    GET `url`/health with ``{"protocol": 3}``. Prompts are sent with their metadata and the bytes of their images;
+    videos whole, or frame by frame where `frames` says what becomes of the scores. With `body: safetensors` it gets
+    every bit that a reward in the run would. If it is away for longer than the retries wait, the run ends with its
+    state saved; no score is ever made up.
     """
 
     kind: Literal["remote"] = "remote"
+    media: ClassVar[Literal["image", "video", "both"]] = "both"  # what its server reads, the server says
     body: Literal["safetensors", "json"] = Field(
         "safetensors", description="float32 tensors, or JSON with PNG images of 8 bits"
     )
-    micro_batch: Positive = Field(32, description="images in a request")
+    micro_batch: Positive = Field(32, description="images or videos in a request")
     health: bool = Field(True, description="ask for `url`/health before the run begins")
 
     def build(self, device: torch.device) -> RemoteScorer:
@@ -56,7 +58,7 @@ class RemoteScorer:
         self._spec, self._server = spec, server
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(N, 3, h, w) in [0, 1] and N prompts -> (N,) float32."""
+        """(N, [F,] 3, h, w) in [0, 1] and N prompts -> (N,) float32."""
         import torch
 
         starts = range(0, len(prompts), self._spec.micro_batch)

@@ -1,19 +1,20 @@
 """Images and prompts on the wire: safetensors (every bit of float32) or JSON (PNG, 8 bits); nothing is ever pickled.
 
-A body is a batch: N images of one size and N prompts, each ``{"index": 3, "text": "a cat", "metadata": {...},
+A body is a batch: N images or videos of one size and N prompts, each ``{"index": 3, "text": "a cat", "metadata": {...},
 "images": [0]}``. The answer to either is JSON, ``{"scores": [N numbers]}``.
 
-    application/octet-stream   a safetensors file with one tensor `images`, (N, 3, h, w) float32 in [0, 1], and
-                               metadata `request`, the JSON ``{"protocol": 3, "prompts": [N prompts]}``
+    application/octet-stream   a safetensors file with one tensor `images`, (N, 3, h, w) or of videos
+                               (N, frames, 3, h, w), float32 in [0, 1], and metadata `request`, the JSON
+                               ``{"protocol": 3, "prompts": [N prompts]}``
     application/json           ``{"protocol": 3, "prompts": [N prompts], "images": [N strings], "files": [F strings]}``,
-                               each image a PNG in base64
+                               each image a PNG in base64, each video a list of them
 
 The images that prompts name are files, which a server cannot open: their bytes are sent, each file once, and prompts
 have their places among the files. In safetensors they are tensors `file-0`, `file-1`, ... of uint8, in JSON they are
 base64. A file has 16 MiB at most.
 
 GET /health says which protocol a server takes. Protocol 1, of aegpo 0.1, had strings for prompts, in metadata
-`prompts`, and no key `protocol`; protocol 2 had prompts without images.
+`prompts`, and no key `protocol`; protocol 2 had prompts without images, and no videos.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ SAFETENSORS = "application/octet-stream"
 JSON = "application/json"
 CONTENT_TYPES = {"safetensors": SAFETENSORS, "json": JSON}
 _FILE = "file-"  # begins the names of tensors with the bytes of files
-_Unpacked = tuple["Tensor", Any, list[bytes]]  # (N, 3, h, w), the request, and the files
+_Unpacked = tuple["Tensor", Any, list[bytes]]  # (N, [F,] 3, h, w), the request, and the files
 
 
 def pack(images: Tensor, prompts: Sequence[Prompt], body: str) -> bytes:
-    """(N, 3, h, w) in [0, 1] and N prompts as a body of kind `safetensors` or `json`.
+    """(N, [F,] 3, h, w) in [0, 1] and N prompts as a body of kind `safetensors` or `json`.
 
     Raises:
         AegpoError: if the metadata of a prompt is no JSON, or an image of one cannot be sent.
@@ -61,7 +62,7 @@ def pack(images: Tensor, prompts: Sequence[Prompt], body: str) -> bytes:
     except (TypeError, ValueError) as error:
         raise AegpoError(f"metadata of a prompt is no JSON: {error}; texts, numbers, lists and mappings are") from error
     if body == "json":
-        shown = [base64.b64encode(png(image)).decode() for image in images]
+        shown = [_shown(image) for image in images]
         sent = [base64.b64encode(each).decode() for each in files]
         return json.dumps(request | {"images": shown, "files": sent}).encode()
     import torch
@@ -101,8 +102,8 @@ def unpack(body: bytes, content_type: str, folder: Path) -> tuple[Tensor, list[P
         raise AegpoError(f"content type {content_type!r}; {SAFETENSORS!r} or {JSON!r} was expected")
     paths = [folder / f"{place:05d}" for place in range(len(files))]
     prompts = _prompts(request, paths)
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise AegpoError(f"images of shape {tuple(images.shape)}; (N, 3, h, w) was expected")
+    if images.ndim not in (4, 5) or images.shape[-3] != 3 or 0 in images.shape:
+        raise AegpoError(f"images of shape {tuple(images.shape)}; (N, 3, h, w) or (N, F, 3, h, w) was expected")
     if len(prompts) != len(images):
         raise AegpoError(f"{len(prompts)} prompts for {len(images)} images; one for each was expected")
     if not bool((images.ge(0) & images.le(1)).all()):  # not for NaN either
@@ -121,6 +122,13 @@ def png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _shown(image: Tensor) -> str | list[str]:  # ([F,] 3, h, w)
+    """A PNG in base64, or one a frame."""
+    if image.ndim == 4:
+        return [base64.b64encode(png(frame)).decode() for frame in image]
+    return base64.b64encode(png(image)).decode()
 
 
 def _from_safetensors(body: bytes) -> _Unpacked:
@@ -158,9 +166,11 @@ def _from_json(body: bytes) -> _Unpacked:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise AegpoError('the body has no list \'images\'; {"prompts": [...], "images": [...]} was expected')
     _check_protocol(content)
-    images = [_from_png(index, shown) for index, shown in enumerate(content["images"])]
+    images = [_image(index, shown) for index, shown in enumerate(content["images"])]
     if len({image.shape for image in images}) != 1:
-        raise AegpoError("no images, or images of several sizes; at least one, and all of one size, were expected")
+        raise AegpoError(
+            "no images, or images of several sizes; at least one, and all of one size and length, were expected"
+        )
     sent = content.get("files", [])
     try:
         files = [base64.b64decode(each, validate=True) for each in sent] if isinstance(sent, list) else None
@@ -169,6 +179,20 @@ def _from_json(body: bytes) -> _Unpacked:
     if files is None:
         raise AegpoError("'files' is no list of files in base64")
     return torch.stack(images), content, files
+
+
+def _image(index: int, shown: object) -> Tensor:  # ([F,] 3, h, w)
+    import torch
+
+    if not isinstance(shown, list):
+        return _from_png(index, shown)
+    frames = [_from_png(index, each) for each in shown]
+    if len({frame.shape for frame in frames}) != 1:
+        raise AegpoError(
+            f"image {index} is a list of no frames, or of several sizes; at least one frame, and all of one size, were "
+            "expected"
+        )
+    return torch.stack(frames)
 
 
 def _from_png(index: int, shown: object) -> Tensor:  # (3, h, w)

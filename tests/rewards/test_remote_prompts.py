@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,14 +16,19 @@ import torch
 from image_distance import ImageDistance
 from test_remote import CPU, IMAGES, PROMPTS, QUICK, answering, ask, served
 from test_wire import of_edition_one
+from video_world import Light, Motion, Redness
 from wanted_brightness import WantedBrightness
 
-from aegpo.commands.serve_reward import Scoring
+from aegpo.commands.serve_reward import Scoring, ServeRequest, make_app, reward_spec
 from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
+from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.remote import RemoteReward
 from aegpo.rewards.wire import CONTENT_TYPES, pack, png
+from aegpo.train.scoring import build_scorers, score
 
+uvicorn = pytest.importorskip("uvicorn", reason='pip install "aegpo[serve]"')
+VIDEOS = torch.rand((2, 3, 3, 8, 8), generator=torch.Generator().manual_seed(0))
 PLUGINS = Path(__file__).parents[1]
 
 
@@ -142,6 +150,61 @@ def test_a_server_of_aegpo_0_1_that_was_not_asked_is_told_by_its_first_answer():
     with answering([(400, refusal)]) as (url, got), pytest.raises(AegpoError, match=f"{OLDER}$"):
         ask(url)
     assert len(got) == 1
+
+
+def scoring(spec):
+    return Scoring(spec, spec.build(CPU))
+
+
+def test_a_served_reward_is_asked_about_what_it_reads():
+    videos = pack(VIDEOS, PROMPTS[:2], "safetensors")
+    images = pack(IMAGES[:2], PROMPTS[:2], "safetensors")
+    kind = CONTENT_TYPES["safetensors"]
+    assert scoring(Motion()).answer(videos, kind) == (200, {"scores": Motion().score(VIDEOS, PROMPTS[:2]).tolist()})
+    assert [scoring(Light()).answer(body, kind)[0] for body in (images, videos)] == [200, 200]
+    status, content = scoring(Redness()).answer(videos, kind)
+    assert status == 422
+    assert content["detail"] == (
+        "reward 'redness' reads images, but was sent videos; name 'frames: mean', 'first' or 'min' in the experiment, "
+        "at its reward 'remote', which then sends frames one by one"
+    )
+    status, content = scoring(Motion()).answer(images, kind)
+    assert status == 422
+    assert content["detail"] == (
+        "reward 'motion' reads videos, but was sent images; leave 'frames' out, or serve another reward"
+    )
+
+
+@pytest.mark.parametrize("body", ["safetensors", "json"])
+def test_videos_are_scored_by_a_server_as_in_the_run(body):
+    videos = (VIDEOS * 255).round() / 255
+    for spec, frames in ((Motion(), None), (Redness(), "mean"), (Redness(), "first")):
+        app = make_app(scoring(spec), None, 2**20)
+        with in_a_thread(app) as url:
+            far = RemoteReward(url=url, body=body, micro_batch=1, frames=frames, **QUICK)
+            found = score(build_scorers([far], CPU), videos, PROMPTS[:2])["remote"]
+        near = spec.model_copy(update={"frames": frames})
+        assert torch.equal(found, score(build_scorers([near], CPU), videos, PROMPTS[:2])[spec.kind])
+
+
+def test_a_server_is_not_told_what_becomes_of_frames():
+    registry = load_registries(plugin_manager(["video_world"])).rewards
+    with pytest.raises(AegpoError, match=r"--set frames=mean: a server scores what it is sent; name 'frames' in the"):
+        reward_spec(ServeRequest("redness", ("frames=mean",)), registry)
+
+
+@contextmanager
+def in_a_thread(app):
+    """An app behind an address, in this process."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 def test_a_served_reward_of_the_first_edition_is_told_what_to_write_now():

@@ -13,6 +13,8 @@ from aegpo.errors import AegpoError
 from aegpo.rewards.wire import CONTENT_TYPES, JSON, MOST_BYTES, SAFETENSORS, pack, png, unpack
 
 IMAGES = torch.rand((3, 3, 5, 7), generator=torch.Generator().manual_seed(0))
+VIDEOS = torch.rand((3, 2, 3, 5, 7), generator=torch.Generator().manual_seed(1))
+SHOWN, LARGER = (base64.b64encode(png(torch.zeros(3, size, size))).decode() for size in (4, 5))
 PROMPTS = [
     Prompt(4, "a red cube", {"count": 3, "boxes": [[0.5, 1.0]], "of": {"what": None}, "\u65e5": True}),
     Prompt(2, 'quotes " and \u65e5\u672c'),
@@ -37,6 +39,11 @@ def test_json_keeps_eight_bits(tmp_path):
     images, prompts = unpack(pack(IMAGES, PROMPTS, "json"), JSON, tmp_path)
     assert torch.equal(images, (IMAGES * 255).round() / 255)
     assert prompts == PROMPTS
+
+
+def test_videos_travel_whole_in_either_body(tmp_path):
+    assert torch.equal(unpack(pack(VIDEOS, PROMPTS, "safetensors"), SAFETENSORS, tmp_path)[0], VIDEOS)
+    assert torch.equal(unpack(pack(VIDEOS, PROMPTS, "json"), JSON, tmp_path)[0], (VIDEOS * 255).round() / 255)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +108,13 @@ def of_edition_one(images, texts, body):
         (
             tensors(IMAGES[:, :1], described("a", "b", "c")),
             SAFETENSORS,
-            r"images of shape \(3, 1, 5, 7\); \(N, 3, h, w\) was",
+            r"images of shape \(3, 1, 5, 7\); \(N, 3, h, w\) or \(N, F, 3, h, w\) was",
         ),
         (tensors(IMAGES[:0]), SAFETENSORS, r"images of shape \(0, 3, 5, 7\)"),
         (tensors(IMAGES[0]), SAFETENSORS, r"images of shape \(3, 5, 7\)"),
+        (tensors(VIDEOS[:, :, :1]), SAFETENSORS, r"images of shape \(3, 2, 1, 5, 7\)"),
+        (tensors(VIDEOS[:, :0]), SAFETENSORS, r"images of shape \(3, 0, 3, 5, 7\)"),
+        (tensors(VIDEOS[None]), SAFETENSORS, r"images of shape \(1, 3, 2, 3, 5, 7\)"),
         (
             tensors(IMAGES[:1] * 2, described("a")),
             SAFETENSORS,
@@ -115,6 +125,15 @@ def of_edition_one(images, texts, body):
         (b"[]", JSON, "the body has no list 'images'"),
         (image(images=[]), JSON, "no images, or images of several sizes"),
         (image(images=["??"]), JSON, "image 0 is no PNG in base64"),
+        (image(images=[["??"]]), JSON, "image 0 is no PNG in base64"),
+        (image(images=[[]]), JSON, "image 0 is a list of no frames, or of several sizes; at least one frame"),
+        (image(images=[[SHOWN, LARGER]]), JSON, "image 0 is a list of no frames, or of several sizes"),
+        (
+            image(images=[[SHOWN], [SHOWN] * 2]),
+            JSON,
+            "or images of several sizes; at least one, and all of one size and",
+        ),
+        (image(images=[SHOWN, [SHOWN]]), JSON, "no images, or images of several sizes"),
         (image(images=[base64.b64encode(b"GIF89a").decode()]), JSON, "image 0 is no PNG in base64"),
         (image(prompts=[1]), JSON, NO_PROMPTS),
         (image(prompts=[{"index": 0, "text": "a"}]), JSON, NO_PROMPTS),

@@ -132,7 +132,7 @@ def _misfit(owner: object, name: str, asked: Signature) -> str | None:
     own = _own_signature(owner, name)
     if own is None:
         return None
-    if not all(_takes(own, arguments) for arguments in _calls(asked)):
+    if not _takes(own, *_call(asked)):
         return f"has {_called(name, own)}, which cannot be called as  {_called(name, asked)}"
     if first_edition.takes_strings(own, asked):
         return f"has {_called(name, own)}, as in aegpo 0.1; asked is  {_called(name, asked)}  now: use prompt.text"
@@ -156,19 +156,16 @@ def _signature(function: Callable[..., Any]) -> Signature:
     return whole.replace(parameters=every[1:]) if every and every[0].kind in _BY_POSITION else whole
 
 
-def _calls(asked: Signature) -> list[tuple[list[str], dict[str, str]]]:
-    """Every call that a signature allows at its extremes: all parameters, and only those without a default."""
-    calls = []
-    every = list(asked.parameters.values())
-    for given in (every, [each for each in every if each.default is Parameter.empty]):
-        named = {each.name: each.name for each in given if each.kind is Parameter.KEYWORD_ONLY}
-        calls.append(([each.name for each in given if each.kind in _BY_POSITION], named))
-    return calls
+def _call(asked: Signature) -> tuple[list[str], dict[str, str]]:
+    """The call that every part must bear: what has a default in the protocol is an ability that it may lack."""
+    given = [each for each in asked.parameters.values() if each.default is Parameter.empty]
+    named = {each.name: each.name for each in given if each.kind is Parameter.KEYWORD_ONLY}
+    return [each.name for each in given if each.kind in _BY_POSITION], named
 
 
-def _takes(own: Signature, arguments: tuple[list[str], dict[str, str]]) -> bool:
+def _takes(own: Signature, by_position: list[str], by_name: dict[str, str]) -> bool:
     try:
-        own.bind(*arguments[0], **arguments[1])
+        own.bind(*by_position, **by_name)
     except TypeError:
         return False
     return True

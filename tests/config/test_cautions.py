@@ -300,6 +300,9 @@ class Old(aegpo.RewardSpec):
     kind: Literal["old"] = "old"
     particular: ClassVar[bool] = True
 
+    def score(self, images, prompts):
+        return images.mean(dim=(1, 2, 3))
+
     def refuses(self, prompt):
         return None if prompt.split() else "has no words"
 

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pluggy
 import pytest
 from hypothesis import given
@@ -272,6 +273,9 @@ class Choosy(AllocatorSpec):
         if list(self.ends) != sorted(self.ends):
             raise ValueError(f"'ends' must ascend, not {self.ends}")
         return self
+
+    def allocate(self, signals, budget, rng):
+        return np.full(signals.num_prompts, budget // signals.num_prompts)
 
     def problems(self, experiment):
         if experiment.rollouts.prompts_per_step == 8:

@@ -60,6 +60,7 @@ SETTINGS = {
         "max_tokens",
         "attempts",
         "question",
+        "frames",
     },
 }
 

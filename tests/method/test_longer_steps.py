@@ -25,6 +25,7 @@ from aegpo.method.samplers import CpsSampler, DanceSde, FlowSde, gaussian_log_pr
 from aegpo.method.selectors import FirstSelector, FixedSelector, MergedSelector
 from aegpo.method.tails import with_tail
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
+from aegpo.prompts.lists import numbered
 from aegpo.train.engine import Engine
 from aegpo.train.replay import Batch, schedule_std, transitions
 from aegpo.train.rollouts import roll_out
@@ -127,7 +128,7 @@ def coarse(start: int, length: int, steps: int = 6) -> list[int]:
 @pytest.mark.parametrize("noise", ["chosen", "all"])
 def test_a_run_that_is_joined_is_the_step_of_the_coarser_schedule_to_the_bit(sampler, start, noise):
     model = GaussianSpec(spread=0.5).build(torch.device("cpu"))
-    how, cond = execution(model, 6, sampler), model.encode(["0.5", "-0.5"])
+    how, cond = execution(model, 6, sampler), model.encode(numbered(["0.5", "-0.5"]))
     left = coarse(start, 2)
     chosen = [[int(level == start) for level in range(6)]] * 2
     merged = joined(plan_of(IndependentTree(noise=noise), [3, 5], chosen), start, 2)
@@ -143,7 +144,7 @@ def test_a_run_that_is_joined_is_the_step_of_the_coarser_schedule_to_the_bit(sam
 
 def test_a_joined_last_step_paints_what_its_state_predicts_where_its_noise_is_left_out():
     how = replace(execution(GaussianSpec().build(torch.device("cpu")), 6), predicted_clean=True)
-    cond, left = how.model.encode(["0.5", "-0.5"]), coarse(3, 3)
+    cond, left = how.model.encode(numbered(["0.5", "-0.5"])), coarse(3, 3)
     merged = joined(plan_of(IndependentTree(), [3, 5], [[0, 1, 0, 1, 0, 0]] * 2), 3, 3)
     short = plan_of(IndependentTree(), [3, 5], [[0, 1, 0, 1]] * 2)
     found = roll_out(how, merged, cond, torch.Generator().manual_seed(0))
@@ -159,7 +160,7 @@ def test_a_joined_step_has_the_closed_forms_mean_and_std():
     level, sigma, sigma_next, count = 2, 4 / 6, 1 / 6, 4000
     model = GaussianSpec(spread=0.5).build(torch.device("cpu"))
     plan = joined(plan_of(IndependentTree(start="shared"), [count], [[0, 0, 1, 0, 0, 0]]), level, 3)
-    how, cond = execution(model, 6, FlowSde(noise_level=0.7), micro_batch=count), model.encode(["0.5"])
+    how, cond = execution(model, 6, FlowSde(noise_level=0.7), micro_batch=count), model.encode(numbered(["0.5"]))
     edges = roll_out(how, plan, cond, torch.Generator().manual_seed(0)).edges
     assert len(edges) == count
     x = edges.latents[0].double()
@@ -182,7 +183,11 @@ def test_before_the_first_update_every_ratio_of_joined_and_scaled_steps_is_exact
     model = GaussianSpec().build(torch.device("cpu"))
     tree = BranchingTree(noise="all", split_noise=2)
     plan = with_merged(plan_of(tree, [4, 6], [[1, 1, 0, 0, 1, 0]] * 2), np.array(until))
-    how, cond = execution(model, 6, FlowSde(std_only=std_only), storage=storage), model.encode(["0.5", "-0.5"])
+    how = execution(model, 6, FlowSde(std_only=std_only), storage=storage)
+    cond = model.encode(numbered(["0.5", "-0.5"]))
+        execution(model, 6, FlowSde(std_only=std_only), storage=storage),
+        model.encode(numbered(["0.5", "-0.5"])),
+    )
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
     edges = rollouts.edges
     with torch.no_grad():
@@ -198,7 +203,7 @@ def test_before_the_first_update_every_ratio_of_joined_and_scaled_steps_is_exact
 
 def test_objectives_see_the_span_of_a_joined_step_and_the_mean_std_of_the_steps_that_are_taken():
     how, credit = execution(GaussianSpec().build(torch.device("cpu")), 6), torch.ones(8)
-    cond = how.model.encode(["0.5", "-0.5"])
+    cond = how.model.encode(numbered(["0.5", "-0.5"]))
     merged = joined(plan_of(IndependentTree(noise="all"), [3, 5], [[0, 1, 0, 0, 0, 0]] * 2), 1, 3)
     rollouts = roll_out(how, merged, cond, torch.Generator().manual_seed(0))
     std = schedule_std(how, merged)
@@ -299,7 +304,7 @@ def test_a_tail_begins_where_the_last_joined_noisy_step_ends():
     contracts.check_forest("'rollouts.tail'", short, np.array([3, 5]), 8)
     whole = with_tail(plan, sigmas, TailSpec(solver="euler", ratio=1))
     how = execution(GaussianSpec().build(torch.device("cpu")), 12)
-    cond = how.model.encode(["0.5", "-0.5"])
+    cond = how.model.encode(numbered(["0.5", "-0.5"]))
     one, other = (roll_out(how, each, cond, torch.Generator().manual_seed(0)).latents for each in (plan, whole))
     assert torch.equal(one, other)
 

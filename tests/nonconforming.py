@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -178,6 +178,22 @@ class Detached(ObjectiveSpec):
 
     def loss(self, update):
         return update.log_prob.detach(), {}
+
+
+class Comparing(ObjectiveSpec):
+    """Compares the rows of a batch without saying so."""
+
+    kind: Literal["comparing"] = "comparing"
+
+    def loss(self, update):
+        return update.advantage * (update.log_prob - update.log_prob.mean()), {}
+
+
+class Mixing(Comparing):
+    """Says that it compares the rows of a group, and compares those of the batch."""
+
+    kind: Literal["mixing"] = "mixing"  # type: ignore[assignment]
+    scope: ClassVar[Literal["rows", "groups"]] = "groups"
 
 
 class Silent(TrackerSpec):

@@ -5,6 +5,7 @@ Nothing here imports torch: `aegpo check`, `plugins`, `schema` and `--help` answ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -155,9 +156,16 @@ class Experiment(Spec):
         """Optimizer updates of the whole run, at most."""
         return self.training_steps * self.optimizer.updates(self.rollouts.rollouts_per_step)
 
+    @property
+    def largest_batch(self) -> int:
+        """Edges that a forward-backward takes at most; of groups, what they have where prompts have equal counts."""
+        group = math.ceil(self.rollouts.rollouts_per_step / self.rollouts.prompts_per_step)
+        return max(self.optimizer.micro_batch, group if self.objective.scope == "groups" else 1)
+
     def problems(self) -> Iterator[Problem]:
         """What several fields together get wrong; `aegpo.config.loading` reports it with the line of the field."""
         yield from self._wrong_counts()
+        yield from self._wrong_groups()
         yield from self.optimizer.problems(self.updates)
         if (self.evaluation.height is None) != (self.evaluation.width is None):
             yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
@@ -185,6 +193,34 @@ class Experiment(Spec):
                 ("optimizer", "rollouts_per_update"),
                 f"{chunk} does not divide the step's {rollouts.rollouts_per_step} rollouts; nearest that do: {valid}",
             )
+
+    def _wrong_groups(self) -> Iterator[Problem]:
+        """Groups that are cut apart or need more memory than it seems, and prompts that cannot be dealt out."""
+        rollouts, optimizer, objective = self.rollouts, self.optimizer, self.objective
+        total, prompts = rollouts.rollouts_per_step, rollouts.prompts_per_step
+        steps = math.ceil(total / (optimizer.rollouts_per_update or total))
+        if objective.scope == "groups" and steps > 1 and optimizer.deal == "rollouts":
+            message = (
+                f"objective {objective.kind!r} compares the rollouts of a prompt, which 'rollouts' deals to {steps} "
+                "optimizer steps; write 'deal: prompts', or leave 'rollouts_per_update' out"
+            )
+            yield Problem(("optimizer", "deal"), message)
+        if optimizer.deal == "prompts" and steps > prompts:
+            least = min(size for size in range(1, total + 1) if total % size == 0 and total // size <= prompts)
+            message = (
+                f"{optimizer.rollouts_per_update} makes {steps} optimizer steps, but only {prompts} prompts are dealt "
+                f"to them; the least that leaves none without: {least}"
+            )
+            yield Problem(("optimizer", "rollouts_per_update"), message)
+        if optimizer.deal == "prompts" and steps == 1:
+            message = "has no effect: all prompts make one optimizer step; remove it, or name 'rollouts_per_update'"
+            yield Problem(("optimizer", "deal"), message, warning=True)
+        if self.largest_batch > optimizer.micro_batch:
+            message = (
+                f"{optimizer.micro_batch} is less than the {self.largest_batch} rollouts of a prompt, on average, "
+                f"which objective {objective.kind!r} compares at each denoising step and so takes together all the same"
+            )
+            yield Problem(("optimizer", "micro_batch"), message, warning=True)
 
     def _same_names(self) -> Iterator[Problem]:
         """Rewards and trackers that nothing tells apart."""

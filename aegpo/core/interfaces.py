@@ -267,6 +267,10 @@ class _Learns(Protocol):
     """What both kinds of objective declare."""
 
     @property
+    def scope(self) -> Literal["rows", "groups"]:
+        """What the loss of a row depends on: itself, or its whole group, which then is never cut apart."""
+
+    @property
     def needs_base(self) -> bool:
         """True if `loss` reads the base policy."""
 
@@ -301,6 +305,10 @@ class ForwardObjective(_Learns, Protocol):
     @property
     def process(self) -> Literal["forward"]:
         """It learns from the forward process; trained edges are pairs of a rollout and a noise level."""
+
+    @property
+    def shares_noise(self) -> bool:
+        """True if the rows of a group are noised again with one and the same noise."""
 
     def loss(self, update: Renoised) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each row (B,), before any averaging, and named metrics (B,); the engine weighs and sums."""

@@ -281,12 +281,18 @@ class ObjectiveSpec(PartSpec):
 
     kind: str
     process: ClassVar[Literal["reverse", "forward"]] = "reverse"
+    scope: ClassVar[Literal["rows", "groups"]] = "rows"  # groups: the loss compares the edges of a prompt at a level
     needs_old: ClassVar[bool] = False  # the loss reads the velocity or mean of the policy that sampled
     keeps_old: ClassVar[bool] = False  # rollouts are sampled by a policy that lags behind
 
     @property
     def needs_base(self) -> bool:
         """True if the loss reads the base policy."""
+        return False
+
+    @property
+    def shares_noise(self) -> bool:
+        """True if all rollouts of a prompt get the same noise at a level; read only in the forward process."""
         return False
 
     def old_decay(self, step: int) -> float:

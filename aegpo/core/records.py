@@ -219,6 +219,15 @@ class Edges:
     def __len__(self) -> int:
         return len(self.level)
 
+    @cached_property
+    def group(self) -> Tensor:  # (E,) int64
+        """The group of each edge: those of one prompt at one denoising step; counted from 0, level by level."""
+        import torch
+
+        place = self.level * (self.prompt.max() + 1) + self.prompt
+        number: Tensor = torch.unique(place, return_inverse=True)[1]
+        return number
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -258,14 +267,15 @@ class Update:
     delta: Tensor  # (B,) float32, sigma - sigma_next > 0
     level: Tensor  # (B,) int64
     mean_std: float  # mean transition std over all denoising steps but the last, those of the plan
+    group: Tensor  # (B,) int64, rows of one prompt and level have the same number; whole if `scope` is "groups"
 
 
 @dataclass(frozen=True)
 class Renoised:
     """One micro-batch of clean latents, noised again, as an objective of the forward process sees it.
 
-    latents = (1 - sigma) clean + sigma noise, with noise of its own for every row; so the flow's own target for the
-    velocity, noise - clean, is (latents - clean) / sigma.
+    latents = (1 - sigma) clean + sigma noise, with noise of its own for every row, or, if the objective `shares_noise`,
+    for every group; so the flow's own target for the velocity, noise - clean, is (latents - clean) / sigma.
     """
 
     advantage: Tensor  # (B,) float32, of the rollout
@@ -276,6 +286,7 @@ class Renoised:
     velocity: Tensor  # (B, *x) float32, current policy, with gradient
     old_velocity: Tensor | None  # (B, *x) float32, the policy that sampled; None unless `needs_old`
     base_velocity: Tensor | None  # (B, *x) float32; None unless `needs_base`
+    group: Tensor  # (B,) int64, rows of one prompt and level have the same number; whole if `scope` is "groups"
 
 
 @dataclass(frozen=True)

@@ -219,9 +219,16 @@ class OptimizerSpec(Spec):
     rollouts_per_update: Positive | None = Field(
         default=None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
     )
+    deal: Literal["rollouts", "prompts"] = Field(
+        default="rollouts",
+        description="what is dealt to optimizer steps: rollouts, `rollouts_per_update` to each; or whole prompts, "
+        "those with more rollouts first, each to the step with the fewest so far (`rollouts_per_update`: the mean)",
+    )
     inner_epochs: Positive = Field(default=1, description="passes over a training step's transitions")
     micro_batch: Positive = Field(
-        default=64, description="transitions a forward-backward takes at most; never changes results"
+        default=64,
+        description="transitions a forward-backward takes at most; never changes results. An objective that compares "
+        "the rollouts of a prompt takes them together, however many they are",
     )
     reduction: Literal["prompt", "rollout", "edge"] = Field(
         default="prompt",
@@ -231,7 +238,8 @@ class OptimizerSpec(Spec):
     drop_zero_credit: bool = Field(
         default=False,
         description="edges without any credit are left out of the update and of its average (Flow-GRPO's SD3 code); "
-        "they have no policy gradient, so this saves time and raises the weight of the others",
+        "they have no policy gradient, so this saves time and raises the weight of the others. An objective that "
+        "compares the rollouts of a prompt loses only whole groups",
     )
 
     @property

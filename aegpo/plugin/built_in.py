@@ -40,6 +40,7 @@ from aegpo.method.objectives import (
     GuardedObjective,
     MatchingObjective,
     NftObjective,
+    PreferenceObjective,
 )
 from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.method.selectors import (
@@ -177,12 +178,13 @@ def aegpo_register_advantages(registry: Registry[AdvantageSpec]) -> None:
 
 @hookimpl
 def aegpo_register_objectives(registry: Registry[ObjectiveSpec]) -> None:
-    """PPO's clipped loss and its relatives; DiffusionNFT and AWM in the forward process."""
+    """PPO's clipped loss and its relatives; DiffusionNFT, AWM and DGPO in the forward process."""
     registry.add(ClippedObjective)
     registry.add(GuardedObjective)
     registry.add(DivergenceMaskedObjective)
     registry.add(NftObjective)
     registry.add(MatchingObjective)
+    registry.add(PreferenceObjective)
 
 
 @hookimpl

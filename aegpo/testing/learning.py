@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aegpo.core.records import Renoised, Update
+
+_U = TypeVar("_U", "Update", "Renoised")
+_MATES = 2  # rows of a group of a made-up batch
 
 
 def check_sampler(spec: SamplerSpec, steps: int = 10) -> None:
@@ -145,7 +149,10 @@ def _rollouts(plan: RolloutPlan, generator: Any) -> Any:
 
 
 def check_objective(spec: ObjectiveSpec) -> None:
-    """A finite loss with a finite gradient for each row, before and after the policy has moved."""
+    """A finite loss with a finite gradient for each row, before and after the policy has moved.
+
+    It is the same whatever else is in the batch: the other rows, or those of other groups where that is its `scope`.
+    """
     import torch
 
     check_spec(spec)
@@ -156,14 +163,36 @@ def check_objective(spec: ObjectiveSpec) -> None:
             seen = _renoised(objective, size, moved, generator)
             inputs: tuple[Tensor, ...] = (seen.velocity,)
             loss, metrics = objective.loss(seen)
+            alone = [objective.loss(_rows(seen, rows))[0] for rows in _units(spec, seen.group)]
         else:
             update = _update(objective, size, moved, generator)
             inputs = (update.log_prob, update.mean)
             loss, metrics = objective.loss(update)
+            alone = [objective.loss(_rows(update, rows))[0] for rows in _units(spec, update.group)]
         contracts.check_loss(spec.kind, loss, metrics, size)
         gradients = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
         if not all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None):
             raise ContractError(f"objective {spec.kind!r} has a gradient that is not finite")
+        if not torch.allclose(torch.cat(alone), loss, rtol=ROUNDING, atol=ROUNDING):
+            raise ContractError(
+                f"objective {spec.kind!r} has other losses for the same {spec.scope} in a larger batch, so that the "
+                "size of batches would change what is learned; compare rows of one 'group', with scope = \"groups\""
+            )
+
+
+def _units(spec: ObjectiveSpec, group: Tensor) -> tuple[Tensor, ...]:
+    """The rows that a micro-batch may consist of: single ones, or a group."""
+    import torch
+
+    return torch.split(torch.arange(len(group)), _MATES if spec.scope == "groups" else 1)
+
+
+def _rows(update: _U, rows: Tensor) -> _U:
+    """A batch of the given rows only."""
+    values = ((field.name, vars(update)[field.name]) for field in fields(update))
+    return replace(
+        update, **{name: value if value is None or name == "mean_std" else value[rows] for name, value in values}
+    )
 
 
 def _update(objective: Objective, size: int, moved: float, generator: torch.Generator) -> Update:
@@ -184,8 +213,9 @@ def _update(objective: Objective, size: int, moved: float, generator: torch.Gene
         old_mean=mean.detach() - moved if objective.needs_old else None,
         std=std,
         delta=torch.full((size,), 0.1),
-        level=torch.arange(size),
+        level=torch.arange(size) // _MATES,
         mean_std=float(std.mean()),
+        group=torch.arange(size) // _MATES,
     )
 
 
@@ -196,16 +226,17 @@ def _renoised(objective: ForwardObjective, size: int, moved: float, generator: t
     from aegpo.core.records import Renoised
 
     clean, noise, off = torch.randn((3, size, 2, 3, 3), generator=generator)
-    sigma = torch.linspace(1.0, 0.1, size)
+    sigma = torch.linspace(1.0, 0.1, size)[torch.arange(size) // _MATES]
     wide = sigma.view(-1, 1, 1, 1)
     velocity = (noise - clean + off).requires_grad_()
     return Renoised(
         advantage=torch.randn(size, generator=generator),
-        level=torch.arange(size),
+        level=torch.arange(size) // _MATES,
         sigma=sigma,
         latents=(1 - wide) * clean + wide * noise,
         clean=clean,
         velocity=velocity,
         old_velocity=velocity.detach() - moved if objective.needs_old else None,
         base_velocity=velocity.detach() + moved if objective.needs_base else None,
+        group=torch.arange(size) // _MATES,
     )

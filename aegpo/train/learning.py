@@ -17,6 +17,7 @@ from aegpo.core.records import Conditioning, Edges, Rollouts
 from aegpo.core.sections import OptimizerSpec
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
+from aegpo.train.dealing import deal, whole_groups
 from aegpo.train.execution import Execution
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 from aegpo.train.policy import Policy, Precision, Weights
@@ -80,7 +81,7 @@ class Learner:
     ) -> dict[str, float]:
         """Every inner epoch over a step's edges; returns metrics averaged as the loss is."""
         edges = self._edges(rollouts, cond, rng)
-        kept = credit != 0 if self._spec.drop_zero_credit else torch.ones_like(credit, dtype=torch.bool)
+        kept = self._kept(edges, credit)
         if not bool(kept.any()):
             return {"updated_edges": 0.0}
         share = edge_weights(edges, self._spec.reduction, kept).float()
@@ -88,7 +89,7 @@ class Learner:
         sums: dict[str, float] = defaultdict(float)
         norms: list[float] = []
         for epoch in range(self._spec.inner_epochs):
-            parts = self._partition(rollouts.plan.num_rollouts, rng)
+            parts = deal(rollouts.plan.group, self._spec, rng)
             for number, members in enumerate(parts):
                 chosen = torch.isin(edges.rollout, members.to(edges.rollout.device)) & kept
                 rows = chosen.nonzero().flatten()
@@ -109,21 +110,26 @@ class Learner:
         if self.objective.process == "reverse":
             return rollouts.edges
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        edges = noise_again(self._how, rollouts, generator)
+        edges = noise_again(self._how, rollouts, generator, self.objective.shares_noise)
         if not self.objective.needs_old:
             return edges
         with self.weights.active(self.weights.old):
             return replace(edges, velocity=velocities(self._how, edges, cond))
 
-    def _partition(self, rollouts: int, rng: np.random.Generator) -> list[Tensor]:
-        """Deals the rollouts out to optimizer steps."""
-        size = self._spec.rollouts_per_update or rollouts
-        return list(torch.split(torch.from_numpy(rng.permutation(rollouts)), size))
+    def _kept(self, edges: Edges, credit: Tensor) -> Tensor:  # (E,) bool
+        """The edges that are learned from: all, or those with credit, or whole groups in which any edge has some."""
+        if not self._spec.drop_zero_credit:
+            return torch.ones_like(credit, dtype=torch.bool)
+        if self.objective.scope == "rows":
+            return credit != 0
+        return torch.bincount(edges.group, weights=(credit != 0).double())[edges.group] > 0
 
     def _accumulate(self, batch: Batch, share: Tensor, sums: dict[str, float]) -> float:
         """Gradients of sum(share * loss) over the batch's edges; returns the largest |ratio - 1|."""
         deviation = 0.0
-        for part in torch.split(batch.rows, self._spec.micro_batch):
+        whole, most = self.objective.scope == "groups", self._spec.micro_batch
+        cut = whole_groups(batch.rows, batch.edges.group, most) if whole else torch.split(batch.rows, most)
+        for part in cut:
             losses, metrics, off = self._losses(replace(batch, rows=part))
             contracts.check_loss(self._kind, losses, metrics, len(part))
             self._precision.backward((share[part] * losses).sum())

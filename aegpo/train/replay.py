@@ -45,6 +45,11 @@ class Batch:
         return () if self.edges.scale is None else (self.edges.scale[self.rows],)
 
     @property
+    def group(self) -> Tensor:  # (B,) int64
+        """The group of each edge."""
+        return self.edges.group[self.rows]
+
+    @property
     def conditioning(self) -> Conditioning:
         """The prompt of each edge."""
         return self.cond.select(self.edges.prompt[self.rows])
@@ -80,6 +85,7 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
         delta=sigma - sigma_next,
         level=level,
         mean_std=batch.mean_std,
+        group=batch.group,
     )
 
 
@@ -95,18 +101,24 @@ def renoised(how: Execution, objective: ForwardObjective, batch: Batch) -> Renoi
         velocity=velocity,
         old_velocity=batch.old_velocity,
         base_velocity=base_velocity,
+        group=batch.group,
     )
 
 
 @torch.no_grad()
-def noise_again(how: Execution, rollouts: Rollouts, generator: torch.Generator) -> Edges:
+def noise_again(how: Execution, rollouts: Rollouts, generator: torch.Generator, shared: bool = False) -> Edges:
     """The trained edges of the forward process: each rollout's clean latents at its trained noise levels.
 
-    x_sigma = (1 - sigma) x_0 + sigma noise; the noise comes from the CPU `generator`, in the order of the edges.
+    x_sigma = (1 - sigma) x_0 + sigma noise; the noise comes from the CPU `generator`, in the order of the edges or, if
+    it is `shared` by the rollouts of a prompt at a level, in that of the groups.
     """
     edges = rollouts.edges
     clean = rollouts.latents[edges.rollout]
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    if shared:
+        drawn = torch.randn((int(edges.group.max()) + 1, *clean.shape[1:]), generator=generator)
+        noise = drawn.to(clean.device)[edges.group]
+    else:
+        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     sigma = how.sigmas[edges.level].view(-1, *(1 for _ in clean.shape[1:]))
     latents = (1 - sigma) * clean.float() + sigma * noise
     return replace(edges, latents=latents.to(how.storage), next_latents=clean)

@@ -287,6 +287,12 @@ class Heavy(SelectorSpec):
         (testing.check_advantage, bad.Curious(), "advantage 'curious' failed with KeyError: 0"),
         (testing.check_advantage, bad.Fickle(), "advantage 'fickle' asks for other levels of the same plan in two"),
         (testing.check_objective, bad.Detached(), "objective 'detached' returned a loss without a gradient"),
+        (
+            testing.check_objective,
+            bad.Comparing(),
+            "objective 'comparing' has other losses for the same rows in a larger",
+        ),
+        (testing.check_objective, bad.Mixing(), "objective 'mixing' has other losses for the same groups in a larger"),
         (testing.check_reward, bad.Undescribed(), "spec 'Undescribed' has a field 'power' without a description"),
         (testing.check_reward, bad.Tolerant(), "spec 'Tolerant' accepts unknown keys; keep extra='forbid'"),
         (testing.check_reward, bad.Forgetful(secret=1), "spec 'Forgetful' does not read back equal from its JSON"),

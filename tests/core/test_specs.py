@@ -73,7 +73,7 @@ def test_the_box_holds_what_it_promises(registries):
         "trees": {"independent", "branching"},
         "samplers": {"flow-sde"},
         "advantages": {"group", "depth"},
-        "objectives": {"clipped", "guarded", "divergence-masked", "nft", "awm"},
+        "objectives": {"clipped", "guarded", "divergence-masked", "nft", "awm", "dgpo"},
         "trackers": {"console", "jsonl", "tensorboard"},
     }
     for axis, names in promised.items():

@@ -17,7 +17,8 @@ def an_update(shape, log_ratio: float) -> Update:
     """One transition whose ratio is exp(log_ratio), of advantage 1."""
     one, zero = torch.ones(1), torch.zeros((1, *shape))
     log_prob = torch.full((1,), log_ratio)
-    return Update(log_prob, torch.zeros(1), one, zero, None, zero, one, one, torch.zeros(1, dtype=torch.int64), 1.0)
+    first = torch.zeros(1, dtype=torch.int64)
+    return Update(log_prob, torch.zeros(1), one, zero, None, zero, one, one, first, 1.0, first)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 24, 24), (16, 64, 64)])

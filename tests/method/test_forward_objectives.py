@@ -28,6 +28,7 @@ def seen(velocity, old, advantage=1.0, sigma=0.5, base=None) -> Renoised:
         velocity=row(velocity).requires_grad_(),
         old_velocity=row(old),
         base_velocity=None if base is None else row(base),
+        group=torch.zeros(1, dtype=torch.int64),
     )
 
 

@@ -97,6 +97,7 @@ def test_on_policy_the_gradient_through_the_velocity_is_as_loud_at_every_step():
         delta=sigmas[:-1] - sigmas[1:],
         level=torch.arange(10),
         mean_std=1.0,
+        group=torch.arange(10),
     )
     (gradient,) = torch.autograd.grad(GuardedObjective().loss(given)[0].sum(), velocity)
     loudness = gradient.flatten(1).norm(dim=1) / noise[0].norm() * 16

@@ -31,6 +31,7 @@ def update(log_ratio, advantage, mean=None, base_mean=None, std=1.0, mean_std=1.
         std=torch.as_tensor(std).expand(len(log_ratio)),
         level=torch.zeros(len(log_ratio), dtype=torch.int64),
         mean_std=mean_std,
+        group=torch.zeros(len(log_ratio), dtype=torch.int64),
     )
 
 

@@ -214,7 +214,7 @@ def test_gradients_are_clipped_to_the_norm_and_their_own_norm_is_reported(build,
 
 def test_the_objective_sees_each_steps_std_and_the_schedules_mean(build):
     class Capturing:
-        process, needs_base, needs_old, keeps_old = "reverse", False, False, False
+        process, scope, needs_base, needs_old, keeps_old = "reverse", "rows", False, False, False
 
         def __init__(self):
             self.seen: list[Update] = []

@@ -22,6 +22,7 @@ PUBLISHED = {  # ratio -> the clip range it is used with there, and where
     "unscaled": (1e-5, "Flow-GRPO-Fast with CPS"),
     "guarded": (2e-6, "GRPO-Guard"),
     "matching": (1e-5, "Flow-Factory's AWM"),
+    "preference": (1e-2, "DGPO"),
 }
 
 
@@ -30,7 +31,7 @@ def mean_square(values: Tensor) -> Tensor:  # (B, ...) -> (B,)
     return values.square().flatten(1).mean(dim=1)
 
 
-Ratio = Literal["gaussian", "unscaled", "guarded", "matching"]  # what a clip range bounds
+Ratio = Literal["gaussian", "unscaled", "guarded", "matching", "preference"]  # what a clip range bounds
 
 
 def fitting_clip(ratio: Ratio, dimensions: int) -> float:
@@ -96,6 +97,7 @@ def clip_cautions(clip: float | None, ratio: Ratio, experiment: Experiment) -> I
         "unscaled": "a log-probability without the factor 1 / (2 std^2), so that ratios are far nearer to 1",
         "guarded": "a log-ratio freed of its bias and multiplied by the step's std, so that it is far nearer to 0",
         "matching": "the squared errors of two velocities, without a factor 1 / (2 std^2)",
+        "preference": "the squared errors of two velocities, without a factor 1 / (2 std^2)",
     }
     size = f"{dimensions} dimensions" if known else f"{dimensions} dimensions, if the latents have as many as there"
     side = "below" if clip < fitting else "above"

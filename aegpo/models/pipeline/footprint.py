@@ -45,7 +45,7 @@ def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
         trainable=trainable,
         weights=weights,
         optimizer=copies * trainable * FLOAT32 + moments,
-        activations=experiment.optimizer.micro_batch * _activations(spec, network),
+        activations=experiment.largest_batch * _activations(spec, network),
     )
 
 

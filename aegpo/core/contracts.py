@@ -7,6 +7,7 @@ are only read through their own methods, so this module imports none either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -233,11 +234,20 @@ def check_credit(name: str, credit: Tensor, edges: int) -> None:
     _check_finite(who, "returned", credit)
 
 
+def check_report(axis: str, name: str, report: Mapping[str, float]) -> None:
+    """What a part with memory says of it: finite numbers by name."""
+    for what, value in report.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ContractError(f"{axis} {name!r} reported {value!r} as {what!r}; a finite number was asked")
+
+
 def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int) -> None:
     """An objective's (B,) loss, finite and with a gradient, and its (B,) metrics."""
     who = f"objective {name!r}"
     _check_tensor(who, "a loss", loss, (size,), ("float32",))
     for metric, values in metrics.items():
+        if metric in _OWN_METRICS or metric.startswith("reward/"):
+            raise ContractError(f"{who} returned a metric {metric!r}, which the engine has one of; call it otherwise")
         _check_tensor(who, f"metric {metric!r}", values, (size,), _FLOATING)
     if not loss.requires_grad:
         raise ContractError(
@@ -246,6 +256,7 @@ def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int
     _check_finite(who, "returned", loss)
 
 
+_OWN_METRICS = {"loss", "ratio_error", "learning_rate", "grad_norm", "updated_edges", "reward", "reward_std"}
 _FLOATING = ("float32", "bfloat16", "float16", "float64")
 
 

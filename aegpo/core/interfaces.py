@@ -327,3 +327,11 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` returned."""
+
+
+@runtime_checkable
+class Reporting(Stateful, Protocol):
+    """A part with memory that says something about it after every training step."""
+
+    def report(self) -> Mapping[str, float]:
+        """Finite numbers by name, which metrics have as `advantage/NAME`, or `reward-LABEL/NAME`; changes nothing."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aegpo.core import contracts
 from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Advantage, Stateful
+from aegpo.core.interfaces import Advantage, Reporting, Stateful
 from aegpo.core.records import Prompt, Rollouts, Scores, StepReport
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
@@ -33,6 +33,7 @@ from aegpo.train.predicted import PredictedScores
 from aegpo.train.rollouts import roll_out
 from aegpo.train.scoring import Scoring, build_scorers
 from aegpo.train.signals import Sources
+from aegpo.train.tally import Tally
 
 _CURRICULUM = 6151  # keeps the draws of curricula apart from the stream of decisions
 
@@ -104,15 +105,17 @@ class Engine:
             learned = self.learner.update(rollouts, credit, cond, rng)
             self.learner.end_step(number)
         spent = plan.forwards - (0 if known.trunk is None else known.trunk.saved(plan))
+        tally = _describe(scores, self._reward_weights, rollouts)
+        tally.merge(learned)
         metrics = {
-            **_describe(scores, self._reward_weights, rollouts),
-            **learned,
+            **tally,
             "residual_noise": residual_noise(plan, table_of(spec, plan), spec.sigmas, self.policy.how.predicted_clean),
             "forwards": spent,
             "signal_forwards": known.forwards,
             "trained_edges": plan.trained_edges,
             **predicted.metrics(),
             "work": spent + known.forwards + self._update_work * plan.trained_edges,
+            **self._reports(),
         }
         return StepReport(
             number, metrics, prompts, planned.counts, planned.selected, known.signals.known, watch.seconds
@@ -173,18 +176,31 @@ class Engine:
 
     def parts(self) -> dict[str, object]:
         """Every part with a contract of its own, by kind and name as messages call it."""
-        spec, plans = self.experiment, self.planner
+        spec = self.experiment.algorithm()
         named: dict[str, object] = {f"reward {each.label!r}": each.reward for each in self.rewards + self.guards}
         named |= {f"signals {kind!r}": source for kind, source in self.sources.built.items()}
-        algorithm = {
-            "curriculum": self.curriculum,
-            "allocator": plans.allocator,
-            "selector": plans.selector,
-            "tree": plans.tree,
-        }
-        algorithm |= {"sampler": self.policy.how.sampler, "advantage": self.advantage}
-        algorithm |= {"objective": self.learner.objective}
-        return named | {f"{axis} {spec.algorithm()[axis].kind!r}": part for axis, part in algorithm.items()}
+        return named | {f"{axis} {spec[axis].kind!r}": part for axis, part in self._algorithm().items()}
+
+    def _algorithm(self) -> dict[str, object]:
+        """The parts that make up the method, by field."""
+        plans, learner = self.planner, self.learner
+        parts: dict[str, object] = {"curriculum": self.curriculum, "allocator": plans.allocator}
+        parts |= {"selector": plans.selector, "tree": plans.tree}
+        parts |= {"sampler": self.policy.how.sampler, "advantage": self.advantage, "objective": learner.objective}
+        return parts
+
+    def _reports(self) -> dict[str, float]:
+        """What parts with memory say of it, by their name in checkpoints: `advantage/known_prompts`."""
+        reports: dict[str, float] = {}
+        kinds = {axis: (axis, spec.kind) for axis, spec in self.experiment.algorithm().items()}
+        kinds |= {f"reward-{each.label}": ("reward", each.label) for each in self.rewards + self.guards}
+        for name, part in self._stateful().items():
+            if isinstance(part, Reporting):
+                with contracts.blaming(*kinds[name]):
+                    found = part.report()
+                    contracts.check_report(*kinds[name], found)
+                reports |= {f"{name}/{what}": float(value) for what, value in found.items()}
+        return reports
 
     def snapshot(self) -> Snapshot:
         """All that a step may change before it has learned anything: what parts remember, and the generator."""
@@ -219,16 +235,9 @@ class Engine:
 
     def _stateful(self) -> dict[str, Stateful]:
         """Parts with memory, by their name in checkpoints."""
-        plans = self.planner
         parts: dict[str, object] = {f"signal-{kind}": source for kind, source in self.sources.built.items()}
         parts |= {f"reward-{each.label}": each.reward for each in self.rewards + self.guards}
-        parts |= {
-            "curriculum": self.curriculum,
-            "allocator": plans.allocator,
-            "selector": plans.selector,
-            "tree": plans.tree,
-        }
-        parts |= {"sampler": self.policy.how.sampler, "advantage": self.advantage, "objective": self.learner.objective}
+        parts |= self._algorithm()
         stateful = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
         # A scorer that is a module has weights, but they are not what the run has learned.
         return {name: part for name, part in stateful.items() if not isinstance(part, nn.Module)}
@@ -258,15 +267,20 @@ class Stopwatch:
         self.seconds[stage] = time.perf_counter() - begin
 
 
-def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> dict[str, float]:
+def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> Tally:
     """Training rewards of a step, every prompt counted once, and the spread inside groups that learning lives on."""
     total = (torch.stack(list(scores.values()), dim=1) * weights).sum(dim=1)
     group = torch.from_numpy(rollouts.plan.group).to(total.device)
     members = [group == prompt for prompt in torch.unique(group)]
 
-    def mean(values: Tensor) -> float:
-        return float(torch.stack([values[rows].mean() for rows in members]).mean())
+    tally = Tally()
 
-    spread = float(torch.stack([total[rows].std() for rows in members]).mean())
-    metrics = {"reward": mean(total), "reward_std": spread}
-    return metrics | {f"reward/{label}": mean(values) for label, values in scores.items()}
+    def add(name: str, of_prompts: list[Tensor]) -> None:
+        mean = float(torch.stack(of_prompts).mean())
+        tally.add(name, mean * len(members), len(members))  # exact: a float32 times a count
+
+    add("reward", [total[rows].mean() for rows in members])
+    add("reward_std", [total[rows].std() for rows in members])
+    for label, values in scores.items():
+        add(f"reward/{label}", [values[rows].mean() for rows in members])
+    return tally

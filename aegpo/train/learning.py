@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +21,7 @@ from aegpo.train.execution import Execution
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 from aegpo.train.policy import Policy, Precision, Weights
 from aegpo.train.replay import Batch, noise_again, renoised, schedule_std, transitions, velocities
+from aegpo.train.tally import Tally
 
 _OWN = "optimizer/"  # names of its state in checkpoints
 DIVERGED = (
@@ -76,17 +76,15 @@ class Learner:
         optimizer, updates = experiment.optimizer, experiment.updates
         return cls(policy.how, policy.weights, made, objective.kind, optimizer, ema, policy.precision, updates)
 
-    def update(
-        self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator
-    ) -> dict[str, float]:
-        """Every inner epoch over a step's edges; returns metrics averaged as the loss is."""
+    def update(self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator) -> Tally:
+        """Every inner epoch over a step's edges; returns metrics averaged as the loss is, over the edges with them."""
         edges = self._edges(rollouts, cond, rng)
-        kept = self._kept(edges, credit)
+        kept, pieces = self._kept(edges, credit), Tally()
         if not bool(kept.any()):
-            return {"updated_edges": 0.0}
+            pieces.add("updated_edges", 0.0)
+            return pieces
         share = edge_weights(edges, self._spec.reduction, kept).float()
         std = schedule_std(self._how, rollouts.plan) if self.objective.process == "reverse" else 0.0
-        sums: dict[str, float] = defaultdict(float)
         norms: list[float] = []
         for epoch in range(self._spec.inner_epochs):
             parts = deal(rollouts.plan.group, self._spec, rng)
@@ -96,14 +94,16 @@ class Learner:
                 if len(rows) == 0:
                     continue  # none of these rollouts owns an edge to learn from
                 batch = Batch(edges, credit, cond, rows, std)
-                deviation = self._accumulate(batch, share * len(parts), sums)
+                deviation = self._accumulate(batch, share * len(parts), pieces)
                 if epoch == number == 0 and self.objective.process == "reverse":
-                    sums["ratio_error"] = deviation
+                    pieces.raise_to("ratio_error", deviation)
                 norms.append(self._advance())
-        passes = self._spec.inner_epochs * len(parts)
-        averages = {name: total / (1 if name == "ratio_error" else passes) for name, total in sums.items()}
-        rate = {"learning_rate": self._learning_rate()} if self._varies else {}  # of the last update
-        return averages | rate | {"grad_norm": float(np.mean(norms)), "updated_edges": float(kept.sum())}
+        tally = pieces.counted(self._spec.inner_epochs * len(parts))
+        if self._varies:
+            tally.add("learning_rate", self._learning_rate())  # of the last update
+        tally.add("grad_norm", float(np.sum(norms)), len(norms))
+        tally.add("updated_edges", float(kept.sum()))
+        return tally
 
     def _edges(self, rollouts: Rollouts, cond: Conditioning, rng: np.random.Generator) -> Edges:
         """What is learned from: the trained transitions, or their rollouts noised again."""
@@ -124,7 +124,7 @@ class Learner:
             return credit != 0
         return torch.bincount(edges.group, weights=(credit != 0).double())[edges.group] > 0
 
-    def _accumulate(self, batch: Batch, share: Tensor, sums: dict[str, float]) -> float:
+    def _accumulate(self, batch: Batch, share: Tensor, pieces: Tally) -> float:
         """Gradients of sum(share * loss) over the batch's edges; returns the largest |ratio - 1|."""
         deviation = 0.0
         whole, most = self.objective.scope == "groups", self._spec.micro_batch
@@ -133,8 +133,9 @@ class Learner:
             losses, metrics, off = self._losses(replace(batch, rows=part))
             contracts.check_loss(self._kind, losses, metrics, len(part))
             self._precision.backward((share[part] * losses).sum())
+            weight = float(share[part].sum())
             for name, values in {"loss": losses.detach(), **metrics}.items():
-                sums[name] += float((share[part] * values).sum())
+                pieces.add(name, float((share[part] * values).sum()), weight)
             deviation = max(deviation, off)
         return deviation
 

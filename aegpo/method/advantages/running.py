@@ -59,6 +59,11 @@ class RunningStatistics:
             advantage[members] = (score[members] - compared.mean()) / spread
         return trained(average_up(clamped(advantage, self._spec.clip), rollouts.plan), rollouts.plan)
 
+    def report(self) -> dict[str, float]:
+        """Prompts with any remembered score, and those with enough of them to be compared with their own."""
+        enough = sum(len(scores) >= self._spec.least for scores in self._scores.values())
+        return {"known_prompts": float(len(self._scores)), "settled_prompts": float(enough)}
+
     def state_dict(self) -> dict[str, Any]:
         """The remembered scores, by prompt."""
         return {"scores": {str(prompt): list(scores) for prompt, scores in self._scores.items()}}

@@ -65,6 +65,7 @@ class Engine:
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
         self._reward_weights = torch.tensor([spec.weight for spec in experiment.rewards], device=self.policy.device)
         self._update_work = update_work(experiment)
+        self._reporting = {name: part for name, part in self._stateful().items() if isinstance(part, Reporting)}
 
     @classmethod
     def build(cls, experiment: Experiment) -> Engine:
@@ -192,14 +193,13 @@ class Engine:
     def _reports(self) -> dict[str, float]:
         """What parts with memory say of it, by their name in checkpoints: `advantage/known_prompts`."""
         reports: dict[str, float] = {}
-        kinds = {axis: (axis, spec.kind) for axis, spec in self.experiment.algorithm().items()}
-        kinds |= {f"reward-{each.label}": ("reward", each.label) for each in self.rewards + self.guards}
-        for name, part in self._stateful().items():
-            if isinstance(part, Reporting):
-                with contracts.blaming(*kinds[name]):
-                    found = part.report()
-                    contracts.check_report(*kinds[name], found)
-                reports |= {f"{name}/{what}": float(value) for what, value in found.items()}
+        for name, part in self._reporting.items():
+            axis, _, label = name.partition("-")  # of a reward
+            kind = label or self.experiment.algorithm()[axis].kind
+            with contracts.blaming(axis, kind):
+                found = part.report()
+                contracts.check_report(axis, kind, found)
+            reports |= {f"{name}/{what}": float(value) for what, value in found.items()}
         return reports
 
     def snapshot(self) -> Snapshot:

@@ -23,7 +23,7 @@ from aegpo.method.objectives import ClippedObjective, MatchingObjective, Prefere
 from aegpo.method.selectors import RandomSelector
 from aegpo.method.trees import IndependentTree
 from aegpo.rewards.palette import PaletteReward
-from aegpo.train.dealing import deal, whole_groups
+from aegpo.train.learning import deal, whole_groups
 from aegpo.train.replay import noise_again
 from aegpo.train.rollouts import roll_out
 

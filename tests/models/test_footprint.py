@@ -15,6 +15,7 @@ from worlds import CPU, asked, small_experiment
 from aegpo.commands import describe
 from aegpo.core.records import Footprint
 from aegpo.core.sections import OptimizerSpec, PolicySpec
+from aegpo.method.objectives import PreferenceObjective
 from aegpo.models.adapters import add_adapters
 from aegpo.models.flux import FluxSpec
 from aegpo.models.sd import SdSpec
@@ -61,6 +62,9 @@ def test_needs_grow_with_what_is_asked_for(pipeline_folders):
     small = Sd3Spec(height=16, width=16, gradient_checkpointing=False, guidance=1.0, **fields)
     checkpointed = small.model_copy(update={"gradient_checkpointing": True})
     assert needs(small, micro_batch=3).activations == 3 * needs(small).activations
+    preferring = {"policy": LORA, "objective": PreferenceObjective(), "optimizer": OptimizerSpec(micro_batch=1)}
+    groups = small.footprint(small_experiment(small, **preferring))  # of 4 rollouts each
+    assert groups.activations == 4 * needs(small).activations
     assert needs(checkpointed).activations < needs(small).activations
     assert needs(small.model_copy(update={"guidance": 2.0})).activations == 2 * needs(small).activations
     assert needs(small.model_copy(update={"height": 32, "width": 32})).activations > needs(small).activations

@@ -334,4 +334,4 @@ class Reporting(Stateful, Protocol):
     """A part with memory that says something about it after every training step."""
 
     def report(self) -> Mapping[str, float]:
-        """Finite numbers by name, which metrics have as `advantage/NAME`, or `reward-LABEL/NAME`; changes nothing."""
+        """Finite numbers by name: metrics have them as `advantage/NAME`, `reward-LABEL/NAME` and the like."""

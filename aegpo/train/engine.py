@@ -194,7 +194,7 @@ class Engine:
         """What parts with memory say of it, by their name in checkpoints: `advantage/known_prompts`."""
         reports: dict[str, float] = {}
         for name, part in self._reporting.items():
-            axis, _, label = name.partition("-")  # of a reward
+            axis, _, label = name.partition("-")  # a label only of signals and rewards
             kind = label or self.experiment.algorithm()[axis].kind
             with contracts.blaming(axis, kind):
                 found = part.report()

@@ -220,13 +220,15 @@ def test_a_protocol_that_grows_asks_for_more_by_itself():
             return images
 
     class Half:
+        """Lacks what has a default, which is an ability that a part may lack."""
+
         def score(self, images, prompts, *, scale):
             return images
 
-    assert signatures.built("reward", "new", New, Wide)
-    for old in (Old, Half):
-        with pytest.raises(ContractError, match=r"which cannot be called as  score\(images: Any, prompts: Any, \*, sc"):
-            signatures.built("reward", "old", old, Wide)
+    for able in (New, Half):
+        assert signatures.built("reward", "new", able, Wide)
+    with pytest.raises(ContractError, match=r"which cannot be called as  score\(images: Any, prompts: Any, \*, scale"):
+        signatures.built("reward", "old", Old, Wide)
 
 
 def test_what_build_returns_is_asked_by_the_same_rule():

@@ -185,9 +185,6 @@ def test_before_the_first_update_every_ratio_of_joined_and_scaled_steps_is_exact
     plan = with_merged(plan_of(tree, [4, 6], [[1, 1, 0, 0, 1, 0]] * 2), np.array(until))
     how = execution(model, 6, FlowSde(std_only=std_only), storage=storage)
     cond = model.encode(numbered(["0.5", "-0.5"]))
-        execution(model, 6, FlowSde(std_only=std_only), storage=storage),
-        model.encode(numbered(["0.5", "-0.5"])),
-    )
     rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
     edges = rollouts.edges
     with torch.no_grad():

@@ -257,7 +257,7 @@ def test_a_part_that_is_built_has_the_attributes_that_are_read():
         def loss(self, update):
             return update.log_prob, {}
 
-    with pytest.raises(ContractError, match=r"was built as 'Loss', which has no attribute 'needs_base'; Objective ask"):
+    with pytest.raises(ContractError, match=r"was built as 'Loss', which has no attribute 'scope'; Objective ask"):
         signatures.built("objective", "loss", Loss, Objective)
 
 

@@ -40,8 +40,8 @@ from aegpo.runs.observers import Observers
 from aegpo.train.engine import Engine
 from aegpo.train.execution import Execution
 from aegpo.train.learning import Learner
+from aegpo.train.noise import prompt_noise
 from aegpo.train.policy import Precision, Weights
-from aegpo.train.start_noise import signal_noise
 
 CPU = torch.device("cpu")
 
@@ -264,7 +264,7 @@ class Asked:
         return self.how.model.decode(latents)
 
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:
-        return torch.stack([signal_noise(self.latent_shape, seed, prompt.index, sample) for prompt in prompts])
+        return prompt_noise(self.latent_shape, seed, prompts, "signal", sample)
 
     def base(self) -> Any:
         return self.how.model.frozen("base")

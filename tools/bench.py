@@ -42,6 +42,7 @@ from aegpo.core.records import Conditioning, RolloutPlan, StepReport
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.train.engine import Engine, Stopwatch
+from aegpo.train.noise import StepNoise
 from aegpo.train.policy import Precision
 from aegpo.train.rollouts import roll_out
 
@@ -268,7 +269,7 @@ def _execute(engine: Engine, plan: RolloutPlan, cond: Conditioning) -> tuple[flo
         return engine.policy.how.velocity(latents, sigma, chosen)
 
     clock, begin = Clock(), time.process_time()
-    rollouts = roll_out(replace(engine.policy.how, velocity=velocity), plan, cond, torch.Generator().manual_seed(0))
+    rollouts = roll_out(replace(engine.policy.how, velocity=velocity), plan, cond, StepNoise(0))
     clock.book()
     processor = time.process_time() - begin
     if counter.rows != plan.forwards or len(rollouts.images) != plan.num_rollouts:

@@ -119,7 +119,9 @@ def sample(
         Path | None, typer.Option(metavar="FILE", help="more prompts: .txt one a line, .jsonl or .json")
     ] = None,
     checkpoint: Checkpoint = None,
-    seed: Annotated[int, typer.Option(min=0, help="start noise, the same for both policies")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="start noise, the same for both policies; default: the evaluations'")
+    ] = None,
     steps: Steps = None,
     out: Annotated[
         Path | None, typer.Option(help="folder that is made; default: samples/RUN", show_default=False)
@@ -167,7 +169,9 @@ def evaluate(
     ] = None,
     images_per_prompt: Annotated[int, typer.Option(min=1, help="each from a start noise of its own")] = 1,
     checkpoint: Checkpoint = None,
-    seed: Annotated[int, typer.Option(min=0, help="start noise, the same for base and policy")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="start noise, the same for base and policy; default: the evaluations'")
+    ] = None,
     steps: Steps = None,
     out: Annotated[
         Path | None, typer.Option(help="folder that is made; default: evaluations/RUN", show_default=False)

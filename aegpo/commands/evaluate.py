@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class EvaluateRequest:
     prompts: str | None = None  # a file or "hpsv2"; None: the experiment's held-out ones
     images_per_prompt: int = 1
     checkpoint: int | None = None  # None: the newest
-    seed: int = 0
+    seed: int | None = None  # None: of the experiment's evaluations
     steps: int | None = None  # denoising steps; None: as evaluation
     out: Path | None = None
     plugins: tuple[str, ...] = ()
@@ -105,6 +105,8 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     """
     registries = load_registries(plugin_manager(request.plugins))
     subject = find_subject(request, registries)
+    seed = subject.experiment.evaluation.seed if request.seed is None else request.seed
+    request = replace(request, seed=seed)
     specs = reward_specs(request, subject, registries)
     prompts = styled_prompts(request.prompts, subject.experiment, specs)
     out = request.out or Path("evaluations") / subject.label.replace(", ", "-").replace(" ", "-")
@@ -188,7 +190,8 @@ def styled_prompts(source: str | None, experiment: Experiment, specs: Sequence[R
     elif source == HPSV2:
         placed = {style: quoted(numbered(texts)) for style, texts in benchmark_prompts().items()}
     else:
-        placed = {Path(source).stem: list(read_places(Path(source)).items())}
+        places = read_places(Path(source))
+        placed = {Path(source).stem: list(zip(places, numbered(places.values()), strict=True))}
     for prompts in placed.values():
         for message in lacking(specs, prompts):
             raise AegpoError(message)
@@ -217,7 +220,6 @@ class _Painting:
         self._weights = [run.weights() for run in subject.runs]  # on the CPU
         self._rows: list[Row] = []
         self._shown = max(1, SHOWN // styles)  # of a style on the sheet
-        self._done = 0  # prompts of styles before
 
     @property
     def steps(self) -> int:
@@ -237,12 +239,11 @@ class _Painting:
         batches = [(image, first) for image in range(self._images) for first in range(0, len(texts), size)]
         for image, first in track(batches, description=name, console=Console(file=sys.stderr), transient=True):
             part = prompts[first : first + size]
-            noise = self._policy.numbered_noise(self._done + first + (image << 32), len(part), self._seed)
+            noise = self._policy.evaluation_noise(part, self._seed, image)
             for seed, (scores, base_scores) in enumerate(self._batch(name, image, first, part, noise)):
                 for table, found in ((policy, scores), (base, base_scores)):
                     for label, values in found.items():
                         table[label][seed, image, first : first + size] = values
-        self._done += len(texts)
         return StyleScores(name, texts, base, policy if self._runs else None)
 
     def _batch(

@@ -30,7 +30,7 @@ class SampleRequest:
     prompts: tuple[str, ...] = ()
     file: Path | None = None  # of more prompts
     checkpoint: int | None = None  # None: the newest
-    seed: int = 0
+    seed: int | None = None  # None: of the run's evaluations
     steps: int | None = None  # denoising steps; None: as evaluation
     out: Path | None = None
     plugins: tuple[str, ...] = ()
@@ -57,15 +57,15 @@ def sample(request: SampleRequest) -> Path:
     from aegpo.train.policy import Policy
 
     with whole_folder(out) as made:
-        policy = Policy(run.experiment)
+        policy, seed = Policy(run.experiment), run.experiment.evaluation.seed if request.seed is None else request.seed
         policy.weights.take(run.weights(), run.where)
-        base, trained = paint_both(policy, prompts, request.seed, request.steps)
+        base, trained = paint_both(policy, prompts, seed, request.steps)
         for folder, images in ((BASE, base), (POLICY, trained)):
             save_pictures(images, made / folder)
         texts = [prompt.text for prompt in prompts]
         rows = [Row(*each) for each in zip(texts, zip(base, trained, strict=True), strict=True)]
         sheet(rows, (BASE, f"{POLICY}, step {run.step}")).save(made / "grid.png")
-        how = {"run": str(run.folder), "step": run.step, "seed": request.seed, "prompts": texts}
+        how = {"run": str(run.folder), "step": run.step, "seed": seed, "prompts": texts}
         write_json(made / "samples.json", how | {"denoising_steps": len(policy.painting(request.steps).sigmas) - 1})
     return out
 
@@ -82,7 +82,7 @@ def paint_both(
     trained: list[Picture] = []
     for first in range(0, len(prompts), how.micro_batch):
         part = prompts[first : first + how.micro_batch]
-        noise = policy.numbered_noise(first, len(part), seed)
+        noise = policy.evaluation_noise(part, seed)
         with policy.base():
             base += pictures(policy.images(part, noise, how))
         trained += pictures(policy.images(part, noise, how))

@@ -47,6 +47,7 @@ class Prompt:
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     images: tuple[Path, ...] = ()
+    occurrence: int = 0  # how many prompts of the list before it ask the same
 
     @property
     def asked(self) -> tuple[str, tuple[Path, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +40,12 @@ def read_prompts(experiment: Experiment, split: Split) -> tuple[Prompt, ...]:
 
 def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
     """Texts or prompts as a list of their own: the index of each is its place."""
-    return tuple(
-        Prompt(index, each) if isinstance(each, str) else replace(each, index=index)
-        for index, each in enumerate(prompts)
-    )
+    before, listed = Counter[tuple[str, tuple[Path, ...]]](), []
+    for index, each in enumerate(prompts):
+        prompt = Prompt(index, each) if isinstance(each, str) else each
+        listed.append(replace(prompt, index=index, occurrence=before[prompt.asked]))
+        before[prompt.asked] += 1
+    return tuple(listed)
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:

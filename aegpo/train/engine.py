@@ -28,6 +28,7 @@ from aegpo.prompts.lists import read_prompts, refuse_few, refuse_lacking, refuse
 from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import DIVERGED, Learner
+from aegpo.train.noise import StepNoise
 from aegpo.train.policy import Policy
 from aegpo.train.predicted import PredictedScores
 from aegpo.train.rollouts import roll_out
@@ -83,7 +84,7 @@ class Engine:
     def step(self, number: int) -> StepReport:
         """Training step `number`, counted from 1; a pure function of the weights, the parts' state and (seed, step)."""
         spec, watch = self.experiment, Stopwatch()
-        rng, generator = self._randomness(number)
+        rng, noise = self._randomness(number)
         prompts = self.asked(number)
         with watch("signals"), self._sampling("signals were measured"):
             cond = self.policy.encode(prompts)
@@ -96,14 +97,14 @@ class Engine:
         with Scoring(self.rewards, [prompts[row] for row in plan.group]) as scoring:
             with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():
                 show = self._inspected(scoring.show)
-                rollouts = roll_out(self.policy.how, plan, cond, generator, prompts, known.trunk, show, predicted.look)
+                rollouts = roll_out(self.policy.how, plan, cond, noise, prompts, known.trunk, show, predicted.look)
                 contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts, spec.model.media)
             with watch("reward"):  # of which rewards in lanes of their own have done a part already
                 scores = scoring.finish(rollouts.images)
                 credit = self._credit(predicted.beside(torch.stack(list(scores.values()), dim=1)), rollouts)
         fewer = lower("optimizer.micro_batch", spec.optimizer.micro_batch)
         with watch("update"), enough_memory("the policy was updated", fewer):
-            learned = self.learner.update(rollouts, credit, cond, rng)
+            learned = self.learner.update(rollouts, credit, cond, rng, noise)
             self.learner.end_step(number)
         spent = plan.forwards - (0 if known.trunk is None else known.trunk.saved(plan))
         tally = _describe(scores, self._reward_weights, rollouts)
@@ -156,14 +157,14 @@ class Engine:
             raise AegpoError(DIVERGED)  # the adapter was fine when the run began
         contracts.check_images(self.experiment.model.kind, images, len(images), self.experiment.model.media)
 
-    def _randomness(self, number: int) -> tuple[np.random.Generator, torch.Generator]:
+    def _randomness(self, number: int) -> tuple[np.random.Generator, StepNoise]:
         """Decisions and noise of a step, and the global generators that foreign parts may use."""
         rng = np.random.default_rng((self.experiment.seed, number))
-        noise, common = (int(seed) for seed in rng.integers(2**31, size=2))
+        common = int(rng.integers(2**31))
         torch.manual_seed(common)
         np.random.seed(common)
         random.seed(common)
-        return rng, torch.Generator().manual_seed(noise)
+        return rng, StepNoise(self.experiment.seed, number)
 
     def _sampling(self, doing: str) -> AbstractContextManager[None]:
         """Inside, `rollouts.micro_batch` latents at a time go through the network."""

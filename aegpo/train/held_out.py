@@ -32,7 +32,7 @@ class Evaluator:
             RewardError: if a reward fails; nothing was changed.
         """
         policy, begin = self._policy, time.perf_counter()
-        paint = partial(policy.images, self._prompts, policy.evaluation_noise(len(self.prompts)), None)
+        paint = partial(policy.images, self._prompts, policy.evaluation_noise(self._prompts), None)
         if self._known is None:
             with policy.base():
                 self._known = HeldOut(self._scorers, self._prompts, paint)

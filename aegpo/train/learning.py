@@ -17,6 +17,7 @@ from aegpo.core.sections import OptimizerSpec
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.train.execution import Execution
+from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 from aegpo.train.policy import Policy, Precision, Weights
 from aegpo.train.replay import Batch, noise_again, renoised, schedule_std, transitions, velocities
@@ -107,9 +108,11 @@ class Learner:
         optimizer, updates = experiment.optimizer, experiment.updates
         return cls(policy.how, policy.weights, made, objective.kind, optimizer, ema, policy.precision, updates)
 
-    def update(self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator) -> Tally:
+    def update(
+        self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator, noise: StepNoise
+    ) -> Tally:
         """Every inner epoch over a step's edges; returns metrics averaged as the loss is, over the edges with them."""
-        edges = self._edges(rollouts, cond, rng)
+        edges = self._edges(rollouts, cond, noise)
         kept, pieces = self._kept(edges, credit), Tally()
         if not bool(kept.any()):
             pieces.add("updated_edges", 0.0)
@@ -136,12 +139,11 @@ class Learner:
         tally.add("updated_edges", float(kept.sum()))
         return tally
 
-    def _edges(self, rollouts: Rollouts, cond: Conditioning, rng: np.random.Generator) -> Edges:
+    def _edges(self, rollouts: Rollouts, cond: Conditioning, noise: StepNoise) -> Edges:
         """What is learned from: the trained transitions, or their rollouts noised again."""
         if self.objective.process == "reverse":
             return rollouts.edges
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        edges = noise_again(self._how, rollouts, generator, self.objective.shares_noise)
+        edges = noise_again(self._how, rollouts, noise, self.objective.shares_noise)
         if not self.objective.needs_old:
             return edges
         with self.weights.active(self.weights.old):

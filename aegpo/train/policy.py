@@ -22,8 +22,8 @@ from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.adapters import add_adapters
 from aegpo.train.devices import STORAGE, choose_device
 from aegpo.train.execution import Execution, Show, Velocity, unseen
+from aegpo.train.noise import prompt_noise
 from aegpo.train.rollouts import sample_deterministic
-from aegpo.train.start_noise import numbered_noise, signal_noise
 
 _SAMPLE = 16  # values of each weight that tell one network from another
 
@@ -106,7 +106,7 @@ class Policy:
 
         Args:
             prompts: B of them.
-            noise: of `evaluation_noise` or `numbered_noise`.
+            noise: of `evaluation_noise`.
             how: of `painting`; None: as evaluation paints.
             show: sees images as soon as they are painted.
 
@@ -121,20 +121,14 @@ class Policy:
         contracts.check_images(self.experiment.model.kind, images, len(prompts), self.experiment.model.media)
         return images
 
-    def evaluation_noise(self, count: int) -> Tensor:  # (count, *x)
-        """Start noise of a run's held-out prompts: one fixed noise for each, the same at every evaluation."""
-        generator = torch.Generator().manual_seed(self.experiment.evaluation.seed)
-        return torch.randn((count, *self._sized.latent_shape), generator=generator).to(self.device)
-
-    def numbered_noise(self, first: int, count: int, seed: int) -> Tensor:  # (count, *x)
-        """Start noise of prompts `first`, `first` + 1, ...: one fixed noise for each number and seed."""
-        shape, numbers = self._sized.latent_shape, range(first, first + count)
-        return torch.stack([numbered_noise(shape, seed, number) for number in numbers]).to(self.device)
+    def evaluation_noise(self, prompts: Sequence[Prompt], seed: int | None = None, sample: int = 0) -> Tensor:
+        """(P, *x) start noise of images: of each prompt, whoever paints it; `seed` by default the experiment's."""
+        seed = self.experiment.evaluation.seed if seed is None else seed
+        return prompt_noise(self._sized.latent_shape, seed, prompts, "evaluation", sample).to(self.device)
 
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:  # (P, *x)
         """Start noise for signals: one fixed noise for each prompt, seed and sample, whenever it is asked for."""
-        every = [signal_noise(self.latent_shape, seed, prompt.index, sample) for prompt in prompts]
-        return torch.stack(every).to(self.device)
+        return prompt_noise(self.latent_shape, seed, prompts, "signal", sample).to(self.device)
 
     # --- whose weights it has ----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from aegpo.core import contracts, steps
 from aegpo.core.interfaces import ForwardObjective, Objective
 from aegpo.core.records import Conditioning, Edges, Renoised, RolloutPlan, Rollouts, Update
 from aegpo.train.execution import Execution
+from aegpo.train.noise import StepNoise
 
 
 @dataclass(frozen=True)
@@ -106,21 +107,18 @@ def renoised(how: Execution, objective: ForwardObjective, batch: Batch) -> Renoi
 
 
 @torch.no_grad()
-def noise_again(how: Execution, rollouts: Rollouts, generator: torch.Generator, shared: bool = False) -> Edges:
+def noise_again(how: Execution, rollouts: Rollouts, noise: StepNoise, shared: bool = False) -> Edges:
     """The trained edges of the forward process: each rollout's clean latents at its trained noise levels.
 
-    x_sigma = (1 - sigma) x_0 + sigma noise; the noise comes from the CPU `generator`, in the order of the edges or, if
-    it is `shared` by the rollouts of a prompt at a level, in that of the groups.
+    x_sigma = (1 - sigma) x_0 + sigma noise; the noise is of the level and the rollout or, if it is `shared` by the
+    rollouts of a prompt, of the level and the prompt.
     """
     edges = rollouts.edges
     clean = rollouts.latents[edges.rollout]
-    if shared:
-        drawn = torch.randn((int(edges.group.max()) + 1, *clean.shape[1:]), generator=generator)
-        noise = drawn.to(clean.device)[edges.group]
-    else:
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    owners = (edges.prompt if shared else edges.rollout).cpu().numpy()
+    drawn = noise.again(edges.level.cpu().numpy(), owners, tuple(clean.shape[1:])).to(clean.device)
     sigma = how.sigmas[edges.level].view(-1, *(1 for _ in clean.shape[1:]))
-    latents = (1 - sigma) * clean.float() + sigma * noise
+    latents = (1 - sigma) * clean.float() + sigma * drawn
     return replace(edges, latents=latents.to(how.storage), next_latents=clean)
 
 

@@ -15,6 +15,7 @@ from aegpo.core.signals import Trunk
 from aegpo.core.steps import last_steps, passing
 from aegpo.method.samplers import euler, final_latents, start_latents
 from aegpo.train.execution import Execution, Look, Show, unseen
+from aegpo.train.noise import StepNoise
 from aegpo.train.stepping import Reached, Steps, children, deterministic, followed
 
 _ASKED, _STILL = -1, -2  # whose velocity the network says, and whose nobody needs, for they pass through
@@ -25,7 +26,7 @@ def roll_out(
     how: Execution,
     plan: RolloutPlan,
     cond: Conditioning,
-    generator: torch.Generator,
+    noise: StepNoise,
     prompts: Sequence[Prompt] = (),
     trunk: Trunk | None = None,
     show: Show = unseen,
@@ -35,11 +36,12 @@ def roll_out(
 
     Shared prefixes are one node and are computed once. Each new state is cast to the storage dtype first and its
     log-probability is that of the cast value, in float32, so that replaying a stored transition finds the same
-    number. All noise comes from the CPU `generator`, in the plan's order; a `trunk` replaces what it has.
+    number. All noise is `noise`'s, by level and node, so that it does not matter in which
+    order nodes are reached; a `trunk` replaces what it has.
     """
     if plan.tail is not None:
         how = replace(how, sigmas=torch.from_numpy(plan.tail.sigmas).to(how.sigmas))
-    walk = _Walk(how, plan, cond, trunk, generator, look)
+    walk = _Walk(how, plan, cond, trunk, noise, look)
     latents: list[Tensor] = []
     images: list[Tensor] = []
     for leaves in walk.leaves():
@@ -146,20 +148,19 @@ class _Walk:
         plan: RolloutPlan,
         cond: Conditioning,
         trunk: Trunk | None,
-        generator: torch.Generator,
+        noise: StepNoise,
         look: Look | None,
     ) -> None:
-        self._how, self._plan, self._cond, self._trunk, self._generator = how, plan, cond, trunk, generator
+        self._how, self._plan, self._cond, self._trunk, self._noise = how, plan, cond, trunk, noise
         self._look = look
         self.log_probs: list[list[Tensor]] = [[] for _ in range(plan.num_steps)]  # of each level, batch by batch
         self.edges: list[list[Edges]] = [[] for _ in range(plan.num_steps)]
-        self._noise: dict[int, Tensor] = {}  # of levels that are under way
         self._known, self._through, self._last = _known(plan, trunk), passing(plan), last_steps(plan)
         asked = [rows < 0 for rows in self._known] + [np.ones(plan.num_rollouts, dtype=np.bool_)]
         self._queues = [_Queue(_batch_sizes(each, how.micro_batch)) for each in asked]
         self._looks_back = plan.tail is not None and plan.tail.solver != "euler"
-        noise = _start(how, plan, trunk, generator)
-        self._queues[0].add(_States(start_latents(noise, how.sigmas).to(how.storage)))
+        first = _start(how, plan, trunk, noise)
+        self._queues[0].add(_States(start_latents(first, how.sigmas).to(how.storage)))
 
     def leaves(self) -> Iterator[Tensor]:
         """States (b, *x) of the last level, `micro_batch` at a time, in the order of rollouts."""
@@ -216,15 +217,10 @@ class _Walk:
         return velocity
 
     def _noise_of(self, level: int, children: slice) -> Tensor:
-        """Noise of the noisy ones among some children; that of a level is drawn as a whole and waits on the CPU."""
-        noisy = self._plan.noisy[level]
-        if children.start == 0:
-            self._noise[level] = _drawn(int(noisy.sum()), self._how, self._generator)
-        begin, end = (int(noisy[:row].sum()) for row in (children.start, children.stop))
-        noise = self._noise[level][begin:end].to(self._how.sigmas.device)
-        if children.stop == len(noisy):
-            del self._noise[level]
-        return noise
+        """Noise of the noisy ones among some children."""
+        nodes = np.flatnonzero(self._plan.noisy[level][children]) + children.start
+        noise = self._noise.level(level, nodes, self._how.model.latent_shape)
+        return noise.to(self._how.sigmas.device)
 
 
 def _batch_sizes(asked: BoolArray, most: int) -> IntArray:
@@ -283,21 +279,14 @@ def _joined(parts: list[Edges]) -> Edges:
     return Edges(**{name: torch.cat([vars(part)[name] for part in parts]) for name in kept})
 
 
-def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, generator: torch.Generator) -> Tensor:
+def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, noise: StepNoise) -> Tensor:
     """Start noise (N_0, *x) of every root; roots may share it, or have it from the trunk."""
-    device = how.sigmas.device
-    if plan.start is None:
-        noise = _drawn(len(plan.prompt[0]), how, generator).to(device)
-    else:
-        noise = _drawn(int(plan.start.max()) + 1, how, generator)[torch.from_numpy(plan.start)].to(device)
+    device, roots = how.sigmas.device, np.arange(len(plan.prompt[0])) if plan.start is None else plan.start
+    start = noise.start(roots, how.model.latent_shape).to(device)
     if trunk is not None:
         rows, nodes = _pairs(_on_trunk(plan, trunk, trunk.alone(plan) > 0, 0), device)
-        noise[nodes] = trunk.noise[rows]
-    return noise
-
-
-def _drawn(count: int, how: Execution, generator: torch.Generator) -> Tensor:
-    return torch.randn((count, *how.model.latent_shape), generator=generator)
+        start[nodes] = trunk.noise[rows]
+    return start
 
 
 def _index(array: IntArray, device: torch.device) -> Tensor:

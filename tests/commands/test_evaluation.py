@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from aegpo.commands.cli import app
 from aegpo.commands.evaluate import EvaluateRequest, evaluate
 from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.sample import SampleRequest, sample
 from aegpo.errors import AegpoError, SpecError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.prompts.lists import numbered
@@ -85,10 +86,28 @@ def painted(run: Path, seed: int = 0):
     found = find_run(run, load_registries(plugin_manager()))
     policy = Policy(found.experiment)
     policy.weights.take(found.weights(), found.where)
-    how, noise = policy.painting(), policy.numbered_noise(0, len(TEXTS), seed)
+    how, noise = policy.painting(), policy.evaluation_noise(numbered(TEXTS), seed)
     with policy.base():
         base = policy.images(numbered(TEXTS), noise, how)
     return base, policy.images(numbered(TEXTS), noise, how)
+
+
+def test_evaluate_and_sample_paint_what_the_run_evaluated(arm, tmp_path):
+    """One rule of start noise: by what a prompt asks, wherever it stands."""
+    out, _ = evaluate(EvaluateRequest(arm / "seed-0", out=tmp_path / "out"))
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    recorded = [json.loads(line) for line in (arm / "seed-0" / "evaluations.jsonl").read_text().splitlines()][-1]
+    assert [row["prompt"] for row in rows] == recorded["prompts"]
+    for label in recorded["scores"]:
+        for policy, table in (("policy", "scores"), ("base", "base_scores")):
+            found = [np.ravel(row[policy][label])[0] for row in rows]
+            assert found == pytest.approx(recorded[table][label], abs=1e-6)
+    last = recorded["prompts"][-1]
+    folder = sample(SampleRequest(arm / "seed-0", prompts=(last,), out=tmp_path / "samples"))
+    with Image.open(folder / "policy" / "00000.png") as picture:
+        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None] / 255
+    own = PaletteReward().build(torch.device("cpu")).score(image, numbered([last]))
+    assert float(own) == pytest.approx(recorded["scores"]["palette"][-1], abs=5e-3)  # of 256 shades
 
 
 def test_the_numbers_are_those_of_a_direct_computation(arm, prompts, tmp_path):

@@ -22,6 +22,7 @@ from aegpo.core.records import Conditioning, Prompt
 from aegpo.core.sections import PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, SpecError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.lists import numbered
 from aegpo.prompts.sources import read_file
 from aegpo.runs.opening import find_run
 from aegpo.train.engine import Engine
@@ -72,9 +73,9 @@ def test_a_run_learns_from_and_is_evaluated_by_distances_to_the_images_of_its_pr
     assert all(-1 < row["metrics"]["reward/image-distance"] < 0 for row in rows)
     found = find_run(run, load_registries(plugin_manager(["image_distance"])))
     policy = Policy(found.experiment)
-    prompts = read_file(ran / "held-out.jsonl")
+    prompts = numbered(read_file(ran / "held-out.jsonl"))
     with policy.base():
-        images = policy.images(prompts, policy.evaluation_noise(2))
+        images = policy.images(prompts, policy.evaluation_noise(prompts))
     told = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     wanted = pixels(ran / "grey.png")
     distances = (-(images - wanted).abs().mean(dim=(1, 2, 3))).tolist()
@@ -96,7 +97,8 @@ def test_evaluate_compares_with_the_images_of_a_file_of_prompts(ran, tmp_path):
     opened = find_run(run, load_registries(plugin_manager(["image_distance"])))
     policy = Policy(opened.experiment)
     policy.weights.take(opened.weights(), opened.where)
-    images = policy.images(read_file(mine), policy.numbered_noise(0, 3, seed=0), policy.painting())
+    prompts = numbered(read_file(mine))  # the last asks what the first does, but of another image
+    images = policy.images(prompts, policy.evaluation_noise(prompts), policy.painting())
     wanted = torch.stack([pixels(tmp_path / f"{name}.png") for name in LEVELS])
     distances = -(images - wanted).abs().mean(dim=(1, 2, 3))
     assert [row["prompt"] for row in found] == texts
@@ -171,7 +173,7 @@ def test_a_model_that_reads_images_is_told_those_of_each_prompt_though_texts_are
     assert max(means["none"]) < min(means["grey.png"])
     base, trained = paint_both(engine.policy, read_file(train), seed=0, steps=None)
     for dark, bright in (base, trained):
-        assert sum(dark.tobytes()) < sum(bright.tobytes())
+        assert sum(dark[0].tobytes()) < sum(bright[0].tobytes())
     assert engine.policy.encode(read_file(train)).text.flatten().tolist() == pytest.approx(
         [float(pixels(tmp_path / f"{name}.png").mean()) for name in ("dark", "bright")]
     )

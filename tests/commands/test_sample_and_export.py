@@ -122,7 +122,7 @@ def lora_run(request, tmp_path_factory, pipeline_folders) -> Path:
 
 def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run, pipeline_folders, tmp_path):
     policy = policy_of(lora_run)
-    noise = policy.numbered_noise(0, 2, seed=0)
+    noise = policy.evaluation_noise(asked(TEXTS))
     how = policy.painting(4)
     ours = policy.images(asked(TEXTS), noise, how)
     with policy.base():

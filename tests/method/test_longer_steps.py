@@ -27,6 +27,7 @@ from aegpo.method.tails import with_tail
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 from aegpo.prompts.lists import numbered
 from aegpo.train.engine import Engine
+from aegpo.train.noise import StepNoise
 from aegpo.train.replay import Batch, schedule_std, transitions
 from aegpo.train.rollouts import roll_out
 
@@ -121,6 +122,17 @@ def coarse(start: int, length: int, steps: int = 6) -> list[int]:
     return [level for level in range(steps + 1) if level not in range(start + 1, start + length)]
 
 
+class OfLevels(StepNoise):
+    """Noise of some levels of a schedule, for the coarser one that they make."""
+
+    def __init__(self, levels: list[int]) -> None:
+        super().__init__(0)
+        self._of = levels
+
+    def level(self, level: int, nodes, shape) -> torch.Tensor:
+        return super().level(self._of[level], nodes, shape)
+
+
 @pytest.mark.parametrize(
     "sampler", [FlowSde(), DanceSde(), CpsSampler(convention="gaussian")], ids=lambda part: part.kind
 )
@@ -133,8 +145,8 @@ def test_a_run_that_is_joined_is_the_step_of_the_coarser_schedule_to_the_bit(sam
     chosen = [[int(level == start) for level in range(6)]] * 2
     merged = joined(plan_of(IndependentTree(noise=noise), [3, 5], chosen), start, 2)
     short = plan_of(IndependentTree(noise=noise), [3, 5], [[int(level == start) for level in left[:-1]]] * 2)
-    found = roll_out(how, merged, cond, torch.Generator().manual_seed(0))
-    expected = roll_out(replace(how, sigmas=how.sigmas[left]), short, cond, torch.Generator().manual_seed(0))
+    found = roll_out(how, merged, cond, StepNoise(0))
+    expected = roll_out(replace(how, sigmas=how.sigmas[left]), short, cond, OfLevels(left))
     assert torch.equal(found.latents, expected.latents)
     assert torch.equal(found.edges.latents, expected.edges.latents)
     assert torch.equal(found.edges.next_latents, expected.edges.next_latents)
@@ -147,11 +159,11 @@ def test_a_joined_last_step_paints_what_its_state_predicts_where_its_noise_is_le
     cond, left = how.model.encode(numbered(["0.5", "-0.5"])), coarse(3, 3)
     merged = joined(plan_of(IndependentTree(), [3, 5], [[0, 1, 0, 1, 0, 0]] * 2), 3, 3)
     short = plan_of(IndependentTree(), [3, 5], [[0, 1, 0, 1]] * 2)
-    found = roll_out(how, merged, cond, torch.Generator().manual_seed(0))
-    expected = roll_out(replace(how, sigmas=how.sigmas[left]), short, cond, torch.Generator().manual_seed(0))
+    found = roll_out(how, merged, cond, StepNoise(0))
+    expected = roll_out(replace(how, sigmas=how.sigmas[left]), short, cond, OfLevels(left))
     assert torch.equal(found.latents, expected.latents)
     assert torch.equal(found.edges.next_latents, expected.edges.next_latents)
-    noisy = roll_out(replace(how, predicted_clean=False), merged, cond, torch.Generator().manual_seed(0))
+    noisy = roll_out(replace(how, predicted_clean=False), merged, cond, StepNoise(0))
     assert not torch.equal(found.latents, noisy.latents)
 
 
@@ -161,7 +173,7 @@ def test_a_joined_step_has_the_closed_forms_mean_and_std():
     model = GaussianSpec(spread=0.5).build(torch.device("cpu"))
     plan = joined(plan_of(IndependentTree(start="shared"), [count], [[0, 0, 1, 0, 0, 0]]), level, 3)
     how, cond = execution(model, 6, FlowSde(noise_level=0.7), micro_batch=count), model.encode(numbered(["0.5"]))
-    edges = roll_out(how, plan, cond, torch.Generator().manual_seed(0)).edges
+    edges = roll_out(how, plan, cond, StepNoise(0)).edges
     assert len(edges) == count
     x = edges.latents[0].double()
     slope = (sigma - (1 - sigma) * 0.25) / ((1 - sigma) ** 2 * 0.25 + sigma**2)  # E[noise - x0 | x] of N(0.5, 0.25 I)
@@ -185,7 +197,7 @@ def test_before_the_first_update_every_ratio_of_joined_and_scaled_steps_is_exact
     plan = with_merged(plan_of(tree, [4, 6], [[1, 1, 0, 0, 1, 0]] * 2), np.array(until))
     how = execution(model, 6, FlowSde(std_only=std_only), storage=storage)
     cond = model.encode(numbered(["0.5", "-0.5"]))
-    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
+    rollouts = roll_out(how, plan, cond, StepNoise(0))
     edges = rollouts.edges
     with torch.no_grad():
         velocity = how.velocity(edges.latents.float(), how.sigmas[edges.level], cond.select(edges.prompt))
@@ -193,7 +205,7 @@ def test_before_the_first_update_every_ratio_of_joined_and_scaled_steps_is_exact
     gaussian = how.sampler.transition(edges.latents.float(), velocity, *levels, edges.scale)
     assert torch.equal(gaussian_log_prob(gaussian, edges.next_latents.float()), edges.log_prob)
     credit = torch.linspace(-1, 1, len(edges))
-    metrics = learner(how).update(rollouts, credit, cond, np.random.default_rng(0))
+    metrics = learner(how).update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert metrics["ratio_error"] == 0.0
     assert metrics["grad_norm"] > 0
 
@@ -202,7 +214,7 @@ def test_objectives_see_the_span_of_a_joined_step_and_the_mean_std_of_the_steps_
     how, credit = execution(GaussianSpec().build(torch.device("cpu")), 6), torch.ones(8)
     cond = how.model.encode(numbered(["0.5", "-0.5"]))
     merged = joined(plan_of(IndependentTree(noise="all"), [3, 5], [[0, 1, 0, 0, 0, 0]] * 2), 1, 3)
-    rollouts = roll_out(how, merged, cond, torch.Generator().manual_seed(0))
+    rollouts = roll_out(how, merged, cond, StepNoise(0))
     std = schedule_std(how, merged)
     batch = Batch(rollouts.edges, credit, cond, torch.arange(8), std)
     update = transitions(how, ClippedObjective(), batch)
@@ -302,7 +314,7 @@ def test_a_tail_begins_where_the_last_joined_noisy_step_ends():
     whole = with_tail(plan, sigmas, TailSpec(solver="euler", ratio=1))
     how = execution(GaussianSpec().build(torch.device("cpu")), 12)
     cond = how.model.encode(numbered(["0.5", "-0.5"]))
-    one, other = (roll_out(how, each, cond, torch.Generator().manual_seed(0)).latents for each in (plan, whole))
+    one, other = (roll_out(how, each, cond, StepNoise(0)).latents for each in (plan, whole))
     assert torch.equal(one, other)
 
 

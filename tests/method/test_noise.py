@@ -18,6 +18,7 @@ from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.method.selectors import FixedSelector, UniformSelector
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.train.engine import Engine
+from aegpo.train.noise import StepNoise
 from aegpo.train.rollouts import roll_out
 
 
@@ -71,7 +72,7 @@ def test_the_recursion_is_what_rollouts_of_a_single_image_have():
     sampler, sigmas = FlowSde(), GaussianSpec().sigmas(steps)
     plan = plan_of(IndependentTree(), [count], [[1] * steps])
     how = execution(model, steps, sampler, micro_batch=count)
-    latents = roll_out(how, plan, model.encode(asked(["0.8"])), torch.Generator().manual_seed(0)).latents
+    latents = roll_out(how, plan, model.encode(asked(["0.8"])), StepNoise(0)).latents
     expected = residual_noise(plan, sampler.table(sigmas), sigmas)
     assert float((latents - 0.8).std()) == pytest.approx(expected, rel=0.02)
     assert expected > 0.1
@@ -83,9 +84,9 @@ def test_a_predicted_clean_image_has_none_of_the_last_steps_noise_and_the_traine
     plan = plan_of(IndependentTree(), [6], [[1] * steps])
     how = execution(model, steps)
     cond = model.encode(asked(["0.8"]))
-    final = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
+    final = roll_out(how, plan, cond, StepNoise(0))
     how = replace(how, predicted_clean=True)
-    clean = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
+    clean = roll_out(how, plan, cond, StepNoise(0))
     assert torch.equal(clean.edges.next_latents, final.edges.next_latents)
     assert torch.equal(clean.edges.log_prob, final.edges.log_prob)
     last = final.edges.latents[final.edges.level == steps - 1]

@@ -16,6 +16,7 @@ from aegpo.core.parts import SamplerSpec
 from aegpo.core.records import Gaussian
 from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde, euler, gaussian_log_prob
 from aegpo.method.trees import IndependentTree
+from aegpo.train.noise import StepNoise
 from aegpo.train.rollouts import roll_out
 
 DATA = Path(__file__).parents[1] / "data"
@@ -369,7 +370,7 @@ def test_executed_rollouts_have_the_moments_of_the_closed_form():
     model = GaussianSpec(spread=0.5).build(torch.device("cpu"))
     plan = plan_of(IndependentTree(), [count], [[1] * steps])
     how = execution(model, steps, FlowSde(noise_level=0.7), micro_batch=count)
-    rollouts = roll_out(how, plan, model.encode(asked(["0.8"])), torch.Generator().manual_seed(0))
+    rollouts = roll_out(how, plan, model.encode(asked(["0.8"])), StepNoise(0))
     centre, variance = moments(FlowSde(noise_level=0.7), 0.5, 0.8, steps)[-1]
     values = rollouts.latents.flatten()  # independent: the model treats every pixel alike
     standard_error = math.sqrt(variance / len(values))

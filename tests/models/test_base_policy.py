@@ -30,7 +30,7 @@ def moved(network) -> None:
 def test_base_inside_base_is_the_base_and_so_is_what_follows_inside(tiny_spec, train):
     policy = Policy(small_experiment(tiny_spec, policy=PolicySpec(train=train, rank=2, alpha=4)))
     prompts = asked(["one red circle", "two blue squares"])
-    noise = policy.numbered_noise(0, 2, seed=0)
+    noise = policy.evaluation_noise(prompts)
     before = policy.images(prompts, noise)
     moved(policy.model.policy)
     trained = policy.images(prompts, noise)
@@ -44,7 +44,7 @@ def test_base_inside_base_is_the_base_and_so_is_what_follows_inside(tiny_spec, t
 
 def test_an_error_inside_leaves_the_policy_as_it_was(tiny_spec):
     policy = Policy(small_experiment(tiny_spec, policy=PolicySpec(train="lora", rank=2, alpha=4)))
-    noise = policy.numbered_noise(0, 1, seed=0)
+    noise = policy.evaluation_noise(asked(["one red circle"]))
     moved(policy.model.policy)
     trained = policy.images(asked(["one red circle"]), noise)
 
@@ -113,8 +113,8 @@ def test_a_model_of_the_first_edition_is_told_what_replaces_its_base(use):
     with pytest.raises(ContractError) as error:
         use(spec_of(FirstEdition))
     assert str(error.value).removeprefix("model: ") == (
-        "model 'numbers' has no frozen(name), inside which velocity() is the frozen network's of that name; in aegpo "
-        "0.1 there was base() instead: call it frozen(name), and let it know the name 'base'"
+        "model 'numbers' was built as 'FirstEdition', which has no 'frozen'; asked is  frozen(name: str) -> "
+        "AbstractContextManager[None]; it was 'base' in aegpo 0.1"
     )
 
 

@@ -261,7 +261,7 @@ def test_sdxl_is_told_the_size_of_the_images_that_evaluation_paints(guidance, pi
     spec = spec_of("sdxl", pipeline_folders["sdxl"], guidance=guidance)
     policy, seen = Policy(small_experiment(spec, evaluation=size)), []
     policy.model.policy.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
-    policy.images(asked(TEXTS), policy.evaluation_noise(2))
+    policy.images(asked(TEXTS), policy.evaluation_noise(asked(TEXTS)))
     told = [row for given in seen for row in given["added_cond_kwargs"]["time_ids"].tolist()]
     assert told == [[24, 32, 0, 0, 24, 32]] * len(told)
     assert len(told) == (8 if guidance == 1.0 else 16)  # 2 prompts, 4 steps, both halves

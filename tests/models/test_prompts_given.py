@@ -37,7 +37,7 @@ def test_a_model_of_the_first_edition_is_told_what_to_write_now(read):
     for use in (
         lambda: policy.check(prompts[0]),
         lambda: policy.prepare(prompts),
-        lambda: policy.images(prompts, policy.evaluation_noise(2)),
+        lambda: policy.images(prompts, policy.evaluation_noise(prompts)),
         lambda: check_model(policy.experiment.model, ["0.1", "0.2"]),
     ):
         with pytest.raises(ContractError) as error:
@@ -64,6 +64,6 @@ def test_a_model_is_given_the_prompts_of_a_list_themselves():
     prompts = [Prompt(4, "0.1", {"of": "a"}), Prompt(7, "0.1", {"of": "b"})]
     policy.encode(prompts)
     policy.prepare(prompts)
-    policy.images(prompts, policy.evaluation_noise(2))
+    policy.images(prompts, policy.evaluation_noise(prompts))
     assert seen == prompts * 3
     assert all(one is other for one, other in zip(seen, prompts * 3, strict=True))

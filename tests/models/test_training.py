@@ -80,10 +80,10 @@ def test_two_steps_of_aegpo_move_the_adapters_and_nothing_else(kind, pipeline_fo
     for report in reports:
         assert np.isfinite(list(report.metrics.values())).all()
         assert report.metrics["ratio_error"] < 1e-3
-        assert report.entropy.shape == (2, 4)
-        assert (report.entropy > 0).all()
+        assert report.signals["entropy"].values.shape == (2, 4)
+        assert (report.signals["entropy"].values > 0).all()
         assert report.counts.sum() == 8
-    assert float(reports[1].delta.max()) > 0  # the policy has left the base
+    assert float(reports[1].signals["entropy-delta"].values.max()) > 0  # the policy has left the base
     moved = {name for name, w in engine.policy.model.policy.named_parameters() if not torch.equal(w, before[name])}
     assert moved
     assert all("lora_" in name for name in moved)
@@ -140,7 +140,7 @@ def test_evaluation_has_its_own_size_and_steps(pipeline_folders, prompts):
     engine.policy.model.policy.register_forward_pre_hook(
         lambda module, args, given: seen.append((float(given["timestep"][0]), len(given["img_ids"]))), with_kwargs=True
     )
-    images = engine.policy.images(asked(HELD_OUT), engine.policy.evaluation_noise(len(HELD_OUT)))
+    images = engine.policy.images(asked(HELD_OUT), engine.policy.evaluation_noise(asked(HELD_OUT)))
     assert images.shape == (2, 3, 24, 32)
     assert {tokens for _, tokens in seen} == {6 * 8}
     levels = guided_spec("flux", pipeline_folders["flux"], height=24, width=32).sigmas(7)[:-1]

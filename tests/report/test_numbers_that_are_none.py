@@ -37,7 +37,7 @@ def strict(text: str):
 def test_every_row_of_a_record_is_json_whatever_its_numbers(tmp_path):
     scores = {"palette": [math.nan, 0.5]}
     evaluation = {"step": 1, "scores": scores, "base_scores": {"palette": [0.5, 0.5]}, "prompts": ["NaN", "Infinity"]}
-    metrics = {"step": 1, "metrics": ODD, "prompts": [0], "entropy": [[None, math.inf]], "delta": [math.nan]}
+    metrics = {"step": 1, "metrics": ODD, "prompts": [0], "signals": {"entropy": [[None, math.inf]]}}
     rows = {"metrics": metrics, "evaluations": evaluation, "timing": {"step": 1, "seconds": {"rollout": math.inf}}}
     for name, row in rows.items():
         append_row(tmp_path / f"{name}.jsonl", row)
@@ -62,16 +62,25 @@ def test_a_report_leaves_odd_metrics_out_and_says_where(study, write):
         change(
             study / RUN / "metrics.jsonl", line, lambda row: row["metrics"].update(ODD, residual_noise=math.nan), write
         )
-    change(study / RUN / "metrics.jsonl", 1, lambda row: row.update(delta=[math.inf, 1.0]), write)
-    change(study / RUN / "metrics.jsonl", 1, lambda row: row["entropy"][0].__setitem__(2, math.inf), write)
+    older = write is json.dumps  # whose signals had keys of their own
+
+    def odd_signals(row) -> None:
+        signals = row.pop("signals")
+        signals["entropy-delta"] = [math.inf, 1.0]
+        signals["entropy"][0][2] = math.inf
+        row.update(
+            {"entropy": signals["entropy"], "delta": signals["entropy-delta"]} if older else {"signals": signals}
+        )
+
+    change(study / RUN / "metrics.jsonl", 1, odd_signals, write)
     page = write_report(study, Console(quiet=True)).read_text()
     assert read_study(study).notes == (
-        "seed 0 of arm aegpo: delta is not a finite number at step 2, and left out there",
-        "seed 0 of arm aegpo: entropy is not a finite number at step 2, and left out there",
         *(
             f"seed 0 of arm aegpo: the metric '{name}' is not a finite number at steps 1, 3, and left out there"
             for name in ("approx_kl", "ratio", "residual_noise", "reward")
         ),
+        "seed 0 of arm aegpo: the signal 'entropy' is not a finite number at step 2, and left out there",
+        "seed 0 of arm aegpo: the signal 'entropy-delta' is not a finite number at step 2, and left out there",
     )
     assert "is not a finite number at steps 1, 3" in page
     strict((study / "report" / "summary.json").read_text())

@@ -64,7 +64,6 @@ def without_new_fields(manifest):
     del manifest["experiment"]["rollouts"]["decode"]
     del manifest["experiment"]["signals"]
     del manifest["experiment"]["rewards"][0]["weight"]
-    del manifest["rules"]
 
 
 def other_default(manifest):
@@ -142,8 +141,14 @@ def test_check_passes_over_a_manifest_it_cannot_read_and_says_so(path):
 
 def test_the_rules_are_in_the_manifest_and_those_of_0_1_0_are_all_the_first(path):
     assert manifests.read_manifest(begun(path).folder)["rules"] == RULES
-    assert changed_rules({}) == []
-    assert changed_rules(dict.fromkeys(RULES, 1)) == []
+    assert changed_rules(RULES) == []
+    first = changed_rules(dict.fromkeys(RULES, 1))
+    assert changed_rules({}) == first
+    assert first == [
+        "was begun under noise rule 1; this version draws noise by rule 2",
+        "was begun under decisions rule 1; this version draws prompts, counts and steps by rule 2",
+        "was begun under evaluation rule 1; this version paints held-out prompts by rule 2",
+    ]
 
 
 def test_a_run_that_was_begun_under_another_rule_does_not_go_on(path):

@@ -88,7 +88,7 @@ def run(experiment, folder, stop_after: int | None = None) -> tuple[Engine, Reco
 def painted(engine: Engine) -> torch.Tensor:
     """What the policy paints of the held-out prompts now."""
     prompts = numbered(engine.evaluator.prompts)
-    return engine.policy.images(prompts, engine.policy.evaluation_noise(len(prompts)))
+    return engine.policy.images(prompts, engine.policy.evaluation_noise(prompts))
 
 
 def assert_same_weights(one: Engine, other: Engine) -> None:

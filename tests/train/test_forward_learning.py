@@ -22,6 +22,7 @@ from aegpo.rewards.palette import PaletteReward
 from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
 from aegpo.train.learning import edge_weights
+from aegpo.train.noise import StepNoise
 from aegpo.train.policy import WeightCopy
 from aegpo.train.replay import noise_again
 
@@ -47,8 +48,8 @@ def how():
 
 def test_each_edge_is_its_rollouts_clean_latents_with_noise_of_its_own(how):
     rollouts, _, _ = sampled(how, DETERMINISTIC)
-    edges = noise_again(how, rollouts, torch.Generator().manual_seed(7))
-    noise = torch.randn((len(edges), *how.model.latent_shape), generator=torch.Generator().manual_seed(7))
+    edges = noise_again(how, rollouts, StepNoise(7))
+    noise = StepNoise(7).again(edges.level.numpy(), edges.rollout.numpy(), how.model.latent_shape)
     clean = rollouts.latents[edges.rollout]
     sigma = how.sigmas[edges.level].view(-1, 1, 1, 1)
     assert torch.equal(edges.next_latents, clean)
@@ -61,7 +62,7 @@ def test_each_edge_is_its_rollouts_clean_latents_with_noise_of_its_own(how):
 def test_the_noise_is_standard_and_independent_from_edge_to_edge(how):
     plan = quiet(plan_of(IndependentTree(), [200, 200], [[1, 1, 1, 0]] * 2))
     rollouts, _, _ = sampled(how, plan)
-    edges = noise_again(how, rollouts, torch.Generator().manual_seed(0))
+    edges = noise_again(how, rollouts, StepNoise(0))
     sigma = how.sigmas[edges.level].view(-1, 1, 1, 1)
     noise = ((edges.latents - (1 - sigma) * edges.next_latents) / sigma).flatten(1)  # (1200, 16)
     count = noise.numel()
@@ -75,7 +76,7 @@ def test_the_noise_is_standard_and_independent_from_edge_to_edge(how):
 def test_clean_latents_noised_again_are_kept_in_the_storage_dtype(storage):
     how = execution(GaussianSpec().build(CPU), 4, storage=storage)
     rollouts, _, _ = sampled(how, DETERMINISTIC)
-    assert noise_again(how, rollouts, torch.Generator()).latents.dtype == storage
+    assert noise_again(how, rollouts, StepNoise(0)).latents.dtype == storage
 
 
 # --- an update of the forward process --------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def test_a_forward_update_learns_without_any_noise_in_the_rollouts(how, objectiv
     rollouts, credit, cond = sampled(how, DETERMINISTIC)
     assert not any(level.any() for level in rollouts.log_prob)
     trained = learner(how, objective, learning_rate=0.01)
-    metrics = trained.update(rollouts, credit, cond, np.random.default_rng(0))
+    metrics = trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-12)
     assert "ratio_error" not in metrics  # of stored transitions; there are none
@@ -100,8 +101,7 @@ def test_a_forward_update_learns_without_any_noise_in_the_rollouts(how, objectiv
 def test_the_gradient_of_a_forward_update_is_that_of_the_weighted_matching_losses(how, micro_batch):
     """At ratio 1, d loss = A d mean (v - (noise - x0))^2, weighed as every other loss is."""
     rollouts, credit, cond = sampled(how, DETERMINISTIC)
-    rng = np.random.default_rng(3)
-    edges = noise_again(how, rollouts, torch.Generator().manual_seed(int(rng.integers(2**31))))
+    edges = noise_again(how, rollouts, StepNoise(3))
     sigma = how.sigmas[edges.level]
     velocity = how.model.velocity(edges.latents, sigma, cond.select(edges.prompt))
     target = (edges.latents - edges.next_latents) / sigma.view(-1, 1, 1, 1)
@@ -110,7 +110,7 @@ def test_the_gradient_of_a_forward_update_is_that_of_the_weighted_matching_losse
     (expected,) = torch.autograd.grad(loss, how.model.policy.mean)
     trained = learner(how, MatchingObjective(), **NO_CHANGE, micro_batch=micro_batch)
     with recorded_gradients() as seen:
-        trained.update(rollouts, credit, cond, np.random.default_rng(3))
+        trained.update(rollouts, credit, cond, np.random.default_rng(3), StepNoise(3))
     torch.testing.assert_close(seen[0][0], expected, atol=1e-6, rtol=1e-4)
 
 
@@ -121,7 +121,7 @@ def test_a_forward_update_makes_what_was_credited_likelier(how, objective):
     for seed in range(20):
         with trained.weights.active(trained.weights.old):
             batch = sampled(how, plan, seed=seed)
-        trained.update(*batch, np.random.default_rng(seed))
+        trained.update(*batch, np.random.default_rng(seed), StepNoise(seed))
         trained.end_step(seed + 1)
     assert float(how.model.policy.mean.detach().mean()) > 0.01  # brighter, which is what is rewarded
 
@@ -130,8 +130,8 @@ def test_the_old_velocity_is_that_of_the_policy_that_sampled_not_of_the_trained_
     objective = NftObjective(velocity_penalty=0.0)
     trained = learner(how, objective, learning_rate=0.05, inner_epochs=2)
     batch = sampled(how, DETERMINISTIC)
-    trained.update(*batch, np.random.default_rng(0))
-    assert trained.update(*batch, np.random.default_rng(0))["ratio"] != pytest.approx(1.0, abs=1e-6)
+    trained.update(*batch, np.random.default_rng(0), StepNoise(0))
+    assert trained.update(*batch, np.random.default_rng(0), StepNoise(0))["ratio"] != pytest.approx(1.0, abs=1e-6)
 
 
 # --- the policy that samples lags behind -----------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_dropping_edges_without_credit_raises_the_weight_of_the_others(how, redu
     batch = some_zero(how, DETERMINISTIC)
     ((kept,),) = gradients(how, batch, MatchingObjective(), reduction=reduction, drop_zero_credit=True)
     rollouts, credit, cond = batch
-    edges = noise_again(how, rollouts, torch.Generator().manual_seed(int(np.random.default_rng(0).integers(2**31))))
+    edges = noise_again(how, rollouts, StepNoise(0))
     sigma = how.sigmas[edges.level]
     velocity = how.model.velocity(edges.latents, sigma, cond.select(edges.prompt))
     target = (edges.latents - edges.next_latents) / sigma.view(-1, 1, 1, 1)
@@ -278,9 +278,9 @@ def test_dropped_edges_are_counted_and_cost_no_forward(how):
     batch = some_zero(how, plan_of(IndependentTree(), [3, 5], [[1, 1, 1, 0]] * 2))
     calls: list[int] = []
     counting = replace(how, velocity=lambda x, s, c: calls.append(len(x)) or how.velocity(x, s, c))
-    metrics = learner(counting, drop_zero_credit=True).update(*batch, np.random.default_rng(0))
+    metrics = learner(counting, drop_zero_credit=True).update(*batch, np.random.default_rng(0), StepNoise(0))
     assert metrics["updated_edges"] == sum(calls) == int((batch[1] != 0).sum()) == 16
-    metrics = learner(how).update(*batch, np.random.default_rng(0))
+    metrics = learner(how).update(*batch, np.random.default_rng(0), StepNoise(0))
     assert metrics["updated_edges"] == 24
 
 
@@ -289,7 +289,7 @@ def test_without_any_credit_nothing_is_updated(how, rollouts_per_update):
     rollouts, credit, cond = sampled(how)
     trained = learner(how, drop_zero_credit=True, learning_rate=0.1, rollouts_per_update=rollouts_per_update)
     before = how.model.policy.mean.detach().clone()
-    metrics = trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0))
+    metrics = trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0), StepNoise(0))
     assert metrics == {"updated_edges": 0.0}
     assert trained.updates == 0
     assert torch.equal(how.model.policy.mean, before)
@@ -335,7 +335,7 @@ def test_the_policy_that_sampled_is_kept_for_objectives_of_the_reverse_process_t
     batch = sampled(replace(how, keep_velocity=True), plan)
     assert batch[0].edges.velocity is not None
     trained = learner(how, GuardedObjective(clip=0.5), learning_rate=0.01, inner_epochs=2)
-    metrics = trained.update(*batch, np.random.default_rng(0))
+    metrics = trained.update(*batch, np.random.default_rng(0), StepNoise(0))
     assert metrics["ratio_error"] == 0.0
     assert sampled(how, plan)[0].edges.velocity is None
     assert ClippedObjective().needs_old is False

@@ -24,6 +24,7 @@ from aegpo.method.selectors import RandomSelector
 from aegpo.method.trees import IndependentTree
 from aegpo.rewards.palette import PaletteReward
 from aegpo.train.learning import deal, whole_groups
+from aegpo.train.noise import StepNoise
 from aegpo.train.replay import noise_again
 from aegpo.train.rollouts import roll_out
 
@@ -40,7 +41,7 @@ def how():
 def three_prompts(how, seed: int = 0):
     """Rollouts of `THREE`, with credit that sums to 0 in each prompt."""
     cond = how.model.encode(asked(["0.5", "-0.5", "0.1"]))
-    rollouts = roll_out(how, THREE, cond, torch.Generator().manual_seed(seed))
+    rollouts = roll_out(how, THREE, cond, StepNoise(seed))
     scores = rollouts.images.mean(dim=(1, 2, 3))[:, None]
     return rollouts, GroupAdvantage().estimate(Scores(scores), torch.ones(1), rollouts), cond
 
@@ -75,20 +76,21 @@ def test_a_group_is_the_trained_edges_of_a_prompt_at_a_denoising_step(how, plan)
 
 def test_rollouts_that_share_their_noise_differ_in_nothing_but_their_clean_latents(how):
     rollouts, _, _ = three_prompts(how)
-    edges = noise_again(how, rollouts, torch.Generator().manual_seed(7), shared=True)
+    edges = noise_again(how, rollouts, StepNoise(7), shared=True)
     sigma = how.sigmas[edges.level].view(-1, 1, 1, 1)
     noise = (edges.latents - (1 - sigma) * edges.next_latents) / sigma
     firsts = torch.stack([noise[edges.group == number][0] for number in range(7)])
     torch.testing.assert_close(noise, firsts[edges.group])
     assert len(firsts.flatten(1).unique(dim=0)) == 7  # a noise for each group
-    drawn = torch.randn((7, *how.model.latent_shape), generator=torch.Generator().manual_seed(7))
-    torch.testing.assert_close(firsts, drawn)
+    places = [(int(edges.level[edges.group == n][0]), int(edges.prompt[edges.group == n][0])) for n in range(7)]
+    levels, prompts = (np.array(each) for each in zip(*places, strict=True))
+    torch.testing.assert_close(firsts, StepNoise(7).again(levels, prompts, how.model.latent_shape))
 
 
 @pytest.mark.parametrize("noise", ["own", "group"])
 def test_the_objective_chooses_whether_the_noise_is_shared(how, noise, watching):
     trained = learner(how, watching.model_copy(update={"noise": noise}))
-    trained.update(*three_prompts(how), np.random.default_rng(0))
+    trained.update(*three_prompts(how), np.random.default_rng(0), StepNoise(0))
     (seen,) = Watching.seen
     added = (seen.latents - (1 - seen.sigma.view(-1, 1, 1, 1)) * seen.clean) / seen.sigma.view(-1, 1, 1, 1)
     for number in seen.group.unique():
@@ -116,7 +118,7 @@ def test_batches_of_whole_groups_are_as_large_as_fit(numbers, most, random):
 @pytest.mark.parametrize("micro_batch", [1, 5, 7, 64])
 def test_the_objective_sees_every_group_whole_whatever_the_micro_batch(how, micro_batch, watching):
     batch = three_prompts(how)
-    learner(how, watching, micro_batch=micro_batch).update(*batch, np.random.default_rng(0))
+    learner(how, watching, micro_batch=micro_batch).update(*batch, np.random.default_rng(0), StepNoise(0))
     sizes = torch.bincount(batch[0].edges.group)
     for seen in Watching.seen:
         own = torch.bincount(seen.group, minlength=len(sizes))
@@ -150,7 +152,7 @@ def test_objectives_of_the_reverse_process_see_their_groups_too(how):
 
     sizes: list[list[int]] = []
     rollouts, credit, cond = sampled(how, UNEQUAL)
-    learner(how, Comparing(), micro_batch=2).update(rollouts, credit, cond, np.random.default_rng(0))
+    learner(how, Comparing(), micro_batch=2).update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert sizes == [[0] * number + [size] for number, size in enumerate([3, 5] * 3)]
 
 
@@ -162,7 +164,7 @@ def test_only_whole_groups_without_credit_are_left_out_where_groups_are_compared
     credit[edges.prompt == 2] = 0
     credit[((edges.prompt == 2) & (edges.level == 2)).nonzero()[0]] = 1.0
     trained = learner(how, objective, drop_zero_credit=True)
-    assert trained.update(rollouts, credit, cond, np.random.default_rng(0))["updated_edges"] == left
+    assert trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))["updated_edges"] == left
 
 
 # --- optimizer steps -------------------------------------------------------------------------------------------------
@@ -216,8 +218,7 @@ def test_the_gradients_of_steps_with_whole_prompts_average_to_the_whole_gradient
 def test_the_gradient_of_an_update_is_that_of_the_weighted_group_losses(how):
     """At the base policy s = 0: each row pulls with sigmoid(0) A times its squared error, over the group's mean."""
     rollouts, credit, cond = three_prompts(how)
-    rng = np.random.default_rng(3)
-    edges = noise_again(how, rollouts, torch.Generator().manual_seed(int(rng.integers(2**31))), shared=True)
+    edges = noise_again(how, rollouts, StepNoise(3), shared=True)
     sigma = how.sigmas[edges.level]
     velocity = how.model.velocity(edges.latents, sigma, cond.select(edges.prompt))
     target = (edges.latents - edges.next_latents) / sigma.view(-1, 1, 1, 1)
@@ -226,7 +227,7 @@ def test_the_gradient_of_an_update_is_that_of_the_weighted_group_losses(how):
     (expected,) = torch.autograd.grad((weight * 0.5 * credit * error).sum(), how.model.policy.mean)
     trained = learner(how, PreferenceObjective(), **NO_CHANGE)
     with recorded_gradients() as seen:
-        metrics = trained.update(rollouts, credit, cond, np.random.default_rng(3))
+        metrics = trained.update(rollouts, credit, cond, np.random.default_rng(3), StepNoise(3))
     torch.testing.assert_close(seen[0][0], expected, atol=1e-6, rtol=1e-4)
     assert metrics["preference"] == pytest.approx(0.5, abs=1e-6)
 
@@ -283,7 +284,7 @@ def test_dgpo_makes_what_was_credited_likelier(how):
     plan = quiet(plan_of(IndependentTree(), [8, 8], [[1, 1, 1, 0]] * 2))
     trained = learner(how, PreferenceObjective(), learning_rate=0.003)
     for seed in range(20):
-        trained.update(*sampled(how, plan, seed=seed), np.random.default_rng(seed))
+        trained.update(*sampled(how, plan, seed=seed), np.random.default_rng(seed), StepNoise(seed))
         trained.end_step(seed + 1)
     assert float(how.model.policy.mean.detach().mean()) > 0.01  # brighter, which is what is rewarded
 

@@ -12,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegpo.train.noise import KeyedNoise, Purpose
+from aegpo.core.records import Prompt
+from aegpo.prompts.lists import numbered
+from aegpo.train.noise import KeyedNoise, Purpose, prompt_noise
 
 PURPOSES = get_args(Purpose)
 LATENTS = (3, 24, 24)
@@ -115,3 +117,35 @@ def test_the_noise_of_a_key_is_what_it_was():
     assert digest.hexdigest() == "79edfc7d14c276a820b8df453ab53a0712083c4a387a04d3661117bbb060b7a5"
     first = KeyedNoise(0, 1, "start").of(0, nodes(0), (4,))[0].tolist()
     assert first == pytest.approx([-1.2998049, -0.2862371, -2.2710202, 0.2784944], abs=1e-6)
+
+
+# --- of prompts ------------------------------------------------------------------------------------------------------
+
+
+def of(prompts, seed: int = 0, purpose="evaluation", sample: int = 0):
+    return prompt_noise((2, 3, 3), seed, prompts, purpose, sample)
+
+
+def test_a_prompts_noise_does_not_depend_on_where_it_stands():
+    one, other = numbered(["a cat", "a dog", "a cat"]), numbered(["a dog", "a cow", "a cat", "a cat"])
+    first, second = of(one), of(other)
+    assert torch.equal(first[0], second[2])
+    assert torch.equal(first[1], second[0])
+    assert torch.equal(first[2], second[3])  # the second to ask for a cat
+    assert len(torch.cat([first, second]).flatten(1).unique(dim=0)) == 4
+
+
+def test_a_prompts_noise_is_of_its_seed_sample_and_purpose():
+    cat = numbered(["a cat"])
+    drawn = [of(cat), of(cat, seed=1), of(cat, sample=1), of(cat, purpose="signal")]
+    assert len(torch.cat(drawn).flatten(1).unique(dim=0)) == 4
+
+
+def test_prompts_of_other_images_have_other_noise(tmp_path):
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    one.write_bytes(b"one")
+    other.write_bytes(b"other")
+    bare, *shown = (Prompt(0, "a cat", images=images) for images in ((), (one,), (other,)))
+    assert len(of([bare, *shown]).flatten(1).unique(dim=0)) == 3
+    other.write_bytes(b"one")
+    assert torch.equal(of([shown[0]]), of([shown[1]]))

@@ -20,6 +20,7 @@ from aegpo.method.objectives import ClippedObjective
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.models.adapters import add_adapters
 from aegpo.train.learning import edge_weights
+from aegpo.train.noise import StepNoise
 from aegpo.train.rollouts import roll_out
 
 PROMPTS = {"gaussian": ["0.5", "-0.5"], "tiny": ["a red circle", "two blue squares and a green triangle"]}
@@ -42,7 +43,7 @@ def build(tiny_spec):
 def sampled(how, plan=UNEQUAL, seed: int = 0, which: str = "gaussian"):
     """Rollouts, their credit for brightness, and what the prompts encode to."""
     cond = how.model.encode(asked(PROMPTS[which]))
-    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(seed))
+    rollouts = roll_out(how, plan, cond, StepNoise(seed))
     scores = rollouts.images.mean(dim=(1, 2, 3))[:, None]
     return rollouts, GroupAdvantage().estimate(Scores(scores), torch.ones(1), rollouts), cond
 
@@ -50,7 +51,7 @@ def sampled(how, plan=UNEQUAL, seed: int = 0, which: str = "gaussian"):
 def gradients(how, batch, objective=None, **optimizer) -> list[list[torch.Tensor]]:
     """The gradient of each optimizer step of one update that changes nothing."""
     with recorded_gradients() as seen:
-        learner(how, objective, **(NO_CHANGE | optimizer)).update(*batch, np.random.default_rng(0))
+        learner(how, objective, **(NO_CHANGE | optimizer)).update(*batch, np.random.default_rng(0), StepNoise(0))
     return seen
 
 
@@ -63,7 +64,7 @@ def assert_all_close(ours, theirs, **tolerance):
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
 def test_before_the_first_update_every_ratio_is_exactly_one(build, plan, storage):
     how = execution(build("gaussian"), 4, storage=storage)
-    metrics = learner(how).update(*sampled(how, plan), np.random.default_rng(0))
+    metrics = learner(how).update(*sampled(how, plan), np.random.default_rng(0), StepNoise(0))
     assert metrics["ratio_error"] == 0.0
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["approx_kl"] == metrics["clipped"] == 0.0
@@ -73,14 +74,14 @@ def test_before_the_first_update_every_ratio_is_exactly_one(build, plan, storage
 def test_a_network_replayed_in_batches_of_the_same_shape_has_ratios_of_exactly_one(build, storage):
     how = execution(build("tiny"), 4, storage=storage)
     batch = sampled(how, which="tiny")
-    assert learner(how, micro_batch=8).update(*batch, np.random.default_rng(0))["ratio_error"] == 0.0
+    assert learner(how, micro_batch=8).update(*batch, np.random.default_rng(0), StepNoise(0))["ratio_error"] == 0.0
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5, 64])
 def test_a_network_replayed_in_other_batches_has_ratios_of_one_up_to_float32(build, micro_batch):
     how = execution(build("tiny"), 4)
     batch = sampled(how, which="tiny")
-    error = learner(how, micro_batch=micro_batch).update(*batch, np.random.default_rng(0))["ratio_error"]
+    error = learner(how, micro_batch=micro_batch).update(*batch, np.random.default_rng(0), StepNoise(0))["ratio_error"]
     assert error <= 2.4e-7  # two units in the last place of 1
 
 
@@ -175,7 +176,7 @@ def test_metrics_are_averaged_as_the_loss_is_whatever_the_number_of_updates(buil
     batch = sampled(how, BRANCHED)
     expected = float(-(edge_weights(batch[0].edges, "prompt") * batch[1]).sum())
     for optimizer in ({}, {"rollouts_per_update": 2}, {"inner_epochs": 3}, {"micro_batch": 3}):
-        metrics = learner(how, **(NO_CHANGE | optimizer)).update(*batch, np.random.default_rng(0))
+        metrics = learner(how, **(NO_CHANGE | optimizer)).update(*batch, np.random.default_rng(0), StepNoise(0))
         assert metrics["loss"] == pytest.approx(expected, abs=1e-6)
         assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
 
@@ -184,7 +185,7 @@ def test_inner_epochs_pass_over_everything_again_with_the_new_policy(build):
     how = execution(build("gaussian"), 4)
     batch = sampled(how)
     trained = learner(how, ClippedObjective(clip=1e-4), learning_rate=0.05, inner_epochs=3, rollouts_per_update=4)
-    metrics = trained.update(*batch, np.random.default_rng(0))
+    metrics = trained.update(*batch, np.random.default_rng(0), StepNoise(0))
     assert trained.updates == 3 * 2
     assert metrics["ratio_error"] == 0.0  # of the first optimizer step
     assert metrics["approx_kl"] > 0  # of all of them
@@ -196,7 +197,7 @@ def test_an_update_makes_what_was_credited_likelier(build):
     trained = learner(how, learning_rate=1e-3)
     before = float(how.model.policy.mean.detach().mean())
     for seed in range(5):
-        trained.update(*sampled(how, seed=seed), np.random.default_rng(0))
+        trained.update(*sampled(how, seed=seed), np.random.default_rng(0), StepNoise(0))
     assert float(how.model.policy.mean.detach().mean()) > before + 1e-3  # brighter, which is what is rewarded
 
 
@@ -206,7 +207,9 @@ def test_gradients_are_clipped_to_the_norm_and_their_own_norm_is_reported(build,
     batch = sampled(how)
     ((raw,),) = gradients(how, batch)
     with recorded_gradients() as seen:
-        metrics = learner(how, **(NO_CHANGE | {"max_grad_norm": limit})).update(*batch, np.random.default_rng(0))
+        metrics = learner(how, **(NO_CHANGE | {"max_grad_norm": limit})).update(
+            *batch, np.random.default_rng(0), StepNoise(0)
+        )
     assert metrics["grad_norm"] == pytest.approx(float(raw.norm()), rel=1e-5)
     expected = float(raw.norm()) if kept else limit
     assert float(seen[0][0].norm()) == pytest.approx(expected, rel=1e-3)
@@ -224,7 +227,7 @@ def test_the_objective_sees_each_steps_std_and_the_schedules_mean(build):
             return ClippedObjective().loss(update)
 
     how, objective = execution(build("gaussian"), 4), Capturing()
-    learner(how, objective).update(*sampled(how), np.random.default_rng(0))
+    learner(how, objective).update(*sampled(how), np.random.default_rng(0), StepNoise(0))
     (update,) = objective.seen
     nothing = torch.zeros(4, 1, 1, 1)
     schedule = how.sampler.transition(nothing, nothing, how.sigmas[:-1], how.sigmas[1:]).std
@@ -239,7 +242,7 @@ def test_averaged_weights_follow_the_decay_and_its_warm_up(build):
     mean = how.model.policy.mean
     expected = mean.detach().clone()
     for number in range(1, 13):
-        trained.update(*sampled(how, seed=number), np.random.default_rng(0))
+        trained.update(*sampled(how, seed=number), np.random.default_rng(0), StepNoise(0))
         decay = min(0.5, (1 + number) / (10 + number))
         expected = decay * expected + (1 - decay) * mean.detach()
         torch.testing.assert_close(trained.weights.average.values["mean"], expected)
@@ -259,7 +262,7 @@ def test_averaged_weights_follow_the_decay_and_its_warm_up(build):
 def test_without_averages_the_policy_is_its_own_average(build):
     how = execution(build("gaussian"), 4)
     trained = learner(how, learning_rate=0.1)
-    trained.update(*sampled(how), np.random.default_rng(0))
+    trained.update(*sampled(how), np.random.default_rng(0), StepNoise(0))
     current = how.model.policy.mean.detach().clone()
     with trained.weights.active(trained.weights.average):
         assert torch.equal(how.model.policy.mean, current)
@@ -279,7 +282,7 @@ def test_training_moves_the_policy_and_never_the_base(build, policy):
     trained = learner(how, policy=policy, learning_rate=0.01)
     assert torch.equal(outputs(how.model), pristine)  # adapters begin at zero
     for seed in range(2):
-        trained.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(0))
+        trained.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(0), StepNoise(0))
     assert not torch.equal(outputs(how.model), pristine)
     with how.model.frozen("base"):
         assert torch.equal(outputs(how.model), pristine)
@@ -298,7 +301,7 @@ def test_lora_trains_its_adapters_and_nothing_else(build):
     assert trained.weights.trained
     assert all("lora_" in name for name in trained.weights.trained)
     for seed in range(2):
-        trained.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(0))
+        trained.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(0), StepNoise(0))
     after = how.model.policy.state_dict()
     moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert moved <= set(trained.weights.trained)
@@ -321,13 +324,16 @@ def test_a_kl_penalty_pulls_towards_the_base(build, policy):
     how = execution(build("tiny"), 4)
     trained = learner(how, ClippedObjective(beta=10.0), policy, learning_rate=0.003)
     rollouts, credit, cond = sampled(how, which="tiny")
-    first = trained.update(rollouts, credit, cond, np.random.default_rng(0))
+    first = trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert first["kl"] == pytest.approx(0.0, abs=1e-12)
-    moved = trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0))
+    moved = trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0), StepNoise(0))
     assert moved["kl"] > 0
     assert moved["grad_norm"] > 0
     assert all(weight.requires_grad for weight in trained.weights.trained.values())
-    kls = [trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0))["kl"] for _ in range(25)]
+    kls = [
+        trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0), StepNoise(0))["kl"]
+        for _ in range(25)
+    ]
     assert min(kls) < 0.5 * max(kls)
 
 
@@ -336,7 +342,7 @@ def test_the_gradient_of_the_kl_is_not_lost_while_the_base_is_asked(build, polic
     how = execution(build("tiny"), 4)
     trained = learner(how, ClippedObjective(beta=1.0), policy, learning_rate=0.01, max_grad_norm=None)
     rollouts, credit, cond = sampled(how, which="tiny")
-    trained.update(rollouts, credit, cond, np.random.default_rng(0))
+    trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     edges = rollouts.edges
     sigma, sigma_next, prompts = how.sigmas[edges.level], how.sigmas[edges.level + 1], cond.select(edges.prompt)
     with torch.no_grad(), how.model.frozen("base"):
@@ -347,7 +353,7 @@ def test_the_gradient_of_the_kl_is_not_lost_while_the_base_is_asked(build, polic
     weights = list(trained.weights.trained.values())
     expected = torch.autograd.grad(loss, weights, allow_unused=True)
     with recorded_gradients() as seen:
-        trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0))
+        trained.update(rollouts, torch.zeros_like(credit), cond, np.random.default_rng(0), StepNoise(0))
     for found, wanted in zip(seen[0], expected, strict=True):
         torch.testing.assert_close(found, torch.zeros_like(found) if wanted is None else wanted, atol=1e-6, rtol=1e-3)
 
@@ -359,7 +365,7 @@ def test_a_restored_learner_takes_the_next_step_bit_for_bit(build, policy):
     how = execution(build("tiny"), 4)
     original = learner(how, policy=policy, learning_rate=0.01)
     for seed in range(2):
-        original.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(seed))
+        original.update(*sampled(how, seed=seed, which="tiny"), np.random.default_rng(seed), StepNoise(seed))
     state = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     again = execution(build("tiny"), 4)
     restored = learner(again, policy=policy, learning_rate=0.01)
@@ -367,8 +373,8 @@ def test_a_restored_learner_takes_the_next_step_bit_for_bit(build, policy):
     for name, tensor in restored.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert set(restored.state_dict()) == set(state)
-    mine = original.update(*sampled(how, seed=2, which="tiny"), np.random.default_rng(2))
-    yours = restored.update(*sampled(again, seed=2, which="tiny"), np.random.default_rng(2))
+    mine = original.update(*sampled(how, seed=2, which="tiny"), np.random.default_rng(2), StepNoise(2))
+    yours = restored.update(*sampled(again, seed=2, which="tiny"), np.random.default_rng(2), StepNoise(2))
     assert mine == yours
     for name, tensor in restored.state_dict().items():
         assert torch.equal(tensor, original.state_dict()[name]), name
@@ -380,7 +386,7 @@ def test_a_loss_that_is_not_finite_is_the_objectives_fault_and_changes_nothing(b
     trained = learner(how)
     credit[3] = torch.nan
     with pytest.raises(ContractError, match="objective 'tried' returned 1 non-finite values"):
-        trained.update(rollouts, credit, cond, np.random.default_rng(0))
+        trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
     assert trained.updates == 0
 
@@ -392,7 +398,7 @@ def test_a_policy_that_is_no_longer_finite_is_called_diverged(build):
     with torch.no_grad():
         how.model.policy.mean.fill_(torch.nan)
     with pytest.raises(AegpoError) as error:
-        trained.update(rollouts, credit, cond, np.random.default_rng(0))
+        trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert str(error.value) == (
         "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or "
         "raise 'sampler.noise_level', and start over with --fresh"
@@ -406,7 +412,7 @@ def test_a_gradient_that_is_not_finite_is_called_diverged_before_it_touches_the_
     trained = learner(how)
     how.model.policy.mean.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(AegpoError, match="training diverged"):
-        trained.update(rollouts, credit, cond, np.random.default_rng(0))
+        trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
 
 

@@ -17,6 +17,7 @@ from worlds import GaussianSpec, execution, learner, small_experiment
 
 from aegpo.core.sections import OptimizerSpec, ScheduleSpec
 from aegpo.runs import checkpoints
+from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import make_optimizer
 
 COSINE = ScheduleSpec(kind="cosine", warmup=1, final=0.1)
@@ -68,7 +69,9 @@ def rates_taken(how, **optimizer) -> tuple[list[float], list[dict[str, float]]]:
     handle = register_optimizer_step_pre_hook(lambda taken, *_: seen.append(taken.param_groups[0]["lr"]))
     try:
         trained = learner(how, updates=8, inner_epochs=2, rollouts_per_update=4, **optimizer)
-        metrics = [trained.update(*sampled(how, seed=seed), np.random.default_rng(0)) for seed in range(2)]
+        metrics = [
+            trained.update(*sampled(how, seed=seed), np.random.default_rng(0), StepNoise(0)) for seed in range(2)
+        ]
     finally:
         handle.remove()
     return seen, metrics

@@ -26,6 +26,7 @@ from aegpo.method.selectors import EntropyPeakSelector
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.rewards.palette import PaletteReward
 from aegpo.train.engine import Engine
+from aegpo.train.noise import StepNoise
 from aegpo.train.predicted import PredictedScores
 from aegpo.train.rollouts import roll_out
 from aegpo.train.scoring import build_scorers
@@ -86,8 +87,8 @@ def looked(plan, levels, rewards=BRIGHTNESS, micro_batch=64, model=None):
     scorers = build_scorers(rewards, CPU)
     predicted = PredictedScores(how, scorers, plan, PROMPTS, np.array(levels, dtype=np.int64), lambda images: None)
     counting = dataclasses.replace(how, velocity=counted)
-    cond = how.model.encode(MEANS)
-    rollouts = roll_out(counting, plan, cond, torch.Generator().manual_seed(0), look=predicted.look)
+    cond = how.model.encode(asked(MEANS))
+    rollouts = roll_out(counting, plan, cond, StepNoise(0), look=predicted.look)
     return rollouts, predicted.beside(torch.zeros(plan.num_rollouts, len(rewards))), evaluations
 
 

@@ -19,9 +19,9 @@ from aegpo.method.signals import EntropySignal
 from aegpo.method.signals.base_entropies import BaseCurves
 from aegpo.method.signals.entropy_probe import EntropyProbe
 from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.train.noise import StepNoise, prompt_noise
 from aegpo.train.policy import fingerprint
 from aegpo.train.rollouts import roll_out
-from aegpo.train.start_noise import signal_noise
 
 PROMPTS = tuple(
     Prompt(index, text)
@@ -86,11 +86,8 @@ def test_the_probe_measures_every_layer_along_the_deterministic_trajectory(tiny_
     assert probed.entropy.dtype == np.float64
     assert probed.forwards == 2 * 3 * STEPS
     assert probed.trunk is None
-    start = [
-        torch.randn(tiny_model.latent_shape, generator=torch.Generator().manual_seed(4 * 1_000_003 + i))
-        for i in range(3)
-    ]
-    latents, sigmas, cond = torch.stack(start), tiny_model.sigmas(STEPS), encoded(tiny_model)
+    start = prompt_noise(tiny_model.latent_shape, 4, PROMPTS, "signal", 0)
+    latents, sigmas, cond = start, tiny_model.sigmas(STEPS), encoded(tiny_model)
     for level in range(STEPS):
         calls: list[AttentionCall] = []
         sigma = sigmas[level].expand(3)
@@ -106,7 +103,7 @@ def test_the_probe_measures_every_layer_along_the_deterministic_trajectory(tiny_
 def test_every_block_of_a_joint_attention_can_be_read(tiny_model, block):
     found = measure(probe_of(tiny_model, block=block), tiny_model).entropy
     calls: list[AttentionCall] = []
-    noise = torch.stack([signal_noise(tiny_model.latent_shape, 0, prompt.index) for prompt in PROMPTS])
+    noise = prompt_noise(tiny_model.latent_shape, 0, PROMPTS, "signal", 0)
     with torch.no_grad(), tiny_model.tap_attention(calls.append):
         tiny_model.velocity(noise, torch.ones(3), encoded(tiny_model))
     expected = torch.stack([measure_call(call, [block])[block].entropy.mean(dim=1) for call in calls]).mean(dim=0)
@@ -206,7 +203,7 @@ def test_samples_are_further_start_noises_whose_curves_are_averaged(tiny_model):
     assert found.forwards == 3 * 2 * 3 * STEPS
     first = measure(probe_of(tiny_model), tiny_model)
     assert np.abs(found.entropy - first.entropy).max() > 1e-4
-    noises = [signal_noise(tiny_model.latent_shape, 0, 0, sample) for sample in range(3)]
+    noises = [prompt_noise(tiny_model.latent_shape, 0, PROMPTS[:1], "signal", sample)[0] for sample in range(3)]
     assert len({float(noise.sum()) for noise in noises}) == 3
     curves = []
     for sample in range(3):
@@ -267,16 +264,16 @@ def test_a_tree_that_starts_from_the_probe_is_the_same_tree_for_fewer_evaluation
     assert trunk is not None
     assert trunk.saved(plan) == SAVED[name]
     counted, calls = counting(how)
-    found = roll_out(counted, plan, cond, torch.Generator().manual_seed(0), trunk=trunk)
+    found = roll_out(counted, plan, cond, StepNoise(0), trunk=trunk)
     assert sum(calls) == plan.forwards - SAVED[name]
     bare, all_calls = counting(how)
     noise_alone = Trunk(trunk.prompt, trunk.noise)
-    expected = roll_out(bare, plan, cond, torch.Generator().manual_seed(0), trunk=noise_alone)
+    expected = roll_out(bare, plan, cond, StepNoise(0), trunk=noise_alone)
     assert sum(all_calls) == plan.forwards
     torch.testing.assert_close(found.images, expected.images, atol=2e-5, rtol=0)
     torch.testing.assert_close(found.edges.log_prob, expected.edges.log_prob, atol=1e-4, rtol=1e-4)
     if name == "own starts":
-        assert torch.equal(found.images, roll_out(how, plan, cond, torch.Generator().manual_seed(0)).images)
+        assert torch.equal(found.images, roll_out(how, plan, cond, StepNoise(0)).images)
 
 
 def test_a_trunk_ends_where_the_probe_does(tiny_model):
@@ -284,7 +281,7 @@ def test_a_trunk_ends_where_the_probe_does(tiny_model):
     plan = TREES["late splits"]
     assert trunk.levels(plan).tolist() == [2, 2, 1]
     counted, calls = counting(execution(tiny_model, STEPS))
-    roll_out(counted, plan, encoded(tiny_model), torch.Generator().manual_seed(0), trunk=trunk)
+    roll_out(counted, plan, encoded(tiny_model), StepNoise(0), trunk=trunk)
     assert sum(calls) == plan.forwards - 5
 
 
@@ -300,8 +297,8 @@ def test_a_trunk_in_half_precision_storage_is_the_rollouts_own_trajectory(tiny_m
     cond, plan = encoded(tiny_model), TREES["late splits"]
     probe = Probed(tiny_model, EntropySignal(source="rollout"), storage=torch.bfloat16)
     trunk = probe.measure(1, PROMPTS).trunk
-    found = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk=trunk)
-    expected = roll_out(how, plan, cond, torch.Generator().manual_seed(0), trunk=Trunk(trunk.prompt, trunk.noise))
+    found = roll_out(how, plan, cond, StepNoise(0), trunk=trunk)
+    expected = roll_out(how, plan, cond, StepNoise(0), trunk=Trunk(trunk.prompt, trunk.noise))
     torch.testing.assert_close(found.images, expected.images, atol=1e-2, rtol=0)
 
 

@@ -14,6 +14,7 @@ from aegpo.core.steps import passing
 from aegpo.method.merging import with_merged
 from aegpo.method.samplers import FlowSde, euler, gaussian_log_prob
 from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.train.noise import StepNoise
 from aegpo.train.rollouts import roll_out, sample_deterministic
 
 PROMPTS = {"gaussian": ["0.5", "-0.5"], "tiny": ["a red circle", "two blue squares and a green triangle"]}
@@ -36,15 +37,14 @@ def models(tiny_model):
 
 
 def one_by_one(how, plan, cond, seed: int) -> torch.Tensor:
-    """Every rollout on its own from root to leaf, with the noise the plan's order assigns to its nodes."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = how.model.latent_shape
-    noise = [torch.randn((len(plan.prompt[0]), *shape), generator=generator)]
-    for noisy in plan.noisy:
-        level = torch.zeros((len(noisy), *shape))
+    """Every rollout on its own from root to leaf, with the noise of its nodes."""
+    drawn, shape = StepNoise(seed), how.model.latent_shape
+    noise = [drawn.start(np.arange(len(plan.prompt[0])), shape)]
+    for level, noisy in enumerate(plan.noisy):
+        found = torch.zeros((len(noisy), *shape))
         if noisy.any():
-            level[torch.from_numpy(noisy)] = torch.randn((int(noisy.sum()), *shape), generator=generator)
-        noise.append(level)
+            found[torch.from_numpy(noisy)] = drawn.level(level, np.flatnonzero(noisy), shape)
+        noise.append(found)
     finals = []
     for leaf in range(plan.num_rollouts):
         path = [leaf]
@@ -76,7 +76,7 @@ def one_by_one(how, plan, cond, seed: int) -> torch.Tensor:
 def test_an_executed_plan_is_its_rollouts_sampled_one_by_one(models, which, plan):
     how = execution(models[which], plan.num_steps)
     cond = how.model.encode(asked(PROMPTS[which]))
-    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(3))
+    rollouts = roll_out(how, plan, cond, StepNoise(3))
     expected = one_by_one(how, plan, cond, seed=3)
     if which == "gaussian":  # element by element, so batching cannot change a bit
         assert torch.equal(rollouts.latents, expected)
@@ -97,10 +97,10 @@ def test_a_plan_costs_exactly_its_forwards_in_batches_no_larger_than_asked(model
 
     cond = how.model.encode(asked(PROMPTS["gaussian"]))
     counting = dataclasses.replace(how, velocity=counted)
-    found = roll_out(counting, plan, cond, torch.Generator().manual_seed(0))
+    found = roll_out(counting, plan, cond, StepNoise(0))
     assert sum(sizes) == plan.forwards
     assert max(sizes) <= micro_batch
-    whole = roll_out(how, plan, cond, torch.Generator().manual_seed(0))
+    whole = roll_out(how, plan, cond, StepNoise(0))
     assert torch.equal(found.latents, whole.latents)
 
 
@@ -122,7 +122,7 @@ def test_images_are_shown_in_order_and_nothing_is_evaluated_before_its_turn(mode
 
     counting = dataclasses.replace(how, velocity=counted)
     cond = how.model.encode(asked(PROMPTS["gaussian"]))
-    found = roll_out(counting, plan, cond, torch.Generator().manual_seed(3), show=show)
+    found = roll_out(counting, plan, cond, StepNoise(3), show=show)
     assert torch.equal(torch.cat(shown), found.images)
     assert torch.equal(found.latents, one_by_one(how, plan, cond, seed=3))
     assert [len(images) for images in shown[:-1]] == [micro_batch] * (len(shown) - 1)
@@ -155,8 +155,8 @@ def test_noisy_steps_at_noise_level_zero_give_the_deterministic_images(models, w
     plan = PLANS["independent"]
     how = execution(models[which], plan.num_steps, FlowSde(noise_level=0.0))
     cond = how.model.encode(asked(PROMPTS[which]))
-    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(5))
-    start = torch.randn((8, *how.model.latent_shape), generator=torch.Generator().manual_seed(5))
+    rollouts = roll_out(how, plan, cond, StepNoise(5))
+    start = StepNoise(5).start(np.arange(8), how.model.latent_shape)
     images = sample_deterministic(how, start, cond.select(torch.from_numpy(plan.group)))
     assert torch.equal(rollouts.images, images)
 
@@ -165,7 +165,7 @@ def test_noisy_steps_at_noise_level_zero_give_the_deterministic_images(models, w
 def test_edges_are_the_trained_transitions_in_the_order_of_levels_and_nodes(models, micro_batch):
     plan = PLANS["branching, noisy elsewhere"]
     how = execution(models["gaussian"], plan.num_steps, micro_batch=micro_batch)
-    edges = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), torch.Generator().manual_seed(0)).edges
+    edges = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), StepNoise(0)).edges
     chosen = [(level, child) for level in range(4) for child in np.flatnonzero(plan.trained[level])]
     assert len(edges) == plan.trained_edges == len(chosen)
     assert edges.level.tolist() == [level for level, _ in chosen]
@@ -177,7 +177,7 @@ def test_edges_are_the_trained_transitions_in_the_order_of_levels_and_nodes(mode
 def test_siblings_share_their_parent_state_and_differ_after_it(models):
     plan = PLANS["branching"]
     how = execution(models["gaussian"], plan.num_steps)
-    edges = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), torch.Generator().manual_seed(0)).edges
+    edges = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), StepNoise(0)).edges
     first = (edges.level == 0) & (edges.prompt == 0)
     assert int(first.sum()) == 2
     assert torch.equal(*edges.latents[first])
@@ -190,7 +190,7 @@ def test_log_probabilities_are_those_of_the_stored_value(models, which, storage)
     plan = PLANS["independent"]
     how = execution(models[which], plan.num_steps, storage=storage)
     cond = how.model.encode(asked(PROMPTS[which]))
-    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(1))
+    rollouts = roll_out(how, plan, cond, StepNoise(1))
     edges = rollouts.edges
     assert edges.latents.dtype == edges.next_latents.dtype == rollouts.latents.dtype == storage
     assert edges.log_prob.dtype == torch.float32
@@ -208,7 +208,7 @@ def test_log_probabilities_are_those_of_the_stored_value(models, which, storage)
 def test_deterministic_steps_have_a_log_probability_of_zero(models):
     plan = PLANS["shared start"]
     how = execution(models["gaussian"], plan.num_steps)
-    rollouts = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), torch.Generator().manual_seed(0))
+    rollouts = roll_out(how, plan, how.model.encode(asked(PROMPTS["gaussian"])), StepNoise(0))
     for level, log_prob in enumerate(rollouts.log_prob):
         assert log_prob.shape == (len(plan.parent[level]),)
         assert ((log_prob != 0) == torch.from_numpy(plan.noisy[level])).all()
@@ -218,7 +218,7 @@ def test_the_same_generator_gives_the_same_rollouts_and_another_gives_others(mod
     plan = PLANS["branching"]
     how = execution(models["tiny"], plan.num_steps)
     cond = how.model.encode(asked(PROMPTS["tiny"]))
-    one, same, other = (roll_out(how, plan, cond, torch.Generator().manual_seed(seed)).images for seed in (0, 0, 1))
+    one, same, other = (roll_out(how, plan, cond, StepNoise(seed)).images for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -228,9 +228,9 @@ def test_stored_states_are_not_rounded_twice(models):
     plan = plan_of(IndependentTree(), [4], [[1, 0]])
     how = execution(models["gaussian"], 2, storage=torch.bfloat16)
     cond = how.model.encode(asked(["0.5"]))
-    edges = roll_out(how, plan, cond, torch.Generator().manual_seed(0)).edges
-    generator = torch.Generator().manual_seed(0)
-    start, noise = (torch.randn((4, *how.model.latent_shape), generator=generator) for _ in range(2))
+    edges = roll_out(how, plan, cond, StepNoise(0)).edges
+    drawn, shape = StepNoise(0), how.model.latent_shape
+    start, noise = drawn.start(np.arange(4), shape), drawn.level(0, np.arange(4), shape)
     stored = start.to(torch.bfloat16)
     sigma, sigma_next = how.sigmas[0].expand(4), how.sigmas[1].expand(4)
     with torch.no_grad():
@@ -245,10 +245,9 @@ def test_roots_that_share_start_noise_start_alike_and_part_at_their_first_noisy_
     plan = dataclasses.replace(plan_of(IndependentTree(), [2, 3], [[0, 1, 1, 0]] * 2), start=np.array([0, 0, 1, 0, 1]))
     how = execution(models["gaussian"], 4)
     cond = how.model.encode(asked(["0.5", "0.5"]))
-    rollouts = roll_out(how, plan, cond, torch.Generator().manual_seed(4))
+    rollouts = roll_out(how, plan, cond, StepNoise(4))
     first = rollouts.edges.latents[rollouts.edges.level == 1]  # after one deterministic step
-    noise = torch.randn((2, *how.model.latent_shape), generator=torch.Generator().manual_seed(4))
-    start = noise[torch.from_numpy(plan.start)]
+    start = StepNoise(4).start(plan.start, how.model.latent_shape)
     with torch.no_grad():
         velocity = how.velocity(start, how.sigmas[:1].expand(5), cond.select(torch.from_numpy(plan.group)))
     torch.testing.assert_close(first, start + (how.sigmas[1] - how.sigmas[0]) * velocity)
@@ -256,11 +255,24 @@ def test_roots_that_share_start_noise_start_alike_and_part_at_their_first_noisy_
     assert len({tuple(latents.flatten().tolist()) for latents in second}) == 5
 
 
-def test_one_start_noise_for_the_whole_batch_leaves_the_generator_where_one_draw_would(models):
+def test_one_start_noise_for_the_whole_batch_is_the_first_roots_and_moves_no_other_noise(models):
     plan = plan_of(IndependentTree(), [2, 3], [[0, 0, 1, 0]] * 2)
-    how, cond = execution(models["gaussian"], 4), models["gaussian"].encode(asked(["0.5", "0.1"]))
-    shared, noise = (torch.Generator().manual_seed(4) for _ in range(2))
-    roll_out(how, dataclasses.replace(plan, start=np.zeros(5, dtype=np.int64)), cond, shared)
-    torch.randn((1, *how.model.latent_shape), generator=noise)
-    torch.randn((5, *how.model.latent_shape), generator=noise)  # of the noisy step
-    assert torch.equal(shared.get_state(), noise.get_state())
+    how, cond = (
+        execution(models["gaussian"], 4, FlowSde(noise_level=0.9)),
+        models["gaussian"].encode(asked(["0.5", "0.1"])),
+    )
+    shared = dataclasses.replace(plan, start=np.zeros(5, dtype=np.int64))
+    one, own = (roll_out(how, each, cond, StepNoise(4)) for each in (shared, plan))
+    assert torch.equal(one.latents[0], own.latents[0])  # the first root's noise, and its own at the noisy step
+    assert not torch.equal(one.latents[1], own.latents[1])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_a_prompt_is_given_does_not_depend_on_the_order_in_which_nodes_are_reached(models, name):
+    how = execution(models["gaussian"], PLANS[name].num_steps)
+    cond = how.model.encode(asked(PROMPTS["gaussian"]))
+    whole = roll_out(how, PLANS[name], cond, StepNoise(0, step=3))
+    parts = roll_out(dataclasses.replace(how, micro_batch=1), PLANS[name], cond, StepNoise(0, step=3))
+    torch.testing.assert_close(whole.latents, parts.latents, atol=1e-5, rtol=1e-5)
+    other = roll_out(how, PLANS[name], cond, StepNoise(0, step=4))
+    assert not torch.allclose(whole.latents, other.latents)

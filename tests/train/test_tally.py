@@ -26,6 +26,7 @@ from aegpo.runs.trackers import JsonlTracker
 from aegpo.train import tally as tallies
 from aegpo.train.engine import Engine
 from aegpo.train.learning import edge_weights
+from aegpo.train.noise import StepNoise
 from aegpo.train.tally import Tally
 
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def test_a_metric_of_some_batches_is_the_mean_over_their_edges(reduction):
     rollouts, credit, cond = sampled(how, BRANCHED)
     for optimizer in ({}, {"rollouts_per_update": 2}, {"inner_epochs": 2}):
         taught = learner(how, Sometimes(), **NO_CHANGE, micro_batch=1, reduction=reduction, **optimizer)
-        metrics = taught.update(rollouts, credit, cond, np.random.default_rng(0))
+        metrics = taught.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
         weight = edge_weights(rollouts.edges, reduction)
         bad = credit < 0
         assert 0 < int(bad.sum()) < len(bad)

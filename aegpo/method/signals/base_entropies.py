@@ -107,4 +107,4 @@ class BaseCurves:
 
 
 def _digest(prompt: Prompt) -> bytes:
-    return hashlib.sha256(json.dumps([prompt.index, identity(prompt)]).encode()).digest()[:_DIGEST]
+    return hashlib.sha256(json.dumps([prompt.occurrence, identity(prompt)]).encode()).digest()[:_DIGEST]

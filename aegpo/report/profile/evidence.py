@@ -30,10 +30,10 @@ from aegpo.report.profile.other_signals import measure_signals
 from aegpo.report.statistics import Interval, bootstrap_interval, holm, permutation_p, spearman
 from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
+from aegpo.train.noise import StepNoise, prompt_noise
 from aegpo.train.predicted import PredictedScores
 from aegpo.train.rollouts import roll_out, sample_deterministic
 from aegpo.train.scoring import score
-from aegpo.train.start_noise import signal_noise
 
 CHILDREN = 8  # noisy children of each trunk state
 NOISES = 8  # start noises of which a prompt's reward is the mean
@@ -124,14 +124,14 @@ def measure_reward_std(
 ) -> FloatArray:
     """(P, S) standard deviation of rewards over the children of each prompt's trunk at each step."""
     how, seed = engine.policy.how, entropy_options(engine.experiment).seed
-    generator, parts = torch.Generator().manual_seed(seed), []
+    parts = []
     for first in range(0, len(prompts), _AT_ONCE):
         part = prompts[first : first + _AT_ONCE]
         plan, branched = branch_plan(len(part), len(how.sigmas) - 1, steps, children)
-        starts = [signal_noise(how.model.latent_shape, seed, first + row) for row in range(len(part))]
-        trunk = Trunk(np.arange(len(part)), torch.stack(starts).to(how.sigmas.device))
+        starts = prompt_noise(how.model.latent_shape, seed, part, "signal", 0)
+        trunk = Trunk(np.arange(len(part)), starts.to(how.sigmas.device))
         cond = how.model.encode(part)
-        rollouts = roll_out(how, plan, cond, generator, trunk=trunk)
+        rollouts = roll_out(how, plan, cond, StepNoise(seed, first), trunk=trunk)
         rewards = total_reward(engine, rollouts.images, [part[row] for row in plan.group])
         for row in range(len(part)):
             of_prompt = plan.group == row
@@ -203,7 +203,7 @@ def rewards_at(engine: Engine, prompts: Sequence[Prompt]) -> FloatArray:  # (NOI
     how, seed, shape = engine.policy.how, entropy_options(engine.experiment).seed, engine.policy.model.latent_shape
     cond, found = how.model.encode(prompts), []
     for sample in range(NOISES):
-        noise = torch.stack([signal_noise(shape, seed, row, sample) for row in range(len(prompts))])
+        noise = prompt_noise(shape, seed, prompts, "signal", sample)
         with torch.no_grad():
             images = sample_deterministic(how, noise.to(how.sigmas.device), cond)
         found.append(total_reward(engine, images, prompts))
@@ -225,14 +225,14 @@ def group_values(engine: Engine, prompts: Sequence[Prompt], say: Say) -> tuple[F
         contracts.check_images(engine.experiment.model.kind, images, len(images))
 
     for row, prompt in enumerate(prompts):
-        cond, generator = engine.policy.model.encode([prompt]), torch.Generator().manual_seed(row)
+        cond, noise = engine.policy.model.encode([prompt]), StepNoise(row)
         predicted = PredictedScores(engine.policy.how, engine.rewards, plan, [prompt], asked, inspect)
-        rollouts = roll_out(engine.policy.how, plan, cond, generator, look=predicted.look)
+        rollouts = roll_out(engine.policy.how, plan, cond, noise, look=predicted.look)
         scores = torch.stack(list(score(engine.rewards, rollouts.images, [prompt] * GROUP).values()), dim=1)
         with crediting(engine.experiment.advantage.kind):
             credit = engine.advantage.estimate(predicted.beside(scores), weights.to(scores.device), rollouts)
         credit = credit.to(scores.device)
-        learned = engine.learner.update(rollouts, credit, cond, np.random.default_rng(0))
+        learned = engine.learner.update(rollouts, credit, cond, np.random.default_rng(0), noise)
         engine.learner.load_state_dict(state, updates)  # the step is undone: only its gradient was asked for
         rewards.append((scores.double() @ weights.to(scores).double()).cpu().numpy())
         norms.append(learned["grad_norm"])

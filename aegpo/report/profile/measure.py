@@ -19,7 +19,7 @@ from aegpo.errors import AegpoError
 from aegpo.method.samplers import euler, final_latents, start_latents
 from aegpo.method.signals.entropy_probe import nothing_measured
 from aegpo.train.execution import Execution
-from aegpo.train.start_noise import signal_noise
+from aegpo.train.noise import prompt_noise
 
 MAPS = 6  # prompts whose entropies are kept token by token
 
@@ -85,8 +85,8 @@ def measure_profile(
     images: list[Tensor] = []
     for first in range(0, len(prompts), how.micro_batch):
         part = prompts[first : first + how.micro_batch]
-        noise = [signal_noise(how.model.latent_shape, seed, first + index) for index in range(len(part))]
-        latents = start_latents(torch.stack(noise).to(how.sigmas.device), how.sigmas)
+        noise = prompt_noise(how.model.latent_shape, seed, part, "signal", 0)
+        latents = start_latents(noise.to(how.sigmas.device), how.sigmas)
         mapped = max(0, MAPS - first) if len(how.model.latent_shape) == 3 else 0
         record = _Record(layers, rows, seed, maps=mapped)
         latents = final_latents(_follow(how, latents, how.model.encode(part), record), how.sigmas)

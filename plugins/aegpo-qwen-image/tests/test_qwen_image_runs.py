@@ -91,7 +91,7 @@ def test_an_exported_run_is_loaded_by_the_pipeline_and_paints_the_same(folder, t
     found = find_run(run, load_registries(plugin_manager()))
     policy = Policy(found.experiment)
     policy.weights.take(found.weights(), found.where)
-    noise, how = policy.numbered_noise(0, 2, seed=0), policy.painting(5)
+    noise, how = policy.evaluation_noise(numbered(HELD_OUT)), policy.painting(5)
     images = policy.images(numbered(HELD_OUT), noise, how)
     given = {"prompt": HELD_OUT, "true_cfg_scale": 4.0, "negative_prompt": [" "] * 2}
     again = their_images(folder, noise, lora=tmp_path / "lora", **given)

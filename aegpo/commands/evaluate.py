@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,9 @@ def styled_prompts(source: str | None, experiment: Experiment, specs: Sequence[R
     if source is None:
         placed = {HELD_OUT: quoted(read_prompts(experiment, "evaluation"))}
     elif source == HPSV2:
-        placed = {style: quoted(numbered(texts)) for style, texts in benchmark_prompts().items()}
+        styles = benchmark_prompts()
+        every = iter(quoted(numbered(chain.from_iterable(styles.values()))))  # so that no two have the same noise
+        placed = {style: list(islice(every, len(texts))) for style, texts in styles.items()}
     else:
         places = read_places(Path(source))
         placed = {Path(source).stem: list(zip(places, numbered(places.values()), strict=True))}

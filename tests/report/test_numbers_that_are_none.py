@@ -65,12 +65,11 @@ def test_a_report_leaves_odd_metrics_out_and_says_where(study, write):
     older = write is json.dumps  # whose signals had keys of their own
 
     def odd_signals(row) -> None:
-        signals = row.pop("signals")
-        signals["entropy-delta"] = [math.inf, 1.0]
-        signals["entropy"][0][2] = math.inf
-        row.update(
-            {"entropy": signals["entropy"], "delta": signals["entropy-delta"]} if older else {"signals": signals}
-        )
+        entropy, delta = row.pop("entropy"), [math.inf, 1.0]
+        del row["delta"]
+        entropy[0][2] = math.inf
+        now = {"signals": {"entropy": entropy, "entropy-delta": delta}}
+        row.update({"entropy": entropy, "delta": delta} if older else now)
 
     change(study / RUN / "metrics.jsonl", 1, odd_signals, write)
     page = write_report(study, Console(quiet=True)).read_text()

@@ -46,7 +46,6 @@ from aegpo.core.records import (
     BoolArray,
     Conditioning,
     Edges,
-    Evaluation,
     FloatArray,
     Footprint,
     Gaussian,
@@ -56,15 +55,14 @@ from aegpo.core.records import (
     Renoised,
     RolloutPlan,
     Rollouts,
-    RunInfo,
     Scores,
     Signal,
-    StepReport,
     StepTable,
     Tail,
     Update,
 )
 from aegpo.core.registry import Registry, Spec
+from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.core.signals import Measurement, SignalCost, Signals, Trunk
 from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SettingError, SpecError

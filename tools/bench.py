@@ -38,7 +38,8 @@ import aegpo.train.engine
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.contracts import check_forest
 from aegpo.core.experiment import Experiment
-from aegpo.core.records import Conditioning, RolloutPlan, StepReport
+from aegpo.core.records import Conditioning, RolloutPlan
+from aegpo.core.reports import StepReport
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.train.engine import Engine, Stopwatch

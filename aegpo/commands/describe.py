@@ -14,8 +14,8 @@ from rich.table import Table
 
 from aegpo.config.loading import ExperimentFile
 from aegpo.config.marks import dotted
-from aegpo.core.parts import Registries
 from aegpo.core.records import Footprint
+from aegpo.core.registries import Registries
 from aegpo.core.registry import Entry, Spec, suggestion
 from aegpo.errors import AegpoError
 from aegpo.method.costs import Cost

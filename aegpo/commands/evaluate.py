@@ -29,8 +29,9 @@ from aegpo.core.as_json import dumps
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import whole_folder, write_atomically, write_json
 from aegpo.core.media import why_unread
-from aegpo.core.parts import Registries, RewardSpec
+from aegpo.core.parts import RewardSpec
 from aegpo.core.records import FloatArray, Prompt
+from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.prompts.lists import lacking, numbered, quoted, read_prompts

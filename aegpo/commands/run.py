@@ -16,8 +16,9 @@ from rich.console import Console
 from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.files import NO_ROOM
 from aegpo.core.hookspecs import check_tracker
-from aegpo.core.parts import Registries, TrackerSpec
+from aegpo.core.parts import TrackerSpec
 from aegpo.core.processes import refuse_several_processes
+from aegpo.core.registries import Registries
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager

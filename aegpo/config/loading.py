@@ -19,8 +19,9 @@ from aegpo.config.marks import Mark, Marked, Mistake, dotted, merge, parse, refu
 from aegpo.config.older import modern, moved
 from aegpo.config.validation import Finding, validate
 from aegpo.core.experiment import Experiment, experiment_type
-from aegpo.core.parts import Registries, RewardSpec
+from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Location
+from aegpo.core.registries import Registries
 from aegpo.core.registry import Spec, suggestion
 from aegpo.errors import SpecError
 from aegpo.method import planning

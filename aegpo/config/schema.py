@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from aegpo.config.loading import ARM_NAME, OF_THE_FILE
 from aegpo.core.experiment import experiment_type
-from aegpo.core.parts import Registries
+from aegpo.core.registries import Registries
 from aegpo.core.sections import ScheduleSpec
 
 

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegpo.core import first_edition
+from aegpo.core.memory import is_shortage
 from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Media, Per, Prompt, RolloutPlan
 from aegpo.core.signals import Measurement, Signals
 from aegpo.core.steps import check_steps, kinds, splits_last
-from aegpo.errors import AegpoError, ContractError, MemoryShortageError
+from aegpo.errors import AegpoError, ContractError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _RANKS: Mapping[Media, int] = {"image": 4, "video": 5}
 LEAST_GROUP = 2  # rollouts a group needs to be compared
-_SIGNS = ("out of memory", "not enough memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
@@ -331,46 +331,3 @@ def _check_edges(who: str, plan: RolloutPlan, level: int, num_prompts: int) -> N
         raise ContractError(f"{who} planned a node {where} that leads to no rollout; every node needs a child")
     if (np.bincount(parent[~plan.noisy[level]]) > 1).any():
         raise ContractError(f"{who} planned siblings {where} without noise; they would be the same image")
-
-
-# --- memory that runs out --------------------------------------------------------------------------------------------
-
-
-def is_shortage(error: BaseException) -> bool:
-    """True for the ways in which torch, its libraries and Python say that no memory is left; imports no torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
-
-
-@contextmanager
-def enough_memory(doing: str, remedy: str) -> Iterator[None]:
-    """Inside, a lack of memory is told as such.
-
-    Args:
-        doing: what is done inside, as in "while ... ran".
-        remedy: what the user can do about it.
-
-    Raises:
-        MemoryShortageError: if there is not enough memory for what is done inside.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_shortage(error):
-            raise
-        raise MemoryShortageError(f"out of memory while {doing} ({brief(error)}); {remedy}") from error
-
-
-def lower(setting: str, value: int) -> str:
-    """The remedy that lowers a micro-batch, where it can be lowered."""
-    if value > 1:
-        return f"lower {setting!r}, which is {value}"
-    return f"{setting!r} is 1 already: make smaller images, or use a device with more memory"
-
-
-def brief(error: BaseException) -> str:
-    """The sentence in which a library says that no memory is left."""
-    sentences = (str(error).strip().splitlines() or [""])[0].split(". ")
-    told = next((each for each in sentences if any(sign in each for sign in _SIGNS)), sentences[0])
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__

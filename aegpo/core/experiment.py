@@ -24,7 +24,6 @@ from aegpo.core.parts import (
     ModelSpec,
     ObjectiveSpec,
     PartSpec,
-    Registries,
     RewardSpec,
     SamplerSpec,
     SelectorSpec,
@@ -34,6 +33,7 @@ from aegpo.core.parts import (
 )
 from aegpo.core.problems import Location, Problem
 from aegpo.core.records import FloatArray, StepTable
+from aegpo.core.registries import Registries
 from aegpo.core.registry import Entry, Spec, suggestion
 from aegpo.core.sections import (
     CheckpointSpec,

@@ -26,8 +26,8 @@ from aegpo.core.parts import (
     TrackerSpec,
     TreeSpec,
 )
-from aegpo.core.records import Evaluation, RunInfo, StepReport
 from aegpo.core.registry import Registry
+from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.errors import ContractError
 
 PROJECT = "aegpo"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -29,7 +28,7 @@ from aegpo.core.interfaces import (
 )
 from aegpo.core.problems import Problem
 from aegpo.core.records import FloatArray, Footprint, IntArray, Per, Prompt, RolloutPlan, Signal, StepTable
-from aegpo.core.registry import Registry, Spec
+from aegpo.core.registry import Spec
 from aegpo.core.signals import SignalCost
 from aegpo.core.signatures import built
 
@@ -315,49 +314,3 @@ class TrackerSpec(Spec):
     @abstractmethod
     def build(self, folder: Path) -> object:
         """An object with any of the observer hooks; `folder` is the run's own."""
-
-
-PART_AXES: Mapping[str, type[Spec]] = {
-    "models": ModelSpec,
-    "rewards": RewardSpec,
-    "curricula": CurriculumSpec,
-    "signals": SignalSpec,
-    "allocators": AllocatorSpec,
-    "selectors": SelectorSpec,
-    "trees": TreeSpec,
-    "samplers": SamplerSpec,
-    "advantages": AdvantageSpec,
-    "objectives": ObjectiveSpec,
-    "trackers": TrackerSpec,
-}
-
-
-@dataclass(frozen=True)
-class Registries:
-    """One registry for each kind of part; made by `aegpo.plugin.manager.load_registries`."""
-
-    models: Registry[ModelSpec]
-    rewards: Registry[RewardSpec]
-    curricula: Registry[CurriculumSpec]
-    signals: Registry[SignalSpec]
-    allocators: Registry[AllocatorSpec]
-    selectors: Registry[SelectorSpec]
-    trees: Registry[TreeSpec]
-    samplers: Registry[SamplerSpec]
-    advantages: Registry[AdvantageSpec]
-    objectives: Registry[ObjectiveSpec]
-    trackers: Registry[TrackerSpec]
-
-    @classmethod
-    def empty(cls) -> Registries:
-        """Eleven registries with nothing in them."""
-        registries: dict[str, Any] = {axis: Registry(axis, base) for axis, base in PART_AXES.items()}
-        return cls(**registries)
-
-    def of(self, axis: str) -> Registry[Any]:
-        """The registry that an experiment's key such as `allocator` chooses from."""
-        plural = "curricula" if axis == "curriculum" else f"{axis}s"
-        return next(registry for registry in self if registry.axis == plural)
-
-    def __iter__(self) -> Iterator[Registry[Any]]:
-        return (getattr(self, axis) for axis in PART_AXES)

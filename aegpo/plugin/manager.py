@@ -18,7 +18,7 @@ from types import ModuleType
 import pluggy
 
 from aegpo.core import hookspecs
-from aegpo.core.parts import Registries
+from aegpo.core.registries import Registries
 from aegpo.core.registry import Registry, Spec, suggestion
 from aegpo.errors import PluginError
 from aegpo.plugin import built_in

@@ -20,7 +20,7 @@ from pathlib import Path
 from aegpo.core.as_json import loads
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import write_json
-from aegpo.core.records import RunInfo
+from aegpo.core.reports import RunInfo
 from aegpo.errors import AegpoError
 from aegpo.runs.evaluations import evaluated_steps
 

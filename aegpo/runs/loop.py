@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from aegpo.core.records import RunInfo
+from aegpo.core.reports import RunInfo
 from aegpo.errors import CheckpointError, MemoryShortageError, ObserverError, RewardError
 from aegpo.runs import checkpoints
 from aegpo.runs.observers import Observers

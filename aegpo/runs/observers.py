@@ -20,7 +20,7 @@ from aegpo.core.as_json import loads
 from aegpo.core.files import NO_ROOM, append_row
 from aegpo.core.hookspecs import Outcome
 from aegpo.core.parts import OnError
-from aegpo.core.records import Evaluation, RunInfo, StepReport
+from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, ObserverError, PluginError
 
 DROPPED = "dropped.jsonl"

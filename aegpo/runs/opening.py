@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aegpo.config.loading import parse_experiment
 from aegpo.core.experiment import Experiment
-from aegpo.core.parts import Registries
+from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.runs import checkpoints
 from aegpo.runs.folders import Run

@@ -15,7 +15,7 @@ from aegpo.core.as_json import loads
 from aegpo.core.files import append_row, write_atomically
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.parts import TrackerSpec
-from aegpo.core.records import Evaluation, RunInfo, StepReport
+from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.evaluations import unevaluated
 from aegpo.runs.filmstrips import side_by_side

@@ -12,7 +12,8 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.interfaces import Model, Reward
 from aegpo.core.parts import ModelSpec, RewardSpec, TrackerSpec
-from aegpo.core.records import Evaluation, Prompt, RunInfo
+from aegpo.core.records import Prompt
+from aegpo.core.reports import Evaluation, RunInfo
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, ContractError
 from aegpo.models.shapes import ShapesSpec
@@ -22,7 +23,7 @@ from aegpo.testing.common import ROUNDING, check_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aegpo.core.records import StepReport
+    from aegpo.core.reports import StepReport
 
 _NOBODY = "no-such-network"
 
@@ -164,7 +165,8 @@ def _evaluation(step: int) -> Evaluation:
 
 
 def _report(step: int) -> StepReport:
-    from aegpo.core.records import Signal, StepReport
+    from aegpo.core.records import Signal
+    from aegpo.core.reports import StepReport
 
     metrics = {"reward": 0.5, "reward/palette": 0.5, "forwards": 40.0, "trained_edges": 20.0}
     selected = np.array([[True, False, True, False], [False, True, True, False]])

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.core import contracts
-from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Advantage, Reporting, Stateful
-from aegpo.core.records import Prompt, Rollouts, Scores, StepReport
+from aegpo.core.memory import enough_memory, lower
+from aegpo.core.records import Prompt, Rollouts, Scores
+from aegpo.core.reports import StepReport
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.method.advantages.credit import crediting
@@ -91,8 +92,7 @@ class Engine:
             known = self.sources.measure(number, prompts)
         with watch("plan"), self._few_rollouts("rollouts were planned"):
             planned = self.planner.plan(known.signals, rng)  # allocator: counts; selector: steps; tree: the forest
-            plan = planned.plan
-            levels = scored_levels(spec, self.advantage, plan)
+            plan, levels = planned.plan, scored_levels(spec, self.advantage, planned.plan)
         predicted = PredictedScores(self.policy.how, self.rewards, plan, prompts, levels, self._inspect)
         with Scoring(self.rewards, [prompts[row] for row in plan.group]) as scoring:
             with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aegpo.core.records import Evaluation, FloatArray, Prompt
+from aegpo.core.records import FloatArray, Prompt
+from aegpo.core.reports import Evaluation
 from aegpo.train.execution import Show
 from aegpo.train.policy import Policy
 from aegpo.train.scoring import Scorer, Scoring, score

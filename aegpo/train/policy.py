@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -12,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.core import contracts
-from aegpo.core.contracts import enough_memory, lower
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Model, Preparable, Resizable, Sampler
+from aegpo.core.interfaces import Model, Preparable, Sampler
+from aegpo.core.memory import enough_memory, lower
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.adapters import add_adapters
+from aegpo.models.loaded import fingerprint, resized
 from aegpo.train.devices import STORAGE, choose_device
 from aegpo.train.execution import Execution, Show, Velocity, unseen
 from aegpo.train.noise import prompt_noise
 from aegpo.train.rollouts import sample_deterministic
-
-_SAMPLE = 16  # values of each weight that tell one network from another
 
 
 class Policy:
@@ -46,7 +44,7 @@ class Policy:
         with self.model.frozen("base"):
             pass  # the base policy is what the model is now
         self.weights = Weights(self.model.policy)
-        self._sized = _resized(self.model, experiment)
+        self._sized = resized(self.model, experiment)
         self.how = self._execution(self.model, experiment.rollouts.denoising_steps)
 
     @property
@@ -205,27 +203,6 @@ class Policy:
             contracts.check_transition(spec.sampler.kind, gaussian, latents)
             log_prob = self.how.sampler.log_prob(gaussian, gaussian.mean)
         contracts.check_log_prob(spec.sampler.kind, log_prob, latents)
-
-
-def _resized(model: Model, experiment: Experiment) -> Model:
-    """The model at the size of evaluation images."""
-    height, width = experiment.evaluation.height, experiment.evaluation.width
-    if height is None or width is None:
-        return model
-    if not isinstance(model, Resizable):
-        raise AegpoError(
-            f"model {experiment.model.kind!r} paints one size only; leave out 'height' and 'width' of 'evaluation'"
-        )
-    return model.at(height, width)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Tells networks apart by names, shapes and a few values of every weight; cheap for billions of them."""
-    digest = hashlib.sha256()
-    for name, weight in network.state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 # --- precision --------------------------------------------------------------------------------------------------------

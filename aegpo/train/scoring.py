@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts, first_edition
+from aegpo.core import contracts, first_edition, memory
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import FrameRule, IntArray, Prompt
@@ -112,7 +112,7 @@ class Scoring:
         scores: dict[str, Tensor] = {}
         for scorer in self._scorers:
             if not scorer.lane:
-                scores[scorer.label] = _score_one(scorer, images, self._prompts)
+                scores[scorer.label] = _asker(scorer)(scorer, images, self._prompts)
         for scorer, rows, answer in self._answers:
             found = answer.result()
             values = scores.setdefault(scorer.label, found.new_empty(len(images)))
@@ -130,7 +130,7 @@ class Scoring:
 
     def _ask(self, scorer: Scorer, rows: IntArray, images: Tensor) -> None:
         prompts = [self._prompts[row] for row in rows]
-        answer = self._lanes[scorer.lane].submit(_score_one, scorer, images, prompts)
+        answer = self._lanes[scorer.lane].submit(_asker(scorer), scorer, images, prompts)
         self._answers.append((scorer, rows, answer))
 
 
@@ -157,20 +157,23 @@ def _calls_by_lane(scorers: Sequence[Scorer]) -> dict[str, int]:
     return calls
 
 
-def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # (N,) float32
-    """Scores of images as they are, or of videos frame by frame where the reward's `frames` says so.
+def _asker(scorer: Scorer) -> Callable[[Scorer, Tensor, Sequence[Prompt]], Tensor]:
+    """How a reward is asked: about images as they are, or about videos frame by frame where its `frames` says so."""
+    return _score_one if scorer.frames is None else _score_frames
+
+
+def _score_frames(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # (N, F, 3, h, w) -> (N,)
+    """Scores of videos, from those of their frames.
 
     Frames of one time are scored together: a group-wise reward compares them with that time's of the other videos of a
     prompt, not with their own, and no reward is given more images than there are rollouts.
     """
-    if scorer.frames is None:
-        return _asked(scorer, images, prompts)
     times = images.unbind(dim=1)[: 1 if scorer.frames == "first" else None]
-    scores = torch.stack([_asked(scorer, frames.contiguous(), prompts) for frames in times])
+    scores = torch.stack([_score_one(scorer, frames.contiguous(), prompts) for frames in times])
     return scores.amin(dim=0) if scorer.frames == "min" else scores.mean(dim=0)
 
 
-def _asked(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # (N,) float32
+def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # (N,) float32
     shown = images.data  # the same memory with a version of its own, so that who writes into it is known
     version = shown._version
     try:
@@ -180,7 +183,7 @@ def _asked(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     except AegpoError as error:
         raise RewardError(str(error)) from error.__cause__
     except Exception as error:
-        if contracts.is_shortage(error):
+        if memory.is_shortage(error):
             raise RewardError(_too_large(scorer, error)) from None
         raise RewardError(f"reward {scorer.label!r} failed with {first_edition.told(error, 'reward')}") from error
     if shown._version != version:
@@ -193,5 +196,5 @@ def _asked(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 def _too_large(scorer: Scorer, error: Exception) -> str:
     remedy = "let it score fewer images at once, or run it elsewhere: see 'aegpo serve-reward'"
     if scorer.micro_batch is not None:
-        remedy = contracts.lower(f"{scorer.label}.micro_batch", scorer.micro_batch)
-    return f"reward {scorer.label!r} ran out of memory ({contracts.brief(error)}); {remedy}"
+        remedy = memory.lower(f"{scorer.label}.micro_batch", scorer.micro_batch)
+    return f"reward {scorer.label!r} ran out of memory ({memory.brief(error)}); {remedy}"

@@ -11,7 +11,6 @@ from worlds import GaussianSpec, small_experiment
 from aegpo.core import parts, signatures
 from aegpo.core.interfaces import Objective, Reward
 from aegpo.core.parts import (
-    PART_AXES,
     AdvantageSpec,
     AllocatorSpec,
     ModelSpec,
@@ -23,6 +22,7 @@ from aegpo.core.parts import (
     TrackerSpec,
     TreeSpec,
 )
+from aegpo.core.registries import PART_AXES
 from aegpo.core.registry import Registry
 from aegpo.errors import ContractError, PluginError
 from aegpo.plugin.manager import load_registries, plugin_manager

@@ -13,7 +13,8 @@ from worlds import BrightnessReward, GaussianSpec, small_experiment
 
 import aegpo
 from aegpo.core.experiment import EvaluationSpec, Experiment, experiment_type
-from aegpo.core.parts import PART_AXES, AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
+from aegpo.core.parts import AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
+from aegpo.core.registries import PART_AXES
 from aegpo.core.sections import (
     CheckpointSpec,
     OptimizerSpec,

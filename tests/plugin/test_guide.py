@@ -15,8 +15,9 @@ from repository import ROOT
 from aegpo import testing
 from aegpo.config.loading import load_experiment_file
 from aegpo.core import hookspecs
-from aegpo.core.parts import PART_AXES
-from aegpo.core.records import Prompt, RunInfo, StepReport
+from aegpo.core.records import Prompt
+from aegpo.core.registries import PART_AXES
+from aegpo.core.reports import RunInfo, StepReport
 from aegpo.errors import SpecError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.train.engine import Engine

@@ -11,7 +11,7 @@ import pytest
 from command_line import aegpo
 from repository import ROOT
 
-from aegpo.core.parts import PART_AXES
+from aegpo.core.registries import PART_AXES
 from aegpo.errors import PluginError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from aegpo.core.records import Evaluation, Prompt, RunInfo, Signal, StepReport
+from aegpo.core.records import Prompt, Signal
+from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.progress import Pace, Record, Standing, display
 from aegpo.runs.trackers import (

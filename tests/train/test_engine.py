@@ -16,7 +16,7 @@ from worlds import BrightnessReward, GaussianModel, GaussianSpec, recorded_gradi
 import aegpo
 from aegpo.core.experiment import EvaluationSpec, experiment_type
 from aegpo.core.parts import AllocatorSpec, RewardSpec
-from aegpo.core.records import Evaluation, StepReport
+from aegpo.core.reports import Evaluation, StepReport
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.advantages import DepthAdvantage

@@ -9,7 +9,7 @@ import torch
 from test_engine import assert_same_report, assert_same_weights, build, run
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, small_experiment
 
-from aegpo.core.contracts import enough_memory, is_shortage, lower
+from aegpo.core.memory import enough_memory, is_shortage, lower
 from aegpo.core.sections import OptimizerSpec, Positive, RolloutsSpec
 from aegpo.errors import ContractError, MemoryShortageError, RewardError
 from aegpo.method.advantages import GroupAdvantage

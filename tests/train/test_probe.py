@@ -19,8 +19,8 @@ from aegpo.method.signals import EntropySignal
 from aegpo.method.signals.base_entropies import BaseCurves
 from aegpo.method.signals.entropy_probe import EntropyProbe
 from aegpo.method.trees import BranchingTree, IndependentTree
+from aegpo.models.loaded import fingerprint
 from aegpo.train.noise import StepNoise, prompt_noise
-from aegpo.train.policy import fingerprint
 from aegpo.train.rollouts import roll_out
 
 PROMPTS = tuple(

@@ -10,8 +10,8 @@ from typing import Literal
 
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.experiment import Experiment
-from aegpo.core.parts import Registries
 from aegpo.core.records import Prompt
+from aegpo.core.registries import Registries
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA

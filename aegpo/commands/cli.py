@@ -203,7 +203,7 @@ def check(
     from aegpo.commands import begun_runs, describe
     from aegpo.commands.footprints import footprints, gpu_memory
     from aegpo.config.loading import load_experiment_file
-    from aegpo.method.costs import cost, unread_prompts
+    from aegpo.method.costs import costs, unread_prompts
     from aegpo.plugin.manager import load_registries, plugin_manager
 
     loaded = load_experiment_file(file, load_registries(plugin_manager(plugin)), overrides)
@@ -216,7 +216,7 @@ def check(
     console = _console()
     if len(loaded.arms) > 1:
         console.print(describe.differences(loaded))
-    console.print(describe.costs(loaded, {arm: cost(experiment) for arm, experiment in loaded.arms.items()}))
+    console.print(describe.costs(loaded, costs(loaded.arms)))
     if needs := footprints(loaded):
         console.print(describe.memory(needs, gpu_memory()))
 

@@ -6,7 +6,7 @@ made-up signals and for many steps, and every figure is the range that was seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,11 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Curriculum
-from aegpo.core.records import IntArray, Prompt, RolloutPlan, Signal
+from aegpo.core.records import IntArray, RolloutPlan, Signal
 from aegpo.core.sections import DatasetPrompts
 from aegpo.core.signals import SignalCost, Signals
-from aegpo.method.planning import made_up_signals, plan_step, scored_levels
-from aegpo.prompts.lists import numbered, read_prompts, refuse_few, refuse_shared
+from aegpo.method.planning import made_up_signals, plan_steps, scored_levels
+from aegpo.prompts.lists import read_prompts, refuse_few, refuse_shared
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
 
@@ -61,20 +61,44 @@ class Cost:
 
 
 def cost(experiment: Experiment) -> Cost:
-    """What the arm will cost.
+    """What an arm will cost.
 
     Raises:
         ContractError: if the allocator, selector or tree returns what its interface forbids.
         AegpoError: if a file of prompts cannot be read.
     """
-    prompts = _prompts(experiment)
-    plans = [plan_step(experiment, signals) for signals in made_up_signals(experiment)]
+    return costs({"": experiment})[""]
+
+
+def costs(arms: Mapping[str, Experiment]) -> dict[str, Cost]:
+    """What each arm will cost; prompts that arms share are read once.
+
+    Raises:
+        ContractError, AegpoError: as `cost`.
+    """
+    read: list[tuple[Experiment, int]] = []  # and how many training prompts it has
+    found: dict[str, Cost] = {}
+    for arm, experiment in arms.items():
+        same = (count for other, count in read if _same_prompts(experiment, other))
+        prompts = next(same, None) or _prompts(experiment)
+        refuse_few(prompts, experiment.rollouts.prompts_per_step)
+        read.append((experiment, prompts))
+        found[arm] = _cost(experiment, prompts)
+    return found
+
+
+def _same_prompts(one: Experiment, other: Experiment) -> bool:
+    return (one.prompts, one.model) == (other.prompts, other.model)
+
+
+def _cost(experiment: Experiment, prompts: int) -> Cost:
+    plans = list(plan_steps(experiment, made_up_signals(experiment)))
     spent = [(plan, forwards) for plan in plans for forwards in _forwards(experiment, plan)]
     forwards = _range(made for _, made in spent)
     leaves = _range(plan.num_rollouts for plan in plans)
     update = update_work(experiment)
-    seen = min(len(prompts), experiment.rollouts.prompts_per_step * experiment.training_steps)
-    candidates, each_encoding = _candidates(experiment, len(prompts)), experiment.model.encoding_bytes
+    seen = min(prompts, experiment.rollouts.prompts_per_step * experiment.training_steps)
+    candidates, each_encoding = _candidates(experiment, prompts), experiment.model.encoding_bytes
     sources = _sources(experiment)
     measured = sum(each.policy * _measurements(experiment, prompts, each.refresh) for each in sources)
     return Cost(
@@ -105,7 +129,7 @@ def _sources(experiment: Experiment) -> list[SignalCost]:
     return [source.cost(steps) for source in experiment.sources.values()]
 
 
-def _measurements(experiment: Experiment, prompts: Sequence[Prompt], refresh: int) -> int:
+def _measurements(experiment: Experiment, prompts: int, refresh: int) -> int:
     """How many prompts a source measures in a run, of the policy: all of every step, or those it knows no more.
 
     A curriculum that reads rewards is asked as if nothing became known.
@@ -113,10 +137,10 @@ def _measurements(experiment: Experiment, prompts: Sequence[Prompt], refresh: in
     per_step = experiment.rollouts.prompts_per_step
     if refresh == 1:
         return per_step * experiment.training_steps
-    curriculum, measured, total = _curriculum(experiment, len(prompts)), dict[int, int](), 0
-    unknown = {name: Signal("prompt", np.full(len(prompts), np.nan)) for name in experiment.curriculum.reads}
+    curriculum, measured, total = _curriculum(experiment, prompts), dict[int, int](), 0
+    unknown = {name: Signal("prompt", np.full(prompts, np.nan)) for name in experiment.curriculum.reads}
     for step in range(1, experiment.training_steps + 1):
-        known = Signals(step, len(prompts), experiment.sigmas, unknown)
+        known = Signals(step, prompts, experiment.sigmas, unknown)
         for prompt in curriculum.choose(known, per_step, np.random.default_rng(step)).tolist():
             if measured.get(prompt, -refresh) <= step - refresh:
                 measured[prompt] = step
@@ -168,14 +192,13 @@ def unread_prompts(experiment: Experiment) -> tuple[str, ...]:
     return tuple(dict.fromkeys(source.label for source in sources if isinstance(source, DatasetPrompts)))
 
 
-def _prompts(experiment: Experiment) -> tuple[Prompt, ...]:
-    """Training prompts; both lists are read, so that a file that is missing or too short is found here."""
+def _prompts(experiment: Experiment) -> int:
+    """How many training prompts there are; both lists are read, so that a file that is missing is found here."""
     if unread_prompts(experiment):
-        return numbered(map(str, range(experiment.prompts.train_count)))  # at most as many
+        return experiment.prompts.train_count  # at most
     prompts = read_prompts(experiment, "train")
-    refuse_few(prompts, experiment.rollouts.prompts_per_step)
     refuse_shared(prompts, read_prompts(experiment, "evaluation"))
-    return prompts
+    return len(prompts)
 
 
 def _range(values: Iterator[int]) -> Range:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,6 +59,13 @@ class Planner:
             built("selector", selector.kind, selector.build, TimestepSelector),
             built("tree", tree.kind, tree.build, Tree),
         )
+
+    @property
+    def may_remember(self) -> bool:
+        """True if a part is an object of its own, and not the spec, which never changes."""
+        spec = self.experiment
+        parts: tuple[object, ...] = (self.allocator, self.selector, self.tree)
+        return any(part is not own for part, own in zip(parts, (spec.allocator, spec.selector, spec.tree), strict=True))
 
     def plan(self, signals: Signals, rng: np.random.Generator) -> Planned:
         """How many rollouts each prompt gets, at which steps it learns, and the forest that follows.
@@ -141,7 +148,16 @@ def _check_solver(tail: TailSpec, plan: RolloutPlan) -> None:
 
 def plan_step(experiment: Experiment, signals: Signals) -> RolloutPlan:
     """The plan of a training step under given signals, checked like the engine's own."""
-    return Planner.build(experiment).plan(signals, np.random.default_rng(signals.step)).plan
+    return next(plan_steps(experiment, [signals]))
+
+
+def plan_steps(experiment: Experiment, signals: Iterable[Signals]) -> Iterator[RolloutPlan]:
+    """The plans of training steps under given signals, each by parts that remember nothing of the others."""
+    planner = Planner.build(experiment)
+    for known in signals:
+        yield planner.plan(known, np.random.default_rng(known.step)).plan
+        if planner.may_remember:
+            planner = Planner.build(experiment)
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +39,16 @@ def read_prompts(experiment: Experiment, split: Split) -> tuple[Prompt, ...]:
 
 def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
     """Texts or prompts as a list of their own: the index of each is its place."""
-    before, listed = Counter[tuple[str, tuple[Path, ...]]](), []
+    before: dict[tuple[str, tuple[Path, ...]], int] = {}  # how many asked the same so far
+    listed: list[Prompt] = []
     for index, each in enumerate(prompts):
-        prompt = Prompt(index, each) if isinstance(each, str) else each
-        listed.append(replace(prompt, index=index, occurrence=before[prompt.asked]))
-        before[prompt.asked] += 1
+        asked = (each, ()) if isinstance(each, str) else each.asked
+        nth = before.get(asked, 0)
+        if isinstance(each, str):
+            listed.append(Prompt(index, each, occurrence=nth))
+        else:
+            listed.append(replace(each, index=index, occurrence=nth))
+        before[asked] = nth + 1
     return tuple(listed)
 
 
@@ -158,12 +162,12 @@ def refuse_shared(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
         )
 
 
-def refuse_few(prompts: Sequence[Prompt], per_step: int) -> None:
+def refuse_few(prompts: int, per_step: int) -> None:
     """A step's prompts must not come twice.
 
     Raises:
         AegpoError: if the list is shorter than a step.
     """
-    if len(prompts) < per_step:
-        message = f"{len(prompts)} training prompts are fewer than the {per_step} of a step"
+    if prompts < per_step:
+        message = f"{prompts} training prompts are fewer than the {per_step} of a step"
         raise SettingError(message, "prompts")

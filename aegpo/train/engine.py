@@ -55,7 +55,7 @@ class Engine:
         refuse_shared(training, held_out)
         refuse_lacking(experiment.rewards, training, "train")
         refuse_lacking((*experiment.rewards, *experiment.evaluation.rewards), held_out, "evaluation")
-        refuse_few(training, experiment.rollouts.prompts_per_step)
+        refuse_few(len(training), experiment.rollouts.prompts_per_step)
         self.prompts = training
         with contracts.blaming("curriculum", experiment.curriculum.kind):
             per_step = experiment.rollouts.prompts_per_step

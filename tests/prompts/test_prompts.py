@@ -50,7 +50,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 def test_too_few_prompts_for_a_step_are_refused():
     with pytest.raises(AegpoError) as error:
-        refuse_few(LETTERS, 11)
+        refuse_few(10, 11)
     assert str(error.value) == "prompts: 10 training prompts are fewer than the 11 of a step"
 
 

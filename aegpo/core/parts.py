@@ -63,6 +63,7 @@ class ModelSpec(PartSpec):
 
     kind: str
     has_captions: ClassVar[bool] = False
+    caption_metadata: ClassVar[tuple[str, ...]] = ()  # keys that every caption has, for rewards that need them
     attention_blocks: ClassVar[tuple[str, ...] | None] = None  # whose entropy it has; None: not before it is loaded
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
     reads_images: ClassVar[bool] = False  # `encode` opens the images of prompts, which are then looked for at load
@@ -93,8 +94,8 @@ class ModelSpec(PartSpec):
     def sigmas(self, steps: int) -> FloatArray:
         """(steps+1,) noise levels from 1 to 0, strictly falling; what `Model.sigmas` says, with nothing loaded."""
 
-    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...]:
-        """Prompts the model brings along, if it `has_captions`."""
+    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str | Prompt, ...]:
+        """Prompts the model brings along, if it `has_captions`: texts, or prompts with their `caption_metadata`."""
         raise NotImplementedError(f"model {self.kind!r} does not define captions(split, count, seed)")
 
 

@@ -78,7 +78,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _bare_captions(experiment: Experiment, split: Split, rewards: Sequence[RewardSpec]) -> Iterator[Problem]:
-    """Captions have neither metadata nor images, whatever they say."""
+    """Captions have no images, and of metadata what their model says."""
     reward = next((reward for reward in rewards if reward.needs_images), None)
     if reward is not None:
         yield Problem(
@@ -86,9 +86,10 @@ def _bare_captions(experiment: Experiment, split: Split, rewards: Sequence[Rewar
             f"reward {reward.label!r} needs an image, but captions of model {experiment.model.kind!r} have none; name "
             f"a file that has some as {split!r}",
         )
-    reward = next((reward for reward in rewards if reward.needs_metadata), None)
+    there = set(experiment.model.caption_metadata)
+    reward = next((reward for reward in rewards if set(reward.needs_metadata) - there), None)
     if reward is not None:
-        needed = ", ".join(map(repr, reward.needs_metadata))
+        needed = ", ".join(repr(key) for key in reward.needs_metadata if key not in there)
         yield Problem(
             ("prompts",),
             f"reward {reward.label!r} needs {needed}, but captions of model {experiment.model.kind!r} have no "

@@ -125,11 +125,18 @@ def _check_unknown_name(who: str, model: Model) -> None:
 
 
 def _check_captions(who: str, spec: ModelSpec) -> None:
-    train, evaluation = (spec.captions(split, 8, 0) for split in ("train", "evaluation"))
-    if train != spec.captions("train", 8, 0):
+    from aegpo.prompts.lists import numbered
+
+    train, evaluation = (numbered(spec.captions(split, 8, 0)) for split in ("train", "evaluation"))
+    if train != numbered(spec.captions("train", 8, 0)):
         raise ContractError(f"{who} draws other captions for the same seed")
-    if train is not None and evaluation is not None and set(train) & set(evaluation):
-        raise ContractError(f"{who} has captions in both splits: {sorted(set(train) & set(evaluation))[0]!r}")
+    for prompt in (*train, *evaluation):
+        missing = [key for key in spec.caption_metadata if prompt.metadata.get(key) is None]
+        if missing:
+            raise ContractError(f"{who} says that captions have {missing[0]!r}, but {prompt.text!r} has none")
+    both = {prompt.text for prompt in train} & {prompt.text for prompt in evaluation}
+    if both:
+        raise ContractError(f"{who} has captions in both splits: {min(both)!r}")
 
 
 def check_tracker(spec: TrackerSpec, folder: Path) -> None:

@@ -19,6 +19,7 @@ from aegpo.core.parts import RewardSpec
 from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError, ContractError, RewardError
+from aegpo.prompts.lists import problems
 from aegpo.report.profile.evidence import group_values, measure_reward_std, rewards_at
 from aegpo.report.profile.target import ProfileRequest, find_target
 from aegpo.testing import check_reward
@@ -222,3 +223,24 @@ def test_other_failures_of_a_reward_are_not_put_down_to_its_edition(read):
     with pytest.raises(RewardError, match="reward 'new' failed with ") as error:
         score(build_scorers([reward_of("new", read)], CPU), IMAGES[:2], asked(("one", "two")))
     assert "0.1" not in str(error.value)
+
+
+class Telling(GaussianSpec):
+    """A world whose captions say what brightness is wanted of them."""
+
+    caption_metadata: ClassVar[tuple[str, ...]] = ("brightness",)
+
+    def captions(self, split, count, seed):
+        texts = super().captions(split, count, seed)
+        return tuple(Prompt(0, text, {"brightness": float(text)}) for text in texts)
+
+
+def test_captions_of_a_model_may_have_metadata(tmp_path):
+    Noting.noted.clear()
+    experiment = small_experiment(Telling(), rewards=(Noting(),))
+    assert [problem for problem in problems(experiment) if not problem.warning] == []
+    run(experiment, tmp_path)
+    assert {each.metadata["brightness"] == float(each.text) for each in Noting.noted} == {True}
+    assert len({each.index for each in Noting.noted}) > 2
+    bare = small_experiment(GaussianSpec(), rewards=(Noting(),))
+    assert "captions of model 'gaussian' have no metadata" in next(problems(bare)).message

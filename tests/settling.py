@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 import aegpo
@@ -33,9 +32,10 @@ class Settling:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    @torch.no_grad()
     def measure(self, step: int, prompts: Sequence[aegpo.Prompt], policy: aegpo.Policy) -> aegpo.Measurement:
         """`change` (P, T) in [0, 1], mean over pixels, 0 at the first step; `restlessness` (P,), its sum."""
+        import torch
+
         latents = policy.start_noise(prompts, self._seed)
         cond, images = policy.encode(prompts), []
         for sigma, following in zip(policy.sigmas[:-1], policy.sigmas[1:], strict=True):

@@ -54,7 +54,10 @@ def blaming(part: str, name: str) -> Iterator[None]:
 
 def check_measurement(name: str, provides: Mapping[str, Per], found: Measurement, signals: Signals) -> None:
     """A source's signals: every one it provides and no other, float64 and nowhere infinite; NaN is unknown."""
-    who = f"signal source {name!r}"
+    who = f"signals {name!r}"
+    given_as: object = found  # foreign code may return anything
+    if not isinstance(given_as, Measurement):
+        raise ContractError(f"{who} measured a {type(given_as).__name__}; an aegpo.Measurement was asked")
     if found.values.keys() != provides.keys():
         asked, given = (", ".join(map(repr, names)) or "nothing" for names in (provides, found.values))
         raise ContractError(f"{who} measured {given}; it provides {asked}")

@@ -43,7 +43,7 @@ from aegpo.core.sections import (
     PromptsSpec,
     RolloutsSpec,
 )
-from aegpo.errors import PluginError
+from aegpo.errors import ContractError, PluginError
 
 
 class EvaluationSpec(Spec):
@@ -111,7 +111,9 @@ class Experiment(Spec):
         found = dict[str, tuple[str, ...]]()
         for field, part in self._readers().items():
             with contracts.blaming(field, part.kind):
-                found[field] = tuple(part.reads)
+                if isinstance(reads := part.reads, str):
+                    raise ContractError(f"'reads' is the text {reads!r}; a tuple of names is asked: write ({reads!r},)")
+                found[field] = tuple(reads)
         return {field: names for field, names in found.items() if names}
 
     def _readers(self) -> Mapping[str, CurriculumSpec | AllocatorSpec | SelectorSpec]:

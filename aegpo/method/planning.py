@@ -192,14 +192,16 @@ def _last_step(experiment: Experiment, plans: list[RolloutPlan]) -> Iterator[str
     if clean and any(_at_last(plan, plan.trained) for plan in plans):
         yield (
             "the last step is trained, but 'rollouts.decode: predicted-clean' paints what was predicted before its "
-            "noise: no reward sees what it did, so its credit is chance; leave it out ('last: false'), or set "
+            "noise: no reward sees what it did, so its credit is chance; choose earlier steps "
+            "('last: false', where a selector has it), or set "
             "'rollouts.decode: final'"
         )
     left = max(residual_noise(plan, table_of(experiment, plan), experiment.sigmas) for plan in plans)
     if not clean and left > LEAST_NOISE and any(_at_last(plan, plan.noisy) for plan in plans):
         yield (
             f"the last step adds noise that nothing takes out again: rewards see noise of std {left:.2g} in "
-            "the latents (of about 1); end with a deterministic step: leave it out ('last: false')"
+            "the latents (of about 1); end with a deterministic step: choose earlier steps ('last: false', where a "
+            "selector has it)"
         )
 
 

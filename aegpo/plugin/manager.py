@@ -18,6 +18,7 @@ from types import ModuleType
 import pluggy
 
 from aegpo.core import hookspecs
+from aegpo.core.declared import check_declared
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Registry, Spec, suggestion
 from aegpo.errors import PluginError
@@ -93,6 +94,7 @@ def load_registries(manager: pluggy.PluginManager) -> Registries:
         for hook in getattr(manager.hook, f"aegpo_register_{registry.axis}").get_hookimpls():
             candidate = candidates.get(hook.plugin_name, _Candidate(hook.plugin_name, hook.plugin_name))
             _call(hook, registry, candidate)
+    check_declared(registries)
     return registries
 
 

@@ -170,5 +170,7 @@ def refuse_few(prompts: int, per_step: int) -> None:
         AegpoError: if the list is shorter than a step.
     """
     if prompts < per_step:
-        message = f"{prompts} training prompts are fewer than the {per_step} of a step"
+        message = (
+            f"{prompts} training prompts are fewer than the {per_step} of a step; lower 'rollouts.prompts_per_step'"
+        )
         raise SettingError(message, "prompts")

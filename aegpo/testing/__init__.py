@@ -9,6 +9,7 @@ May import every room; no room imports it.
 
 from aegpo.testing.common import check_spec
 from aegpo.testing.decisions import check_allocator, check_selector, check_tree
+from aegpo.testing.knowing import check_curriculum, check_signal
 from aegpo.testing.learning import check_advantage, check_objective, check_sampler
 from aegpo.testing.models import adapt, attention_entropies, paint
 from aegpo.testing.plugins import check_installed, load_arms
@@ -19,12 +20,14 @@ __all__ = [
     "attention_entropies",
     "check_advantage",
     "check_allocator",
+    "check_curriculum",
     "check_installed",
     "check_model",
     "check_objective",
     "check_reward",
     "check_sampler",
     "check_selector",
+    "check_signal",
     "check_spec",
     "check_tracker",
     "check_tree",

@@ -10,7 +10,7 @@ import numpy as np
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Allocator, Merging, TimestepSelector, Tree
-from aegpo.core.parts import AllocatorSpec, SelectorSpec, TreeSpec
+from aegpo.core.parts import AllocatorSpec, SelectorSpec, SignalSpec, TreeSpec
 from aegpo.core.records import Per, Signal
 from aegpo.core.registry import suggestion
 from aegpo.core.sections import RolloutsSpec
@@ -40,7 +40,7 @@ def check_allocator(spec: AllocatorSpec) -> None:
     for (prompts, steps), each, extra in product(SIZES, _BUDGETS, (0, 1)):
         budget = prompts * each + extra
         rollouts = RolloutsSpec(prompts_per_step=prompts, rollouts_per_step=budget, denoising_steps=steps)
-        if any(spec.problems(_experiment(rollouts, allocator=spec))):
+        if any(spec.problems(experiment_with(rollouts, allocator=spec))):
             continue
         tried += 1
         for signals in _signals(prompts, steps, spec.reads):
@@ -63,7 +63,7 @@ def check_selector(spec: SelectorSpec) -> None:
     first, second, tried = built("selector", spec.kind, spec.build, TimestepSelector), spec.build(), 0
     for prompts, steps in SIZES:
         rollouts = RolloutsSpec(prompts_per_step=prompts, rollouts_per_step=8 * prompts, denoising_steps=steps)
-        if any(spec.problems(_experiment(rollouts, selector=spec))):
+        if any(spec.problems(experiment_with(rollouts, selector=spec))):
             continue
         tried += 1
         for signals in _signals(prompts, steps, spec.reads):
@@ -126,9 +126,14 @@ def _provided(reads: Sequence[str]) -> dict[str, Per]:
     return {name: provided[name] for name in reads}
 
 
-def _experiment(
-    rollouts: RolloutsSpec, allocator: AllocatorSpec | None = None, selector: SelectorSpec | None = None
+def experiment_with(
+    rollouts: RolloutsSpec,
+    allocator: AllocatorSpec | None = None,
+    selector: SelectorSpec | None = None,
+    source: SignalSpec | None = None,
 ) -> Experiment:
+    """GRPO on the embedded model with a part of somebody's."""
+    signals = {entry.name: entry.spec(kind=entry.name) for entry in load_registries(plugin_manager()).signals}
     return Experiment(
         rollouts=rollouts,
         model=ShapesSpec(),
@@ -140,5 +145,5 @@ def _experiment(
         sampler=FlowSde(),
         advantage=GroupAdvantage(),
         objective=ClippedObjective(),
-        signals={entry.name: entry.spec(kind=entry.name) for entry in load_registries(plugin_manager()).signals},
+        signals=signals if source is None else {**signals, source.kind: source},
     )

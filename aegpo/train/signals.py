@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from aegpo.core import contracts
@@ -50,7 +51,8 @@ class Sources:
         for kind, source in self.built.items():
             provides = self._experiment.signals[kind].provides
             with contracts.blaming("signals", kind):
-                found = source.measure(step, prompts, self._policy)
+                with torch.no_grad():
+                    found = source.measure(step, prompts, self._policy)
                 contracts.check_measurement(kind, provides, found, signals)
             known |= {name: Signal(provides[name], values) for name, values in found.values.items()}
             forwards, trunk = forwards + found.forwards, trunk or found.trunk
@@ -62,7 +64,7 @@ class Sources:
         for kind, source in self.built.items():
             provides = self._experiment.signals[kind].provides
             if set(names) & provides.keys():
-                with contracts.blaming("signals", kind):
+                with contracts.blaming("signals", kind), torch.no_grad():
                     found = source.measure(step, prompts, self._policy)
                 known |= {name: Signal(provides[name], values) for name, values in found.values.items()}
         return Signals(step, len(prompts), self._experiment.sigmas, known)

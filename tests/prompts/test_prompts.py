@@ -51,7 +51,10 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_too_few_prompts_for_a_step_are_refused():
     with pytest.raises(AegpoError) as error:
         refuse_few(10, 11)
-    assert str(error.value) == "prompts: 10 training prompts are fewer than the 11 of a step"
+    assert (
+        str(error.value)
+        == "prompts: 10 training prompts are fewer than the 11 of a step; lower 'rollouts.prompts_per_step'"
+    )
 
 
 def test_prompts_of_a_file_are_its_lines_without_blank_ones_up_to_the_count(tmp_path):

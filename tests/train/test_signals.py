@@ -11,8 +11,9 @@ import pytest
 from command_line import aegpo as command
 from repository import ROOT
 from settling import Settling, SettlingSignal
-from worlds import SOURCES, GaussianSpec, small_experiment
+from worlds import SOURCES, BrightnessReward, GaussianSpec, small_experiment
 
+from aegpo.core.declared import check_declared
 from aegpo.core.experiment import experiment_type
 from aegpo.core.parts import SignalSpec
 from aegpo.core.records import Per
@@ -22,8 +23,10 @@ from aegpo.errors import ContractError, PluginError
 from aegpo.method.allocators import KnapsackAllocator, MedianSplitAllocator, RewardStdAllocator
 from aegpo.method.costs import cost
 from aegpo.method.selectors import PeaksSelector
+from aegpo.method.signals import EntropySignal, RewardSignal, StepNoiseSignal
 from aegpo.plugin.manager import load_registries, plugin_manager
-from aegpo.testing import check_allocator
+from aegpo.prompts.curricula import BoundaryCurriculum, Shuffle, ShuffleCurriculum
+from aegpo.testing import check_allocator, check_curriculum, check_signal
 from aegpo.train.engine import Engine
 
 ROLLOUTS = RolloutsSpec(prompts_per_step=2, rollouts_per_step=12, denoising_steps=4)
@@ -130,16 +133,17 @@ ANSWER: list[Any] = []
     [
         (
             lambda prompts: Measurement({"odd": np.zeros(2)}),
-            "signal source 'odd' measured 'odd'; it provides 'oddity'",
+            "signals 'odd' measured 'odd'; it provides 'oddity'",
         ),
         (
             lambda prompts: Measurement({"oddity": np.zeros((2, 4))}),
-            "signal source 'odd' returned signal 'oddity' of shape (2, 4), float64; (2,), float64 was asked",
+            "signals 'odd' returned signal 'oddity' of shape (2, 4), float64; (2,), float64 was asked",
         ),
         (
             lambda prompts: Measurement({"oddity": np.array([np.inf, 0.0])}),
-            "signal source 'odd' returned an infinite value of signal 'oddity'; NaN says that it is unknown",
+            "signals 'odd' returned an infinite value of signal 'oddity'; NaN says that it is unknown",
         ),
+        (lambda prompts: {"oddity": np.zeros(2)}, "signals 'odd' measured a dict; an aegpo.Measurement was asked"),
         (lambda prompts: prompts[9], "signals 'odd' failed with IndexError: tuple index out of range"),
     ],
 )
@@ -169,6 +173,85 @@ def test_a_source_whose_options_have_no_defaults_is_refused_by_name():
     registries.signals.add(Asking)
     with pytest.raises(PluginError, match="registers signals 'asking' without a default for 'question'; parts ask"):
         experiment_type(registries)
+
+
+def declaring(provides: Any) -> type[SignalSpec]:
+    class Declaring(Odd):
+        """Says what it provides in its own way."""
+
+        kind: Literal["declaring"] = "declaring"  # type: ignore[assignment]
+
+    Declaring.provides = provides
+    return Declaring
+
+
+@pytest.mark.parametrize(
+    ("provides", "wrong"),
+    [
+        (("letters",), "whose 'provides' is a tuple; a mapping of names to one of 'prompt', 'step', 'prompt-step' is"),
+        ({"hump": "steps"}, "has 'hump' per 'steps'; must be 'prompt', 'step' or 'prompt-step'; mend it"),
+        ({"My Hump": "step"}, "names a signal 'My Hump'; names are kebab-case, as my-signal"),
+        (
+            {"entropy": "prompt-step"},
+            "the signal 'entropy' that 'entropy' of aegpo provides; rename one",
+        ),
+    ],
+)
+def test_a_source_that_declares_what_cannot_be_is_refused_when_it_is_registered(provides, wrong):
+    registries = load_registries(plugin_manager())
+    registries.signals.add(declaring(provides))
+    with pytest.raises(PluginError) as error:
+        check_declared(registries)
+    assert error.value.message.startswith("aegpo registers signals 'declaring'")
+    assert wrong in error.value.message
+
+
+def test_a_text_where_a_tuple_of_names_is_meant_is_refused():
+    class Reader(MedianSplitAllocator):
+        """Forgot the comma."""
+
+        reads: ClassVar[str] = "words"  # type: ignore[assignment]
+
+    with pytest.raises(ContractError, match=r"'reads' is the text 'words'; a tuple of names is asked: write \('w"):
+        small_experiment(GaussianSpec(), allocator=Reader(signal="words"))
+
+    class Needy(BrightnessReward):
+        """Forgot the comma."""
+
+        kind: Literal["needy"] = "needy"  # type: ignore[assignment]
+        needs_metadata: ClassVar[str] = "tint"  # type: ignore[assignment]
+
+    registries = load_registries(plugin_manager())
+    registries.rewards.add(Needy)
+    with pytest.raises(PluginError, match=r"whose 'needs_metadata' is the text 'tint'; a tuple of keys is asked"):
+        check_declared(registries)
+
+
+def test_sources_and_curricula_conform_or_are_blamed():
+    for source in (EntropySignal(), RewardSignal(), StepNoiseSignal(), SettlingSignal()):
+        check_signal(source)
+    ANSWER[:] = [lambda prompts: Measurement({"oddity": np.zeros(9)})]
+    with pytest.raises(ContractError, match=r"signals 'odd' returned signal 'oddity' of shape \(9,\)"):
+        check_signal(Odd())
+    numbers = iter(range(1000))
+    ANSWER[:] = [lambda prompts: Measurement({"oddity": np.full(len(prompts), float(next(numbers)))})]
+    with pytest.raises(ContractError, match="signals 'odd' returned something else for the same"):
+        check_signal(Odd())
+    for curriculum in (ShuffleCurriculum(), BoundaryCurriculum()):
+        check_curriculum(curriculum)
+
+    class Outside(ShuffleCurriculum):
+        """Asks what it said it would not."""
+
+        def build(self, prompts, per_step, seed):
+            return Shifted(prompts, per_step, seed)
+
+    class Shifted(Shuffle):
+        def candidates(self, steps):
+            return np.arange(1, dtype=np.int64)
+
+    with pytest.raises(ContractError, match=r"curriculum 'shuffle' chose prompt .*, which is none of its candidates"):
+        check_curriculum(Outside())
 
 
 def test_a_part_whose_signal_no_source_provides_does_not_conform():

@@ -44,7 +44,7 @@ class _SignalSelector(CountedSelector):
         (name,), steps = self.reads, self.available(experiment)
         source = experiment.source(name)
         if source is not None and source.provides[name] == "prompt":
-            yield f"signal {name!r} has values by prompt; a choice of steps needs one that has them by step"
+            yield f"signal {name!r} has values by prompt; a choice of steps needs them by step or prompt-step"
         elif steps < self.eligible(experiment.rollouts.denoising_steps) and self.top_k > steps:
             many = f"{name!r} is measured at {steps} steps that may be chosen"
             yield f"'top_k' is {self.top_k}, but {many}; at most {steps}"

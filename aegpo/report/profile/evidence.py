@@ -316,9 +316,9 @@ def gather(analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say, s
     """Everything; the engine has the profiled policy, and another one afterwards. `signals`: names beside entropy."""
     levels = len(engine.policy.how.sigmas) - 1
     steps = np.arange(levels - 1)  # noise of the last step stays in the image
+    others = measure_signals(engine, analysis.target.prompts, signals)  # first: it may refuse
     spread = measure_reward_std(engine, analysis.target.prompts, steps, CHILDREN, say)
     entropy = {block: analysis.shown.curves(block)[:, steps] for block in analysis.shown.blocks}
-    others = measure_signals(engine, analysis.target.prompts, signals)
     entropy |= {name: table[:, steps] for name, table in others.by_step.items()}
     nothing = engine.policy.how.sigmas.new_zeros(len(steps), 1, 1, 1)
     sigmas = engine.policy.how.sigmas

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
@@ -54,7 +55,8 @@ def measure_signals(engine: Engine, prompts: Sequence[Prompt], names: Sequence[s
             source = engine.sources.built.get(spec.kind) or spec.build(experiment)
             for first in range(0, len(prompts), each):
                 part = prompts[first : first + each]
-                measured = source.measure(LATE, part, engine.policy)
+                with torch.no_grad():
+                    measured = source.measure(LATE, part, engine.policy)
                 asked = Signals(LATE, len(part), experiment.sigmas)
                 contracts.check_measurement(spec.kind, spec.provides, measured, asked)
                 parts.append(measured.values[name])

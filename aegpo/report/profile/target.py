@@ -92,7 +92,11 @@ def find_target(request: ProfileRequest, registries: Registries) -> Target:
     for name in request.signals:
         if not request.validate:
             raise AegpoError(f"--signal {name} is validated beside entropy; it needs --validate")
-        source_of(experiment, name)
+        if source_of(experiment, name).provides[name] == "prompt" and target.folder is None:
+            raise AegpoError(
+                f"--signal {name} has values by prompt, which are compared with what prompts bring in a run; give the "
+                "folder of one"
+            )
     if request.validate:
         refuse_lacking(experiment.rewards, prompts, "evaluation")
     return replace(target, prompts=prompts)

@@ -19,13 +19,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("smoke", "baselines", "controls")
-REFERENCE = "b752621"  # the last commit before the package was put into rooms
+REFERENCE = "7963f9b"  # the last commit that changed numbers: noise by key
 SETTINGS = (
     "training_steps=3",
     "evaluation.every=2",
@@ -63,27 +62,14 @@ def contents(out: Path, file: str) -> Iterator[tuple[str, bytes]]:
         name = str(path.relative_to(out))
         if path.name in ("metrics.jsonl", "evaluations.jsonl"):
             for number, row in enumerate(path.read_bytes().splitlines()):
-                for key, value in of_today(json.loads(row)).items():
+                for key, value in json.loads(row).items():
                     yield f"{name}:{number}:{key}", json.dumps(value).encode()
         elif path.suffix == ".png":
             yield name, path.read_bytes()
         elif path.suffix == ".safetensors" and "checkpoints" in path.parts:
             with safe_open(path, framework="numpy") as tensors:
                 for key in sorted(tensors.keys()):
-                    yield (
-                        f"{name}:{key.replace('part/probe/', 'part/signal-entropy/')}",
-                        tensors.get_tensor(key).tobytes(),
-                    )
-
-
-def of_today(row: dict[str, Any]) -> dict[str, Any]:
-    """A row under the keys of today; of signals those that version 0.1 recorded."""
-    if "metrics" not in row:
-        return row
-    row["metrics"] = {key.replace("probe_", "signal_"): value for key, value in row["metrics"].items()}
-    older = {"entropy": row.pop("entropy", None), "entropy-delta": row.pop("delta", None)}
-    known = {name: row.get("signals", {}).get(name, value) for name, value in older.items()}
-    return {**row, "signals": known}
+                    yield f"{name}:{key}", tensors.get_tensor(key).tobytes()
 
 
 def main() -> int:

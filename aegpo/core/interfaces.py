@@ -190,9 +190,10 @@ class Curriculum(Protocol):
         """The prompts that so many training steps may ask, by index: they are encoded before the first."""
 
     def choose(self, known: Signals, count: int, rng: np.random.Generator) -> IntArray:
-        """What is known of the whole list before a training step -> (count,) indices, each once.
+        """What is known of the whole list before a training step -> (count,) indices.
 
-        A pure function of `known`, the generator, which is of (seed, step), and its own state.
+        A pure function of `known`, the generator, which is of (seed, step), and its own state. A prompt that comes
+        twice makes two groups, as where one pass over the list ends and the next begins.
         """
 
 

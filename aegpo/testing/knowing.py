@@ -55,7 +55,7 @@ def check_signal(spec: SignalSpec, prompts: Sequence[str | Prompt] = _PROMPTS) -
 
 
 def check_curriculum(spec: CurriculumSpec) -> None:
-    """Prompts of the list, each once and all of them candidates, whatever is known of them; and deterministic."""
+    """Prompts of the list, all of them candidates, whatever is known of them; and deterministic."""
     check_spec(spec)
     for prompts, per_step in _LISTS:
         one, other = (

@@ -214,8 +214,9 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
     """Signals of a warm-up step and of later ones, of everything that chosen parts read and no source foresees.
 
     What must be measured falls, rises and wanders over the denoising steps, and prompts differ in theirs. Falling and
-    rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. Where prompts alone
-    have signals, and these are free, they are unknown at first and then drawn, over the steps of the run.
+    rising curves put the peaks first and last, which bounds the cost of a tree that splits at them. What is free to
+    know of prompts, such as their rewards so far, is unknown at first and then drawn from [0, 1]; where nothing else is
+    read, over the steps of the run.
     """
     prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
     foreseen, invented = dict[str, Signal](), dict[str, tuple[SignalSpec, Per]]()
@@ -223,20 +224,23 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
         foreseen |= source.foreseen(experiment)
         invented |= {name: (source, per) for name, per in source.provides.items() if name not in foreseen}
     known, rng = Signals(FIRST, prompts, experiment.sigmas, foreseen), np.random.default_rng(0)
-    if all(per == "prompt" and source.cost(steps).policy == 0 for source, per in invented.values()):
+    free = {name for name, (source, per) in invented.items() if per == "prompt" and source.cost(steps).policy == 0}
+    if len(free) == len(invented):
         stride = max(1, (experiment.training_steps - FIRST) // (_DRAWS - 1))  # the whole run: windows slide
         for index in range(_DRAWS):
             values = np.full(prompts, np.nan) if index == 0 else rng.random(prompts)
             drawn = {name: Signal("prompt", values) for name in invented}
             yield replace(known, step=FIRST + index * stride, known={**foreseen, **drawn})
         return
+    remembered = np.random.default_rng(1)
     ramp = np.linspace(1.0, 0.0, steps)
     curves = [ramp, ramp[::-1], *(rng.random(steps) for _ in range(_RANDOM_CURVES))]
     for index, curve in enumerate(curves):
         table: FloatArray = 3.0 + curve + 1e-3 * rng.random((prompts, steps))
         spread = 0.1 * rng.permutation(np.arange(1.0, prompts + 1))
         drawn = {name: Signal(per, _made_up(source, per, table, spread)) for name, (source, per) in invented.items()}
-        for step in (FIRST, LATE + index):
+        for step, values in ((FIRST, np.full(prompts, np.nan)), (LATE + index, remembered.random(prompts))):
+            drawn |= {name: Signal("prompt", values) for name in free}
             yield replace(known, step=step, known={**foreseen, **drawn})
 
 

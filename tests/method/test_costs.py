@@ -9,10 +9,10 @@ from worlds import GaussianSpec, signals, small_experiment
 from aegpo.core.parts import AllocatorSpec
 from aegpo.core.sections import OptimizerSpec, PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, ContractError
-from aegpo.method.allocators import EntropyAllocator, RandomAllocator
+from aegpo.method.allocators import EntropyAllocator, KnapsackAllocator, RandomAllocator
 from aegpo.method.costs import Range, cost
 from aegpo.method.objectives import ClippedObjective
-from aegpo.method.planning import LATE, made_up_signals, plan_step
+from aegpo.method.planning import LATE, made_up_signals, plan_step, problems
 from aegpo.method.selectors import EntropyPeakSelector, RandomSelector, UniformSelector
 from aegpo.method.signals import EntropySignal
 from aegpo.method.trees import BranchingTree, IndependentTree
@@ -112,6 +112,20 @@ def test_a_warm_up_step_is_part_of_the_range():
     split = cost(small_experiment(MODEL, allocator=EntropyAllocator(), **parts))
     uniform = cost(small_experiment(MODEL, **parts))
     assert split.forwards.high == uniform.forwards.high  # two trees for each prompt, and splits at the first steps
+
+
+def test_beside_signals_that_are_measured_rewards_are_unknown_at_first_and_then_within_0_and_1():
+    twelve = RolloutsSpec(prompts_per_step=12, rollouts_per_step=48, denoising_steps=4)
+    parts = {"selector": EntropyPeakSelector(top_k=2), "tree": BranchingTree(), "rollouts": twelve}
+    parts["prompts"] = PromptsSpec(train_count=12, evaluation_count=2)
+    experiment = small_experiment(MODEL, allocator=KnapsackAllocator(low=2, high=9), **parts)
+    for known in made_up_signals(experiment):
+        values = known.by_prompt("reward-mean")
+        assert np.isnan(values).all() if known.step < LATE else ((values >= 0) & (values <= 1)).all()
+        assert len(set(known.by_step("entropy")[:, 0])) == 12
+    assert not list(problems(experiment))
+    edges, equal = cost(experiment).trained_edges, cost(small_experiment(MODEL, **parts)).trained_edges
+    assert edges.low == equal.low == equal.high < edges.high  # the first step gives every prompt the same
 
 
 def test_an_arm_that_draws_at_random_is_planned_many_times():

@@ -112,11 +112,12 @@ class Learner:
         self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator, noise: StepNoise
     ) -> Tally:
         """Every inner epoch over a step's edges; returns metrics averaged as the loss is, over the edges with them."""
+        if len(rollouts.edges) == 0:
+            return _nothing_learned()
         edges = self._edges(rollouts, cond, noise)
         kept, pieces = self._kept(edges, credit), Tally()
         if not bool(kept.any()):
-            pieces.add("updated_edges", 0.0)
-            return pieces
+            return _nothing_learned()
         share = edge_weights(edges, self._spec.reduction, kept).float()
         std = schedule_std(self._how, rollouts.plan) if self.objective.process == "reverse" else 0.0
         norms: list[float] = []
@@ -221,6 +222,13 @@ class Learner:
         moments = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
         load_state_by_name(self._optimizer, list(self.weights.trained), moments)
         self.updates = updates
+
+
+def _nothing_learned() -> Tally:
+    """What is said of a training step in which no edge was trained, or none had credit."""
+    tally = Tally()
+    tally.add("updated_edges", 0.0)
+    return tally
 
 
 def _refuse_divergence(values: Tensor) -> None:

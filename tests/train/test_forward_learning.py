@@ -16,7 +16,13 @@ from worlds import GaussianSpec, execution, learner, plan_of, recorded_gradients
 from aegpo.core.experiment import EvaluationSpec
 from aegpo.core.records import RolloutPlan
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec
-from aegpo.method.objectives import ClippedObjective, GuardedObjective, MatchingObjective, NftObjective
+from aegpo.method.objectives import (
+    ClippedObjective,
+    GuardedObjective,
+    MatchingObjective,
+    NftObjective,
+    PreferenceObjective,
+)
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.rewards.palette import PaletteReward
 from aegpo.runs.checkpoints import load_latest
@@ -293,6 +299,17 @@ def test_without_any_credit_nothing_is_updated(how, rollouts_per_update):
     assert metrics == {"updated_edges": 0.0}
     assert trained.updates == 0
     assert torch.equal(how.model.policy.mean, before)
+
+
+@pytest.mark.parametrize("objective", [MatchingObjective(), NftObjective(), PreferenceObjective(), ClippedObjective()])
+def test_a_step_in_which_no_edge_is_trained_updates_nothing(how, objective):
+    """Every chosen step comes before the only split."""
+    plan = plan_of(BranchingTree(splits=(1,)), [2, 2], [[1, 0, 0, 0]] * 2)
+    rollouts, _, cond = sampled(how, plan)
+    trained = learner(how, objective, drop_zero_credit=True)
+    learned = trained.update(rollouts, torch.zeros(0), cond, np.random.default_rng(0), StepNoise(0))
+    assert plan.trained_edges == trained.updates == 0
+    assert dict(learned) == {"updated_edges": 0.0}
 
 
 def test_a_run_whose_rewards_all_tie_survives_dropping_what_has_no_credit(tiny_spec, tmp_path):

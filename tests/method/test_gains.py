@@ -141,6 +141,13 @@ def test_an_edge_that_is_alone_at_its_step_and_equal_gains_get_no_credit(questio
         assert value == 0 or places.count(place) > 1
 
 
+@pytest.mark.parametrize("std", ["none", "step", "prompt"])
+def test_a_step_in_which_no_edge_is_trained_asks_for_no_level_and_has_no_credit(std):
+    plan = plan_of(BranchingTree(splits=(1,)), [2, 2], [[1, 0, 0], [1, 0, 0]])
+    assert not GainAdvantage(std=std).levels(plan).size
+    assert credit(GainAdvantage(std=std), made_up(plan, []), plan).tolist() == []
+
+
 def test_rewards_are_summed_by_weight_or_normalised_one_by_one():
     scores = made_up(SIDE_BY_SIDE, range(3), rewards=2)
     each = [

@@ -89,6 +89,8 @@ class GainAdvantage(CombiningAdvantage):
         chosen = [value[torch.from_numpy(mask)] for value, mask in zip(values[1:], plan.trained, strict=True)]
         owners = [prompts[mask] for prompts, mask in zip(plan.prompt[1:], plan.trained, strict=True)]
         group = torch.from_numpy(np.concatenate(owners)).to(values[0].device)
+        if len(group) == 0:
+            return values
         spread = values[0].new_zeros(int(plan.group.max()) + 1)
         spread[group] = deviations(torch.cat(chosen), group, self.unbiased).nan_to_num()
         rows = (torch.from_numpy(prompts).to(spread.device) for prompts in plan.prompt)

@@ -183,7 +183,8 @@ def _predicted(experiment: Experiment, plans: Sequence[RolloutPlan]) -> Range:
 
 
 def _nodes(plan: RolloutPlan, levels: IntArray) -> int:
-    return sum(len(plan.prompt[level]) for level in levels)
+    """Nodes at some levels; where a plan's tail has made it shorter, as many as it has rollouts."""
+    return sum(len(plan.prompt[min(int(level), plan.num_steps)]) for level in levels)
 
 
 def unread_prompts(experiment: Experiment) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from worlds import BrightnessReward, GaussianModel, GaussianSpec, asked, executi
 
 from aegpo.core.parts import AdvantageSpec, RewardSpec
 from aegpo.core.records import Prompt, RolloutPlan
-from aegpo.core.sections import CheckpointSpec, OptimizerSpec, RolloutsSpec
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, RolloutsSpec, TailSpec
 from aegpo.errors import ContractError, PlanError, RewardError
 from aegpo.method.advantages import DepthAdvantage, GainAdvantage
 from aegpo.method.costs import Range, cost
@@ -205,6 +205,15 @@ KINDS = {
         "advantage": GainAdvantage(combine="per-reward", std="prompt"),
     },
 }
+
+
+def test_predicted_images_are_counted_where_tails_make_the_plans_of_an_arm_unequally_long(tiny_spec):
+    """Peaks at the first or the last steps: levels 0 to 2 or 3 to 5, of which a short plan has none."""
+    rollouts = RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=6, tail=TailSpec())
+    experiment = small_experiment(tiny_spec, **GAIN, selector=EntropyPeakSelector(top_k=2), rollouts=rollouts)
+    planned = cost(experiment).predicted
+    assert planned.high == 6 * 8
+    assert planned.low <= Engine.build(experiment).step(1).metrics["predicted_images"] <= planned.high
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)

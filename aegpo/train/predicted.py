@@ -18,7 +18,7 @@ class PredictedScores:
     """Scores of the predicted clean images of some levels of a plan.
 
     Images are decoded `micro_batch` at a time. They are scored at once and forgotten; only where a reward compares the
-    images of a prompt do they wait until all of the prompt's at that level are there.
+    images of a prompt do they wait until all of the prompt's at that level are there, in whatever rows it is asked.
     """
 
     def __init__(
@@ -33,7 +33,9 @@ class PredictedScores:
         """`inspect`: refuses what is no image, before anything is scored."""
         self._how, self._scorers, self._prompts, self._inspect = how, scorers, prompts, inspect
         self._whole_groups = any(scorer.group_wise for scorer in scorers)
-        self._levels = {int(level): _Level(plan.prompt[level]) for level in levels}
+        first = {prompt.asked: row for row, prompt in reversed(list(enumerate(prompts)))}
+        mates = np.array([first[prompt.asked] for prompt in prompts], dtype=np.int64)
+        self._levels = {int(level): _Level(plan.prompt[level], mates[plan.prompt[level]]) for level in levels}
 
     def look(self, level: int, clean: Tensor) -> None:
         """Decodes and scores what is predicted at the next nodes of a level, (b, *x); other levels do not matter.
@@ -64,8 +66,9 @@ class PredictedScores:
 class _Level:
     """Predicted images of one level: which wait, and what the others scored."""
 
-    def __init__(self, prompt: IntArray) -> None:
-        self.prompt = prompt  # (N_level,)
+    def __init__(self, prompt: IntArray, mates: IntArray) -> None:
+        """`mates`: (N_level,), equal where rewards compare images, since the same is asked."""
+        self.prompt, self._mates = prompt, mates  # (N_level,)
         self.scores = torch.zeros(0)
         self._waiting: dict[int, Tensor] = {}  # node -> (3, h, w)
         self._seen = 0
@@ -78,8 +81,8 @@ class _Level:
             return [(nodes, images)]
         self._waiting |= dict(zip(nodes.tolist(), images, strict=True))
         ready: list[tuple[IntArray, Tensor]] = []
-        for row in np.unique(self.prompt[nodes]):
-            group = np.flatnonzero(self.prompt == row)
+        for row in np.unique(self._mates[nodes]):
+            group = np.flatnonzero(self._mates == row)
             if group[-1] < self._seen:
                 ready.append((group, torch.stack([self._waiting.pop(int(node)) for node in group])))
         return ready

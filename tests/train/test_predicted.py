@@ -75,7 +75,7 @@ class Together(RewardSpec):
 BRIGHTNESS = (BrightnessReward(),)
 
 
-def looked(plan, levels, rewards=BRIGHTNESS, micro_batch=64, model=None):
+def looked(plan, levels, rewards=BRIGHTNESS, micro_batch=64, model=None, prompts=PROMPTS):
     """Rollouts of a plan, the scores of what was predicted, and the size of every evaluation."""
     how = execution(model or Linear(GaussianSpec()), plan.num_steps, micro_batch=micro_batch)
     evaluations: list[int] = []
@@ -85,9 +85,9 @@ def looked(plan, levels, rewards=BRIGHTNESS, micro_batch=64, model=None):
         return how.velocity(latents, sigma, cond)
 
     scorers = build_scorers(rewards, CPU)
-    predicted = PredictedScores(how, scorers, plan, PROMPTS, np.array(levels, dtype=np.int64), lambda images: None)
+    predicted = PredictedScores(how, scorers, plan, prompts, np.array(levels, dtype=np.int64), lambda images: None)
     counting = dataclasses.replace(how, velocity=counted)
-    cond = how.model.encode(asked(MEANS))
+    cond = how.model.encode(prompts)
     rollouts = roll_out(counting, plan, cond, StepNoise(0), look=predicted.look)
     return rollouts, predicted.beside(torch.zeros(plan.num_rollouts, len(rewards))), evaluations
 
@@ -162,6 +162,17 @@ def test_a_reward_that_compares_gets_whole_groups_and_the_same_scores_in_any_mic
         for row in range(2):
             group = torch.from_numpy(plan.prompt[level] == row)
             torch.testing.assert_close(compared[group], light[group] - light[group].mean(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 64])
+def test_images_of_a_prompt_that_a_step_asks_twice_are_compared_as_those_of_its_rollouts_are(micro_batch):
+    plan, prompts = plan_of(IndependentTree(), [2, 3, 2], [[1, 1, 0]] * 3), asked(["0.5", "-0.5", "0.5"])
+    Together.seen.clear()
+    (_, scores, _) = looked(plan, [1], (BrightnessReward(), Together()), micro_batch, prompts=prompts)
+    light, compared = scores.nodes[1].unbind(dim=1)
+    rows = torch.from_numpy(plan.prompt[1] != 1)
+    torch.testing.assert_close(compared[rows], light[rows] - light[rows].mean(), atol=1e-6, rtol=0)
+    assert sorted(len(call) for call in Together.seen) == [3, 4]
 
 
 def test_images_are_scored_before_the_next_are_painted_and_do_not_wait_for_each_other():

@@ -164,7 +164,7 @@ def refuse_shared(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
 
 
 def refuse_few(prompts: int, per_step: int) -> None:
-    """A step's prompts must not come twice.
+    """A step's prompts must not come twice in one pass over the list.
 
     Raises:
         AegpoError: if the list is shorter than a step.

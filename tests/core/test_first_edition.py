@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.core import first_edition, records, signals, signatures
+from aegpo.core import first_edition, records, reports, signals, signatures
 from aegpo.core.contracts import blaming
 from aegpo.core.hookspecs import hookimpl
 from aegpo.core.parts import AllocatorSpec, RewardSpec, SelectorSpec
@@ -25,7 +25,9 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.observers import Observers
 from aegpo.train.engine import Engine
 
-RECORDS = {name: cls for room in (records, signals) for name, cls in vars(room).items() if isinstance(cls, type)}
+RECORDS = {
+    name: cls for room in (records, reports, signals) for name, cls in vars(room).items() if isinstance(cls, type)
+}
 WAS = json.loads((Path(__file__).parent.parent / "data" / "records-0.1.0.json").read_text(encoding="utf-8"))
 
 
@@ -184,10 +186,10 @@ class Watcher:
 
 
 def test_an_observer_of_the_first_edition_is_told_of_the_hook_for_evaluations(tmp_path):
-    run = records.RunInfo("main", 0, tmp_path, first_step=0, training_steps=1)
+    run = reports.RunInfo("main", 0, tmp_path, first_step=0, training_steps=1)
     observers = Observers(plugin_manager(), run, print)
     observers.add("tracker 'watcher'", Watcher())
-    report = records.StepReport(1, {}, (), np.zeros(0, np.int64), np.zeros((0, 4), np.bool_), {}, {})
+    report = reports.StepReport(1, {}, (), np.zeros(0, np.int64), np.zeros((0, 4), np.bool_), {}, {})
     with pytest.raises(ObserverError) as caught:
         observers.stepped(report)
     assert str(caught.value) == (

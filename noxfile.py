@@ -1,6 +1,7 @@
 """Sessions for developers and CI, in the environment that nox itself is installed in: `.venv/bin/nox`.
 
-All but `minimums` by default. `nox -t more` is what the README's own lines, which `.ci/run` runs, leave out.
+All but `minimums` and `faults` by default. `nox -t more` is what the README's own lines, which `.ci/run` runs,
+leave out.
 """
 
 from __future__ import annotations
@@ -51,7 +52,19 @@ def tests(session: nox.Session) -> None:
 @nox.session(tags=["more"])
 def slow(session: nox.Session) -> None:
     """The tests under the mark `slow`, which the README's line leaves out."""
-    pytest(session, "-m", "slow", *session.posargs)
+    pytest(session, "-m", "slow and not faults", *session.posargs)
+
+
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Everything that breaks parts, files, servers and machines from outside: about an hour of processor time."""
+    pytest(session, "tests/faults", "-m", "faults", *session.posargs)
+
+
+@nox.session(tags=["more"])
+def sample(session: nox.Session) -> None:
+    """Every tenth case of session `faults`."""
+    pytest(session, "tests/faults", "-m", "faults", "--every", "10", *session.posargs)
 
 
 @nox.session(tags=["more"])
@@ -86,7 +99,7 @@ def bitsandbytes(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """The whole test suite on the oldest direct dependencies that pyproject.toml allows, in its own environment."""
     session.install("-e", ".[dev]", *oldest_dependencies(ROOT / "pyproject.toml"))
-    session.run("pytest", "-m", "", *session.posargs)
+    session.run("pytest", "-m", "not faults", *session.posargs)
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:

@@ -40,7 +40,12 @@ def test_ci_runs_every_session_that_these_lines_leave_out(monkeypatch):
     monkeypatch.setattr(nox.registry, "_REGISTRY", {})
     runpy.run_path(str(ROOT / "noxfile.py"))
     sessions = nox.registry.get()
-    assert {name for name, session in sessions.items() if "more" not in session.tags} == {"smoke", "tests", "minimums"}
+    assert {name for name, session in sessions.items() if "more" not in session.tags} == {
+        "smoke",
+        "tests",
+        "minimums",
+        "faults",
+    }
     script = (ROOT / ".ci" / "run").read_text()
     assert ".venv/bin/nox --list --tags more" in script
     assert 'for name in $sessions; do stage "nox -s $name" .venv/bin/nox -s "$name"; done' in script

@@ -150,6 +150,7 @@ def _draw_entropy(axes: Any, table: FloatArray, chosen: FloatArray, look: Look) 
     axes.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
     axes.plot(x, mean, color=look.color)
     axes.scatter(x, mean, s=90 * chosen, color=look.color, zorder=3, linewidths=0)
+    axes.xaxis.set_major_locator(whole_ticks(6))
 
 
 def _entropies(runs: Sequence[RecordedRun]) -> FloatArray:  # (prompts of all steps, T)

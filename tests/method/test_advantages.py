@@ -296,6 +296,15 @@ def test_running_statistics_are_those_of_the_prompts_own_last_rewards():
             np.testing.assert_allclose(found[rows], expected, atol=1e-5)
 
 
+def test_a_prompt_that_a_step_asks_twice_is_one_prompt_to_running_statistics():
+    advantage = RunningAdvantage(buffer=4, least=4, clip=None).build()
+    scores, rollouts = Scores(torch.from_numpy(SCORES)[:, None]), rollouts_of(SIDE_BY_SIDE, prompts=(7, 7))
+    found = advantage.estimate(scores, torch.ones(1), rollouts)
+    kept = SCORES[-4:]
+    np.testing.assert_allclose(found.numpy(), (SCORES - kept.mean()) / (kept.std() + 1e-6), atol=1e-5)
+    assert advantage.report() == {"known_prompts": 1.0, "settled_prompts": 1.0}
+
+
 def test_running_statistics_go_on_after_a_checkpoint():
     first, second = (RunningAdvantage(buffer=6, least=4).build() for _ in range(2))
     weights, rollouts = torch.ones(1), rollouts_of(SIDE_BY_SIDE)

@@ -142,6 +142,11 @@ def test_steps_that_were_not_measured_are_never_peaks(local_maxima):
     assert chosen(EntropyPeakSelector(top_k=2, scope="batch", local_maxima=local_maxima), GAPS) == [[0, 2], [0, 2]]
 
 
+def test_a_slope_towards_the_last_step_is_no_local_maximum():
+    curve = [[1.0, 2.0, 1.0, 3.0, 4.0]]  # rises into its last step, which is never chosen: step 3 is a slope
+    assert chosen(EntropyPeakSelector(top_k=1, local_maxima=True), curve) == [[1]]
+
+
 def test_local_maxima_are_those_among_the_measured_steps():
     entropy = [[2.0, np.nan, 1.0, np.nan, 1.5, np.nan, 1.2, 0.0]]
     assert chosen(EntropyPeakSelector(top_k=2, local_maxima=True), entropy) == [[0, 4]]

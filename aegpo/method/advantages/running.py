@@ -48,10 +48,10 @@ class RunningStatistics:
         import torch
 
         score = (scores.leaves.double() * weights.double()).sum(dim=1)
-        group = torch.from_numpy(rollouts.plan.group).to(score.device)
+        asked = torch.tensor([prompt.index for prompt in rollouts.prompts])[rollouts.plan.group].to(score.device)
         advantage = torch.zeros_like(score)
-        for row in torch.unique(group).tolist():
-            members, prompt = group == row, rollouts.prompts[row].index
+        for prompt in torch.unique(asked).tolist():  # one that a step asks twice is one, as in DDPO
+            members = asked == prompt
             kept = [*self._scores.get(prompt, []), *score[members].tolist()][-self._spec.buffer :]
             self._scores[prompt] = kept
             compared = score.new_tensor(kept) if len(kept) >= self._spec.least else score

@@ -63,9 +63,8 @@ class _PeakSelector(_SignalSelector):
         measured, curves = signals.measured(self.reads[0]), self.curves(signals)
         eligible = self.eligible(signals.num_steps)
         if self.local_maxima:
-            steps = measured[measured < eligible]  # neighbours are the nearest steps that were measured
-            curves = curves.copy()
-            curves[:, steps] = _raise_local_maxima(curves[:, steps])
+            curves = curves.copy()  # neighbours are the nearest measured steps, the last one too, which is never chosen
+            curves[:, measured] = _raise_local_maxima(curves[:, measured])
         return highest(_measured_first(curves), self.top_k, eligible, self.min_gap)
 
     def problems(self, experiment: Experiment) -> Iterator[str]:

@@ -41,6 +41,7 @@ from aegpo.core.parts import (
     TrackerSpec,
     TreeSpec,
 )
+from aegpo.core.places import LocalOrHub
 from aegpo.core.records import (
     AttentionCall,
     BoolArray,
@@ -93,6 +94,7 @@ __all__ = [
     "ForwardObjective",
     "Gaussian",
     "IntArray",
+    "LocalOrHub",
     "Measurement",
     "Merging",
     "Model",

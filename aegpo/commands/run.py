@@ -39,6 +39,7 @@ from aegpo.runs.manifest import (
     changed_batches,
     changed_versions,
     check_manifest,
+    moved_places,
     note_threads,
     open_manifest,
 )
@@ -204,6 +205,8 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
             _say(console, f"{run.label}: goes on with other versions than it began with: {change}")
         for change in changed_batches(run, manifest):
             _say(console, f"{run.label}: goes on with another micro-batch than it began with: {change}")
+        for change in moved_places(run, manifest):
+            _say(console, f"{run.label}: goes on with what was moved since it began: {change}")
         checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line))
         info = run.info(0 if checkpoint is None else checkpoint.step, owes_evaluation(checkpoint))
         _use_threads(run, manifest["threads"], info.first_step, console)

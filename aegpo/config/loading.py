@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import SerializeAsAny, create_model
 
-from aegpo.config.marks import Mark, Marked, Mistake, dotted, merge, parse, refuse
+from aegpo.config import places
+from aegpo.config.marks import OPTION, Mark, Marked, Mistake, dotted, merge, parse, refuse
 from aegpo.config.older import modern, moved
 from aegpo.config.validation import Finding, validate
 from aegpo.core.experiment import Experiment, experiment_type
@@ -75,6 +76,7 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
     complaints: dict[Mistake, list[str]] = {}
     cautions: dict[Mistake, list[str]] = {}
     for arm, tree in arms.items():
+        tree = places.written_out(spec, tree, mistakes)
         experiment, findings = _experiment(spec, tree, seeds[0])
         for finding in findings:
             (cautions if finding.warning else complaints).setdefault(_mistake(tree, finding), []).append(arm)
@@ -194,7 +196,7 @@ def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | No
     """`key.path=value` as the patch {key: {path: value}}."""
     path, equals, value_text = text.partition("=")
     keys = path.split(".")
-    mark = Mark("--set", None, 1, text)
+    mark = Mark(OPTION, None, 1, text)
     if not equals or not all(keys):
         mistakes.append(Mistake(mark, "", f"{text!r} is not of the form key.path=value"))
         return None
@@ -204,7 +206,7 @@ def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | No
     if (wrong := _leads_nowhere(document, keys)) is not None:
         mistakes.append(Mistake(mark, path, wrong))
         return None
-    value, found = parse(value_text, "--set", lines=False, indent=f"{path}=")
+    value, found = parse(value_text, OPTION, lines=False, indent=f"{path}=")
     mistakes += [replace(mistake, path=path) for mistake in found]
     if found:
         return None

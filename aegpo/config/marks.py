@@ -17,6 +17,7 @@ import yaml
 from aegpo.errors import SpecError
 
 Key: TypeAlias = "str | int"
+OPTION = "--set"  # the name of marks of options
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")

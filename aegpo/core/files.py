@@ -70,6 +70,17 @@ def sync_all(folder: Path) -> None:
     sync_folder(folder)
 
 
+def share(folder: Path) -> None:
+    """Gives the files of a folder that was just made its rights to read and write, which are those the umask leaves.
+
+    safetensors writes for the owner alone, so that others who may read a folder could not read its weights.
+    """
+    rights = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(rights)
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -93,6 +104,7 @@ def whole_folder(out: Path, option: str = "--out", replaces: Sequence[str] = ())
     try:
         temporary.mkdir()
         yield temporary
+        share(temporary)
         sync_all(temporary)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)

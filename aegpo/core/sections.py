@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from aegpo.core.addresses import has_user
 from aegpo.core.moments import missing_package
+from aegpo.core.places import LocalOrHub
 from aegpo.core.problems import Problem
 from aegpo.core.registry import Spec, expand_shorthand
 
@@ -22,7 +23,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class DatasetPrompts(Spec):
     """Prompts of a dataset on the Hugging Face hub or in a folder, through `datasets`."""
 
-    dataset: str = Field(description="hub id such as org/name, or a folder that `datasets` can load")
+    dataset: LocalOrHub = Field(description="hub id such as org/name, or a folder that `datasets` can load")
     file: str | None = Field(
         default=None, description="one file of the dataset, such as train.json; null: all of the split"
     )
@@ -51,7 +52,7 @@ class PromptsSpec(Spec):
 
     train: Path | DatasetPrompts | None = Field(
         default=None,
-        description="file, from the working directory: .txt one a line, .jsonl or .json with the key `prompt`, and "
+        description="file, relative to this one: .txt one a line, .jsonl or .json with the key `prompt`, and "
         "`image` or `images` for files beside it; or a dataset; default: the model's captions",
     )
     evaluation: Path | DatasetPrompts | None = Field(

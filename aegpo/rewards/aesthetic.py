@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from aegpo.core.places import LocalOrHub
 from aegpo.errors import AegpoError
 from aegpo.rewards.clip_family import OPENAI_LARGE, Clip, cropped, load_clip
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
@@ -30,9 +31,11 @@ class AestheticReward(LearnedRewardSpec):
     """
 
     kind: Literal["aesthetic"] = "aesthetic"
-    path: str = Field("trl-lib/ddpo-aesthetic-predictor", description="the head: a file or a repository of the hub")
+    path: LocalOrHub = Field(
+        "trl-lib/ddpo-aesthetic-predictor", description="the head: a file or a repository of the hub"
+    )
     filename: str = Field("aesthetic-model.pth", description="the head's file in a folder or repository")
-    clip: str = Field(OPENAI_LARGE, description="the CLIP network: a folder or a repository of the hub")
+    clip: LocalOrHub = Field(OPENAI_LARGE, description="the CLIP network: a folder or a repository of the hub")
 
     def build(self, device: torch.device) -> LearnedReward:
         """Loads network and head.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from aegpo.core.places import LocalOrHub
 from aegpo.rewards.clip_family import OPENAI_LARGE, load_with_words
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
 
@@ -23,7 +24,9 @@ class ClipReward(LearnedRewardSpec):
     """
 
     kind: Literal["clip"] = "clip"
-    path: str = Field(OPENAI_LARGE, description="CLIP network with its tokenizer: a folder or a repository of the hub")
+    path: LocalOrHub = Field(
+        OPENAI_LARGE, description="CLIP network with its tokenizer: a folder or a repository of the hub"
+    )
     factor: float = Field(100.0, gt=0, description="multiplies the cosine (torchmetrics: 100; the paper: 2.5)")
 
     def build(self, device: torch.device) -> LearnedReward:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from aegpo.core.interfaces import Reward
+from aegpo.core.places import LocalOrHub
 from aegpo.rewards.clip_family import LAION_HUGE, Clip, check_vocabulary, cleaned, load_words, padded
 from aegpo.rewards.hpsv2_checkpoint import to_clip
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
@@ -34,8 +35,8 @@ class Hpsv2Reward(LearnedRewardSpec):
 
     kind: Literal["hpsv2"] = "hpsv2"
     version: Literal["v2.0", "v2.1"] = Field("v2.1", description="which network (hpsv2.score's default is v2.0)")
-    path: str = Field("xswu/HPSv2", description="the checkpoint: a file, a folder or a repository of the hub")
-    tokenizer: str = Field(
+    path: LocalOrHub = Field("xswu/HPSv2", description="the checkpoint: a file, a folder or a repository of the hub")
+    tokenizer: LocalOrHub = Field(
         LAION_HUGE, description="CLIP's tokenizer: a folder or a repository of the hub; backend 'package' has its own"
     )
     backend: Literal["transformers", "package"] = Field(

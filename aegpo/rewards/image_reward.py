@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
+from aegpo.core.places import LocalOrHub
 from aegpo.errors import AegpoError
 from aegpo.rewards.aesthetic import linear_layers
 from aegpo.rewards.clip_family import cropped
@@ -45,9 +46,13 @@ class ImageRewardReward(LearnedRewardSpec):
     """
 
     kind: Literal["image-reward"] = "image-reward"
-    path: str = Field("THUDM/ImageReward", description="the checkpoint: a file, a folder or a repository of the hub")
+    path: LocalOrHub = Field(
+        "THUDM/ImageReward", description="the checkpoint: a file, a folder or a repository of the hub"
+    )
     filename: str = Field("ImageReward.pt", description="the checkpoint's file in a folder or repository")
-    tokenizer: str = Field("bert-base-uncased", description="BERT's tokenizer: a folder or a repository of the hub")
+    tokenizer: LocalOrHub = Field(
+        "bert-base-uncased", description="BERT's tokenizer: a folder or a repository of the hub"
+    )
 
     def build(self, device: torch.device) -> LearnedReward:
         """Loads checkpoint and tokenizer.

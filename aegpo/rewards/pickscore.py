@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from aegpo.core.places import LocalOrHub
 from aegpo.rewards.clip_family import LAION_HUGE, load_with_words
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
 
@@ -23,8 +24,10 @@ class PickScoreReward(LearnedRewardSpec):
     """
 
     kind: Literal["pickscore"] = "pickscore"
-    path: str = Field("yuvalkirstain/PickScore_v1", description="the network: a folder or a repository of the hub")
-    tokenizer: str = Field(LAION_HUGE, description="CLIP's tokenizer: a folder or a repository of the hub")
+    path: LocalOrHub = Field(
+        "yuvalkirstain/PickScore_v1", description="the network: a folder or a repository of the hub"
+    )
+    tokenizer: LocalOrHub = Field(LAION_HUGE, description="CLIP's tokenizer: a folder or a repository of the hub")
     divisor: float = Field(1.0, gt=0, description="divides the score (Flow-GRPO: 26)")
 
     def build(self, device: torch.device) -> LearnedReward:

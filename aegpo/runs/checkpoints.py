@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aegpo.core.as_json import dumps, loads
-from aegpo.core.files import sync_all, sync_folder
+from aegpo.core.files import share, sync_all, sync_folder
 from aegpo.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ def _write_files(target: Path, checkpoint: Checkpoint) -> None:
     (target / _STATE).write_text(dumps(state, indent=1))
     sums = {path.name: _checksum(path) for path in sorted(target.iterdir())}
     (target / _CHECKSUMS).write_text(dumps({"format": FORMAT, "sha256": sums}, indent=1))
+    share(target)
     sync_all(target)
 
 

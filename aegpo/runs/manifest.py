@@ -16,10 +16,12 @@ from aegpo.config.validation import validate
 from aegpo.core.as_json import loads
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import write_json
+from aegpo.core.places import named_places
 from aegpo.core.problems import Location
 from aegpo.core.registry import Spec
 from aegpo.errors import CheckpointError
 from aegpo.runs.folders import Run
+from aegpo.runs.places import FROM_ROOT, KEY, moved, same_place
 from aegpo.runs.rules import RULES, changed_rules
 
 FORMAT = 1
@@ -50,6 +52,7 @@ class Change:
     old: str  # as JSON
     new: str
     by_default: bool = False  # the file does not set it: what changed is its default
+    moved: bool = False  # a place, of something that was moved
 
     def __str__(self) -> str:
         """``key: old -> new``; for a default also how to keep the old one."""
@@ -67,6 +70,11 @@ class Change:
     def is_micro_batch(self) -> bool:
         """True for what moves results by rounding only."""
         return self.key.endswith(".micro_batch")
+
+    @property
+    def is_allowed(self) -> bool:
+        """True for what a run may go on with, and say."""
+        return self.is_micro_batch or self.moved
 
 
 def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) -> dict[str, Any]:
@@ -100,6 +108,7 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
             "versions": versions(),
             "plugins": [list(plugin) for plugin in plugins],
             **source_state(),
+            KEY: FROM_ROOT,
             "rules": dict(RULES),
             "threads": threads,
         }
@@ -149,7 +158,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_manifest(run: Run) -> None:
     """Refuses a folder in which another experiment has learned something, with the differences.
 
-    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only. A run with
+    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only. So may a
+    place, if what was there is gone and is in another folder now, with all that is around it. A run with
     steps still to do must have been begun under the rules of this version.
 
     Raises:
@@ -160,7 +170,7 @@ def check_manifest(run: Run) -> None:
     manifest = read_manifest(run.folder)
     if not _learned(run):
         return
-    changes = [change for change in experiment_changes(run.experiment, manifest) if not change.is_micro_batch]
+    changes = [change for change in experiment_changes(run.experiment, manifest) if not change.is_allowed]
     if changes:
         lines = "\n".join(f"  {change}" for change in changes)
         raise CheckpointError(
@@ -195,6 +205,12 @@ def changed_batches(run: Run, manifest: Mapping[str, Any]) -> list[str]:
     return [f"{each.key}: {each.old} -> {each.new}" for each in changes if each.is_micro_batch]
 
 
+def moved_places(run: Run, manifest: Mapping[str, Any]) -> list[str]:
+    """Each place that is not where it was when the run was begun."""
+    changes = experiment_changes(run.experiment, manifest)
+    return [f"{each.key}: {each.old} -> {each.new}" for each in changes if each.moved]
+
+
 def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> list[Change]:
     """What of an experiment is not as in a manifest.
 
@@ -203,16 +219,24 @@ def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> l
     """
     data = modern(manifest["experiment"])
     begun, _ = validate(type(experiment), data)
-    old = data if begun is None else _plain(begun)
+    old, now = data if begun is None else _plain(begun), _plain(experiment)
+    named = {place.location for place in named_places(type(experiment), now)}
     return [
-        _change(place, before, after, _ABSENT not in (before, after) and not _is_set(experiment, place))
-        for place, before, after in _pairs(old, _plain(experiment), ())
+        _change(
+            place,
+            before,
+            after,
+            by_default=_ABSENT not in (before, after) and not _is_set(experiment, place),
+            moved=place in named and moved(before, after),
+        )
+        for place, before, after in _pairs(old, now, ())
+        if not (place in named and same_place(before, after, manifest))
     ]
 
 
-def _change(place: Location, old: Any, new: Any, by_default: bool = False) -> Change:
+def _change(place: Location, old: Any, new: Any, *, by_default: bool = False, moved: bool = False) -> Change:
     key = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in place)
-    return Change(key.removeprefix("."), _shown(old), _shown(new), by_default)
+    return Change(key.removeprefix("."), _shown(old), _shown(new), by_default, moved)
 
 
 def _outdated(run: Run, manifest: Mapping[str, Any]) -> bool:

@@ -10,17 +10,20 @@ of them is loaded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aegpo.config.loading import parse_experiment
-from aegpo.core.experiment import Experiment
+from aegpo.config.older import modern
+from aegpo.core.experiment import Experiment, experiment_type
 from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.runs import checkpoints
 from aegpo.runs.folders import Run
 from aegpo.runs.manifest import read_manifest
+from aegpo.runs.places import read_places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +181,8 @@ def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experim
     """The manifest of a run, and its experiment; what an older one does not say has the default of today."""
     manifest = read_manifest(folder)
     try:
-        return manifest, parse_experiment(manifest["experiment"], registries)
+        data = read_places(folder, manifest, experiment_type(registries), deepcopy(modern(manifest["experiment"])))
+        return manifest, parse_experiment(data, registries)
     except SpecError as error:
         begun = manifest["versions"].get("aegpo")
         raise AegpoError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
+from aegpo.core.places import LocalOrHub
 from aegpo.core.records import FloatArray
 from aegpo.models.pipeline.family import Family
 from aegpo.models.pipeline.packing import PATCH
@@ -42,7 +43,9 @@ class FluxSpec(PipelineSpec):
         "ff_context.net.0.proj",
         "ff_context.net.2",
     )
-    path: str = Field("black-forest-labs/FLUX.1-dev", description="folder that `save_pretrained` wrote, or a hub id")
+    path: LocalOrHub = Field(
+        "black-forest-labs/FLUX.1-dev", description="folder that `save_pretrained` wrote, or a hub id"
+    )
     guidance: float = Field(
         3.5, ge=0, description="what dev's guidance embedding is told (the pipeline's default: 3.5); schnell has none"
     )

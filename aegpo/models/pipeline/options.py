@@ -10,6 +10,7 @@ from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import ModelSpec
+from aegpo.core.places import LocalOrHub
 from aegpo.core.records import FloatArray
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
@@ -37,7 +38,7 @@ class PipelineOptions(ModelSpec):
     vae_parameters: ClassVar[int] = 84_000_000  # of every published AutoencoderKL here, 83.65 to 83.82 million
     unneeded: ClassVar[tuple[str, ...]] = ()  # components of the pipeline that nothing here reads
 
-    path: str = Field(description="folder that `save_pretrained` wrote, or a hub id such as org/name")
+    path: LocalOrHub = Field(description="folder that `save_pretrained` wrote, or a hub id such as org/name")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id; null: the main branch")
     variant: str | None = Field(
         default=None, description="weights with this suffix, e.g. fp16; null: those without one"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.places import LocalOrHub
 from aegpo.models.pipeline.family import Family
 from aegpo.models.pipeline.options import CLIP_TOKENS
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
@@ -30,7 +31,7 @@ class SdSpec(UnetSpec):
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     unneeded: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
-    path: str = Field(
+    path: LocalOrHub = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", description="folder that `save_pretrained` wrote, or a hub id"
     )
     guidance: float = Field(

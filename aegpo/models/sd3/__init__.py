@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
+from aegpo.core.places import LocalOrHub
 from aegpo.core.records import FloatArray
 from aegpo.models.pipeline.family import Family
 from aegpo.models.pipeline.options import CLIP_TOKENS
@@ -48,7 +49,7 @@ class Sd3Spec(PipelineSpec):
     attention_blocks: ClassVar[tuple[str, ...] | None] = (*JOINT_BLOCKS, "self")
     # Flow-GRPO's list (scripts/train_sd3.py, Nov 2025), which leaves out the image-only attention of 3.5
     adapter_targets: ClassVar[tuple[str, ...]] = tuple(f"attn.{name}" for name in ATTENTION_TARGETS)
-    path: str = Field(
+    path: LocalOrHub = Field(
         "stabilityai/stable-diffusion-3.5-medium", description="folder that `save_pretrained` wrote, or a hub id"
     )
     guidance: float = Field(

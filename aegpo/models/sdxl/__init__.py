@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.places import LocalOrHub
 from aegpo.core.sections import Positive
 from aegpo.models.pipeline.family import Family
 from aegpo.models.pipeline.options import CLIP_TOKENS
@@ -41,7 +42,7 @@ class SdxlSpec(UnetSpec):
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     unneeded: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
-    path: str = Field(
+    path: LocalOrHub = Field(
         "stabilityai/stable-diffusion-xl-base-1.0", description="folder that `save_pretrained` wrote, or a hub id"
     )
     height: Positive = Field(1024, description="of images in training, in pixels; the network is told")

@@ -52,7 +52,9 @@ class QwenImageSpec(PipelineSpec):
         "txt_mlp.net.0.proj",
         "txt_mlp.net.2",
     )
-    path: str = Field(default="Qwen/Qwen-Image", description="folder that `save_pretrained` wrote, or a hub id")
+    path: aegpo.LocalOrHub = Field(
+        default="Qwen/Qwen-Image", description="folder that `save_pretrained` wrote, or a hub id"
+    )
     guidance: float = Field(
         default=4.0,
         ge=1,

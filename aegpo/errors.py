@@ -57,3 +57,7 @@ class MemoryShortageError(AegpoError):
 
 class CheckpointError(AegpoError):
     """A checkpoint or run folder that cannot be used, and what to do about it."""
+
+
+class DiskError(CheckpointError):
+    """A disk that takes no more, or a folder that may not be written to; the message says what to do about it."""

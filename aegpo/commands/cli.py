@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aegpo import __version__
-from aegpo.errors import AegpoError, ContractError, ObserverError
+from aegpo.commands.streams import lenient
+from aegpo.core.files import refused, way_out
+from aegpo.core.processes import DISK_REFUSED, PARENT
+from aegpo.errors import AegpoError, ContractError, DiskError, ObserverError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +56,20 @@ Steps = Annotated[
 
 def main() -> None:
     """Entry point: runs a command; a mistake of the user or of a plugin is a message and exit code 2."""
+    code: int | str | None = None
+    with lenient() as lost:
+        try:
+            _run_command()
+        except SystemExit as end:
+            code = end.code
+    if lost and code in (0, None):
+        print(f"error: standard output takes no more: {lost[0].strerror}; what was to be done is done", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def _run_command() -> None:
+    """Ends with the exit code of a command, its mistakes told."""
     try:
         app()
     except AegpoError as error:
@@ -59,6 +77,16 @@ def main() -> None:
         if isinstance(error, (ContractError, ObserverError)) and cause and not isinstance(cause, AegpoError):
             traceback.print_exception(cause)  # a part's own failure: its author needs the place
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(DISK_REFUSED if isinstance(error, DiskError) and PARENT in os.environ else 2)
+    except OSError as error:
+        if not refused(error):
+            raise
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}; {way_out(error)}", file=sys.stderr)
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        if error.encoding != sys.getfilesystemencoding() or error.encoding == "utf-8":
+            raise
+        print(f"error: this locale has no such names ({error}); use one of UTF-8, as LC_ALL=C.UTF-8", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from aegpo.config.loading import ExperimentFile, load_experiment_file
-from aegpo.core.files import NO_ROOM
+from aegpo.core.files import open_folder, refused, way_out
 from aegpo.core.hookspecs import check_tracker
 from aegpo.core.parts import TrackerSpec
-from aegpo.core.processes import refuse_several_processes
+from aegpo.core.processes import DISK_REFUSED, PARENT, refuse_several_processes
 from aegpo.core.registries import Registries
 from aegpo.core.registry import suggestion
-from aegpo.errors import AegpoError
+from aegpo.errors import AegpoError, DiskError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.runs.child_processes import (
     INTERRUPTED,
-    PARENT,
     Child,
     StopSignals,
     devices_of,
@@ -193,7 +192,7 @@ def select_runs(file: ExperimentFile, request: LaunchRequest) -> list[Run]:
 
 def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
     """Starts or resumes one run in this process; the exit code is 0 or 130."""
-    with locked(run.folder), StopSignals() as stop, _room_in(run.folder):
+    with _room_in(run.folder), locked(run.folder), StopSignals() as stop:
         import torch
 
         from aegpo.runs import checkpoints
@@ -229,15 +228,15 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
 
 @contextmanager
 def _room_in(folder: Path) -> Iterator[None]:
-    """Inside, a disk that is full is told as such."""
+    """Inside, a disk that is full, or a folder that may not be written to or is taken away, is told as such."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if not refused(error, folder):
             raise
-        raise AegpoError(
-            f"{folder} cannot be written to: {error.strerror}; make room, then give the same command again: it goes "
-            "on from the newest checkpoint"
+        raise DiskError(
+            f"{folder} cannot be written to: {error.strerror}; {way_out(error)}, then give the same command again: it "
+            "goes on from the newest checkpoint"
         ) from error
 
 
@@ -268,6 +267,8 @@ def _trackers(run: Run) -> Sequence[TrackerSpec]:
 
 def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, errors: Console) -> int:
     todo = [_child(request, run) for run in runs if not run.finished]
+    for child in todo:  # told once, not by each
+        open_folder(child.folder)
     for child in todo:
         if child.threads is not None and allowed(child.threads) < child.threads:
             _say(errors, fewer_threads(child.label, child.threads, allowed(child.threads)))
@@ -280,6 +281,10 @@ def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, er
                 shown.show(run.label, Record(run.folder, run.experiment.training_steps).read())
                 shown.end(run.label, "finished before, skipped (--fresh starts over)")
         failures, interrupted = run_children(todo, shares, shown)
+    if failures and not interrupted and all(failure.code == DISK_REFUSED for failure in failures):
+        raise DiskError(
+            f"the disk refused what {len(failures)} of {len(runs)} runs wrote: {failures[0].reason or 'make room'}"
+        )
     for failure in failures:
         _say(errors, f"error: {failure}")
     if interrupted:

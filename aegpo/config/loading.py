@@ -23,7 +23,7 @@ from aegpo.core.experiment import Experiment, experiment_type
 from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Location
 from aegpo.core.registries import Registries
-from aegpo.core.registry import Spec, suggestion
+from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
 from aegpo.errors import SpecError
 from aegpo.method import planning
 from aegpo.prompts import lists
@@ -194,6 +194,7 @@ def _read(path: Path, mistakes: list[Mistake]) -> Marked:
 
 def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | None:
     """`key.path=value` as the patch {key: {path: value}}."""
+    text = _as_utf8(text)
     path, equals, value_text = text.partition("=")
     keys = path.split(".")
     mark = Mark(OPTION, None, 1, text)
@@ -214,6 +215,14 @@ def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | No
     for key in reversed(keys):
         patch = Marked({key: patch}, mark, mark)
     return patch
+
+
+def _as_utf8(text: str) -> str:
+    """An option as a file is read, in whatever locale: its bytes are UTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        return text
 
 
 def _leads_nowhere(document: Marked, keys: list[str]) -> str | None:
@@ -267,6 +276,9 @@ def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> d
         path = f"arms.{name}"
         if not ARM_NAME.fullmatch(name):
             message = "an arm's name becomes a folder: letters, digits, '.', '_' and '-', the first a letter or digit"
+            mistakes.append(Mistake(arm.key, path, message))
+        if len(name) > LONGEST_NAME:
+            message = f"an arm's name becomes a folder: at most {LONGEST_NAME} letters, not {len(name)}"
             mistakes.append(Mistake(arm.key, path, message))
         if name in RESERVED:
             mistakes.append(Mistake(arm.key, path, f"the report keeps {name!r} beside the arms; choose another name"))

@@ -127,6 +127,8 @@ def _expectation(error: ErrorDetails) -> str:
                 else f"at most {context['max_length']}"
             )
             return f"a list of {limit}"
+        case "string_too_long":
+            return f"text of at most {context['max_length']} letters"
         case "string_pattern_mismatch":
             return f"text of the form {context['pattern']}"
     bounds = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}

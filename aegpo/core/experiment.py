@@ -34,7 +34,7 @@ from aegpo.core.parts import (
 from aegpo.core.problems import Location, Problem
 from aegpo.core.records import FloatArray, StepTable
 from aegpo.core.registries import Registries
-from aegpo.core.registry import Entry, Spec, suggestion
+from aegpo.core.registry import LONGEST_NAME, Entry, Spec, suggestion
 from aegpo.core.sections import (
     CheckpointSpec,
     OptimizerSpec,
@@ -64,7 +64,10 @@ class Experiment(Spec):
     """One arm under one seed, resolved: everything a run needs to know."""
 
     name: str = Field(
-        default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run under --out"
+        default="experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=LONGEST_NAME,
+        description="folder of the run under --out",
     )
     training_steps: Positive = Field(default=40, description="rounds of rollouts and learning")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of every random decision; set by `seeds` of the file")

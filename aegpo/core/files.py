@@ -15,6 +15,28 @@ from aegpo.core.as_json import dumps
 from aegpo.errors import AegpoError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk that takes no more
+REFUSED = (*NO_ROOM, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EMFILE, errno.ENFILE)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # of a disk that syncs files, but no folders
+_SYNCED = "r+b" if os.name == "nt" else "rb"  # how a file is opened to be synced
+
+
+def refused(error: OSError, folder: Path | None = None) -> bool:
+    """True if a disk, or the rights there, refuse what a command does; or if what is below `folder` was taken away."""
+    if error.errno == errno.ENOENT and folder is not None and isinstance(error.filename, str):
+        return Path(error.filename).is_relative_to(folder)
+    return error.errno in REFUSED
+
+
+def way_out(error: OSError) -> str:
+    """What the user of a folder that is refused can do, for the end of a message."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "have it made writable, or choose another folder"
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose shorter names"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files, as with 'ulimit -n'"
+    return "make room" if error.errno in NO_ROOM else "see what became of it"
+
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
@@ -51,10 +73,15 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until names that were added to or removed from a folder are on disk."""
+    """Waits until names that were added to or removed from a folder are on disk, where the disk can say so."""
+    if os.name == "nt":  # which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -63,7 +90,7 @@ def sync_all(folder: Path) -> None:
     """Waits until a folder is on disk, with all that is below it."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open(_SYNCED) as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
             sync_folder(path)

@@ -28,7 +28,7 @@ from aegpo.core.interfaces import (
 )
 from aegpo.core.problems import Problem
 from aegpo.core.records import FloatArray, Footprint, IntArray, Per, Prompt, RolloutPlan, Signal, StepTable
-from aegpo.core.registry import Spec
+from aegpo.core.registry import LONGEST_NAME, Spec
 from aegpo.core.signals import SignalCost
 from aegpo.core.signatures import built
 
@@ -108,7 +108,9 @@ class RewardSpec(Spec):
     needs_metadata: ClassVar[tuple[str, ...]] = ()  # keys it reads; a prompt without one is refused before a run
     needs_images: ClassVar[bool] = False  # a prompt without an image is refused before a run
     group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
-    name: str | None = Field(default=None, description="label in metrics and reports; default: the kind")
+    name: str | None = Field(
+        default=None, max_length=LONGEST_NAME, description="label in metrics and reports; default: the kind"
+    )
     weight: float = Field(default=1.0, description="factor of this reward in the weighted sum")
     frames: Literal["mean", "first", "min"] | None = Field(
         default=None,

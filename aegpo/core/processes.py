@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from aegpo.errors import AegpoError
 
+PARENT = "AEGPOPARENT"  # environment variable that tells a child which process waits for it
+DISK_REFUSED = 74  # exit code of such a child that could not write, as sysexits.h has it; its parent ends with 2
 # of torchrun and of the launchers of MPI
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # what torchrun tells each of its processes about the others

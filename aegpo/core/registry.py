@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from aegpo.core import signatures
 from aegpo.errors import AegpoError, PluginError
 
+LONGEST_NAME = 100  # letters of experiments, arms and labels: they become names of files, which have 255 bytes at most
 KEBAB_CASE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 

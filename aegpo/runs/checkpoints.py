@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from aegpo.core.as_json import dumps, loads
 from aegpo.core.files import share, sync_all, sync_folder
-from aegpo.errors import CheckpointError
+from aegpo.errors import CheckpointError, DiskError
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     except (OSError, SafetensorError) as error:  # safetensors tells a full disk by its own error
         shutil.rmtree(folder / f".step-{checkpoint.step:06d}.tmp", ignore_errors=True)
         there = ", ".join(map(str, steps_in(folder))) or "none"
-        raise CheckpointError(
+        raise DiskError(
             f"the checkpoint of step {checkpoint.step} cannot be written to {folder}: {error}; checkpoints that are "
             f"there: {there}; make room or mend the disk, then give the same command again"
         ) from error

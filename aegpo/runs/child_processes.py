@@ -18,12 +18,11 @@ from types import FrameType
 from typing import Any
 
 from aegpo.core.experiment import Experiment
-from aegpo.core.processes import started_alone
+from aegpo.core.processes import PARENT, started_alone
 from aegpo.runs.progress import Display, Record
 from aegpo.runs.threads import VARIABLES, allowed, thread_variables
 
 INTERRUPTED = 130  # exit code of a run that Ctrl-C or SIGTERM stopped, as shells have it
-PARENT = "AEGPOPARENT"  # environment variable that tells a child which process waits for it
 _LOOK_EVERY = 0.5  # seconds between looks at the children
 _LOG_LINES = 15
 _GPU = re.compile(r"cuda(:\d+)?")
@@ -75,9 +74,16 @@ class Failure:
     child: Child
     code: int
 
+    @property
+    def reason(self) -> str:
+        """The error that ended it, as it says; "" if it could not say."""
+        lines = self.child.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = next((line for line in reversed(lines) if line.startswith("error: ")), "")
+        return said.removeprefix("error: ")
+
     def __str__(self) -> str:
         how = f"exit code {self.code}" if self.code >= 0 else f"killed by {signal.Signals(-self.code).name}"
-        lines = self.child.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        lines = self.child.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         tail = "\n".join(f"  | {line}" for line in lines)
         return f"{self.child.label} failed: {how}; the end of {self.child.log}:\n{tail}"
 

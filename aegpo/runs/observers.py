@@ -17,7 +17,7 @@ import pluggy
 
 from aegpo.core import first_edition
 from aegpo.core.as_json import loads
-from aegpo.core.files import NO_ROOM, append_row
+from aegpo.core.files import append_row, refused
 from aegpo.core.hookspecs import Outcome
 from aegpo.core.parts import OnError
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
@@ -96,7 +96,7 @@ class Observers:
         try:
             self.ended(step, outcome)
         except OSError as error:  # a tracker may try to write its rest
-            if error.errno not in NO_ROOM:
+            if not refused(error, self._run.folder):
                 raise
         except ObserverError as error:
             self._say(str(error))
@@ -106,7 +106,7 @@ class Observers:
 
         Raises:
             ObserverError: if an observer failed that the run does not go on without.
-            OSError: if the run's record cannot be written for lack of room.
+            OSError: if the run's record cannot be written: for lack of room, or since its folder was taken away.
         """
         failures: dict[str, Exception] = {}
         for name, function, names in self._hooks(event):
@@ -140,7 +140,7 @@ class Observers:
         append_row(self._run.folder / DROPPED, vars(dropped))
 
     def _blamed(self, event: Event, name: str, error: Exception) -> Exception:
-        if isinstance(error, OSError) and error.errno in NO_ROOM and name == self._record:
+        if isinstance(error, OSError) and refused(error, self._run.folder) and name == self._record:
             return error
         who = name if name in self._on_error else f"plugin {name!r}"
         failed = f"{who} failed with {first_edition.told(error, 'tracker')} (in {event})"

@@ -30,6 +30,18 @@ def started_alone(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in _RANKS and not name.startswith(_ELASTIC)}
 
 
+def parent() -> int | None:
+    """The process that started this one to do a run of its own and waits for it; None: nobody does.
+
+    Raises:
+        AegpoError: if somebody else set the variable that says so.
+    """
+    given = os.environ.get(PARENT)
+    if given is not None and not (given.isdecimal() and given.isascii()):
+        raise AegpoError(f"{PARENT} is {given!r}; aegpo sets it to a process's number for runs it starts: unset it")
+    return None if given is None else int(given)
+
+
 def refuse_several_processes() -> None:
     """Lets a process go on that was started alone; a launcher's number of 1 is fine.
 

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from aegpo.core.experiment import Experiment
-from aegpo.core.processes import PARENT, started_alone
+from aegpo.core.processes import PARENT, parent, started_alone
 from aegpo.runs.progress import Display, Record
 from aegpo.runs.threads import VARIABLES, allowed, thread_variables
 
@@ -33,7 +33,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.count = 0
-        self._parent = int(os.environ.get(PARENT, 0))
+        self._parent = parent()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -47,7 +47,7 @@ class StopSignals:
 
     def wanted(self) -> bool:
         """True once a signal came, or the process that waits for this one is gone."""
-        return self.count > 0 or (self._parent != 0 and os.getppid() != self._parent)
+        return self.count > 0 or (self._parent is not None and os.getppid() != self._parent)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surroundings import EXPERIMENT, Surroundings, results_in
 from warm import Warm
 
 HERE = Path(__file__).parent
@@ -84,3 +87,24 @@ def write_experiment(tiny, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def surroundings(warm) -> Iterator[Surroundings]:
+    """A folder of its own that other users may enter, with an experiment of 3 steps and what becomes of it."""
+    from worlds import write_tiny_shapes
+
+    folder = Path(tempfile.mkdtemp(prefix="aegpo-faults-"))
+    folder.chmod(0o755)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weights = write_tiny_shapes(folder / "weights")
+    for path in (weights, *weights.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (folder / "spec.yaml").write_text(EXPERIMENT.format(weights=weights))
+    made = Surroundings(folder, folder / "reference")
+    ended = warm(["run", "spec.yaml", "--out", made.finished], folder)
+    assert ended.code == 0, ended.out
+    made.results = results_in(made.finished)
+    yield made
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 import socket
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,14 @@ from aegpo.core.registry import Registry
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.prompts.lists import lacking, quoted
-from aegpo.rewards import wire
+from aegpo.rewards import tokens, wire
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request
     from torch import Tensor
+
+    from aegpo.core.records import Prompt
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -43,7 +44,7 @@ class ServeRequest:
     port: int = 8000  # 0: any that is free
     device: str = "auto"
     token_env: str | None = None
-    max_bytes: int = 256 * 2**20
+    max_bytes: int = wire.MOST_OF_REQUESTS
 
 
 def serve(request: ServeRequest, registry: Registry[RewardSpec]) -> None:
@@ -62,7 +63,9 @@ def serve(request: ServeRequest, registry: Registry[RewardSpec]) -> None:
     reward = built("reward", spec.label, partial(spec.build, _device(request.device)), Reward)
     host, port = listening.getsockname()[:2]
     print(f"serving reward {spec.label!r} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    config = uvicorn.Config(make_app(Scoring(spec, reward), token, request.max_bytes), log_level="warning")
+    app = make_app(Scoring(spec, reward), token, request.max_bytes)
+    # Whatever else is installed: h11 has a limit for headers, and nothing here talks over web sockets.
+    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_level="warning")
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -102,21 +105,26 @@ class Scoring:
     def __init__(self, spec: RewardSpec, reward: Reward) -> None:
         self.spec, self._reward, self._turn = spec, reward, threading.Lock()
 
-    def answer(self, body: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
+    def answer(
+        self, body: bytes, content_type: str, max_bytes: int = wire.MOST_OF_REQUESTS
+    ) -> tuple[int, dict[str, Any]]:
         """A status and the JSON that goes with it: 200 with scores, 4xx for a wrong request, 500 for a failure.
 
-        Images of prompts are files while the reward scores, and no longer.
+        What is in the body may take `max_bytes` as well. Images of prompts are files while the reward scores, and no
+        longer.
         """
         with TemporaryDirectory(prefix="aegpo-") as folder:
-            return self._answer(body, content_type, Path(folder))
+            try:
+                images, prompts = wire.unpack(body, content_type, Path(folder), max_bytes)
+            except wire.TooLargeError as error:
+                return 413, {"detail": str(error)}
+            except AegpoError as error:
+                return 400, {"detail": str(error)}
+            return self._answer(images, prompts)
 
-    def _answer(self, body: bytes, content_type: str, folder: Path) -> tuple[int, dict[str, Any]]:
+    def _answer(self, images: Tensor, prompts: Sequence[Prompt]) -> tuple[int, dict[str, Any]]:
         import torch
 
-        try:
-            images, prompts = wire.unpack(body, content_type, folder)
-        except AegpoError as error:
-            return 400, {"detail": str(error)}
         for message in (*_unread(self.spec, images), *lacking([self.spec], quoted(prompts))):
             return 422, {"detail": message}
         try:
@@ -147,11 +155,12 @@ def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
     from starlette.concurrency import run_in_threadpool
+    from starlette.requests import ClientDisconnect
 
     app = FastAPI(title=f"aegpo reward {scoring.spec.label}", docs_url=None, redoc_url=None, openapi_url=None)
 
     def refused(request: Request) -> JSONResponse | None:
-        if token is None or hmac.compare_digest(request.headers.get("authorization", ""), f"Bearer {token}"):
+        if token is None or tokens.is_bearer(request.headers.get("authorization", ""), token):
             return None
         return JSONResponse({"detail": "the header 'Authorization: Bearer TOKEN' is missing or wrong"}, 401)
 
@@ -164,11 +173,17 @@ def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:
         answer = refused(request)
         if answer is not None:
             return answer
-        body = await _read(request, max_bytes)
+        encoding = request.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            return JSONResponse({"detail": f"content encoding {encoding!r:.40}; 'identity' was expected"}, 400)
+        try:
+            body = await _read(request, max_bytes)
+        except ClientDisconnect:
+            return JSONResponse({"detail": "the body broke off"}, 400)  # nobody hears it
         if body is None:
             return JSONResponse({"detail": f"the body is larger than {max_bytes} bytes; send fewer images"}, 413)
         content_type = request.headers.get("content-type", "").partition(";")[0].strip()
-        status, content = await run_in_threadpool(scoring.answer, body, content_type)
+        status, content = await run_in_threadpool(scoring.answer, body, content_type, max_bytes)
         return JSONResponse(content, status)
 
     app.add_route("/health", health, methods=["GET"])
@@ -178,7 +193,8 @@ def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:
 
 async def _read(request: Request, max_bytes: int) -> bytes | None:
     """The body, or None as soon as it is known to be too large."""
-    if int(request.headers.get("content-length") or 0) > max_bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):  # else counted as it comes
         return None
     body = bytearray()
     async for chunk in request.stream():
@@ -196,10 +212,7 @@ def _token(request: ServeRequest, environment: Mapping[str, str] = os.environ) -
                 "--token-env, or serve on 127.0.0.1"
             )
         return None
-    token = environment.get(request.token_env)
-    if not token:
-        raise AegpoError(f"--token-env names {request.token_env!r}, which is not set in the environment")
-    return token
+    return tokens.read_token(request.token_env, "--token-env", environment)
 
 
 def _listen(host: str, port: int) -> socket.socket:

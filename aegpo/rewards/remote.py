@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_LARGEST = 3.4028234663852886e38  # float32 has none that is larger
+
 
 class RemoteReward(ServerRewardSpec):
     """What a server at `url` answers, in its own scale; higher must be better.
@@ -74,16 +76,23 @@ class RemoteScorer:
             answer = self._server.post("/score", body, wire.CONTENT_TYPES[self._spec.body])
         except AegpoError as error:  # a server that was not asked how it is, or was exchanged since
             if wire.STRINGS_WANTED in error.message:
-                raise _other_protocol(self._server, 1) from error
+                raise _other_protocol(self._server, 1) from None
             raise
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
             raise AegpoError(
-                f'{self._server.who}: the server answered {answer!r:.300}; {{"scores": [...]}} was expected'
+                f"{self._server.who}: the server answered {self._server.shown(repr(answer))}; "
+                '{"scores": [...]} was expected'
             )
         if len(scores) != len(piece[1]):
             raise AegpoError(f"{self._server.who}: the server answered {len(scores)} scores for {len(piece[1])} images")
-        return scores
+        wrong = next((place for place, score in enumerate(scores) if not -_LARGEST <= score <= _LARGEST), None)
+        if wrong is not None:
+            raise AegpoError(
+                f"{self._server.who}: the server answered {self._server.shown(scores[wrong]):.30} for prompt "
+                f"{piece[1][wrong].text!r}; a finite number of float32 was expected"
+            )
+        return [float(score) for score in scores]
 
 
 def _other_protocol(server: Server, protocol: object) -> AegpoError:

@@ -1,20 +1,26 @@
-"""Asking a server: retries that wait longer each time, a token that is never written down, errors in words."""
+"""Asking a server: retries that wait longer each time, a token that is never written down, errors in words.
+
+A server is a stranger: what it answers is read so far and no further (`exchanges`), and shown as plain words.
+"""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from aegpo.core import bounded_json
 from aegpo.core.addresses import check_server
 from aegpo.core.parts import RewardSpec
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
+from aegpo.rewards.tokens import read_token, without_secrets
 
 if TYPE_CHECKING:
     from requests import Response
@@ -27,6 +33,9 @@ _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass; others a
 _LONGEST_WAIT = 30.0  # seconds
 _LONGEST_HISTORY = 64  # attempts that pauses grow by: 2 to the power of some thousands is no float
 _SHOWN = 300  # characters of an answer in an error
+_BEGINNING = 2**16  # bytes that are read of a refusal
+_MOST_BYTES = 4 * 2**20  # of an answer, unpacked; scores of a request have some hundreds
+_HOPELESS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # of TLS, however often it is tried
 
 
 class ServerRewardSpec(RewardSpec):
@@ -63,6 +72,20 @@ class ServerRewardSpec(RewardSpec):
         return self.concurrency
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What came back: a status, the body as far as it was read, and what `urllib3` read it from, for its headers."""
+
+    status_code: int
+    body: bytes
+    raw: Any
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode("utf-8", "replace")
+
+
 class Server:
     """One server as a reward sees it; may be asked from several threads."""
 
@@ -73,22 +96,20 @@ class Server:
             AegpoError: if the environment variable with the token is not set.
         """
         import requests
-        from requests.adapters import HTTPAdapter
+
+        from aegpo.rewards import exchanges
 
         self.who, self.url = f"reward {spec.label!r}", spec.url
         self._spec = spec
         self._retry = _retries(spec)
-        self._session = requests.Session()
         self._turns = threading.BoundedSemaphore(spec.concurrency)  # of requests, whoever sends them
+        self._token = None if spec.token_env is None else read_token(spec.token_env, f"{self.who}: 'token_env'")
+        self._watch = exchanges.Watch()
+        self._session = requests.Session()
+        self._session.auth = exchanges.Bearer(self._token)
+        self._session.headers["Accept-Encoding"] = "identity"
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=spec.concurrency))
-        if spec.token_env is not None:
-            token = os.environ.get(spec.token_env)
-            if not token:
-                raise AegpoError(
-                    f"{self.who}: 'token_env' names {spec.token_env!r}, which is not set in the environment"
-                )
-            self._session.headers["Authorization"] = f"Bearer {token}"
+            self._session.mount(scheme, exchanges.Adapter(self._watch, spec.concurrency))
 
     def get(self, path: str) -> Any:
         """The JSON that GET answers with."""
@@ -108,35 +129,70 @@ class Server:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def shown(self, value: object) -> str:
+        """The beginning of what the server said, in one line without its token."""
+        return without_secrets(" ".join(_visible(str(value)[:_BEGINNING]).split()), self._token)[:_SHOWN]
+
     def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
-        import requests
         from urllib3.exceptions import MaxRetryError
 
         url, retry = self._spec.url + path, self._retry
         while True:
-            answer = None
-            try:
-                with self._turns:
-                    answer = self._session.request(
-                        method, url, data=body, headers=headers, timeout=self._spec.timeout, allow_redirects=False
-                    )
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-                fault = f"{type(error).__name__}: {str(error)[:_SHOWN]}"
-            else:
-                if not retry.is_retry(method, answer.status_code):
-                    return self._read(url, answer)
-                fault = _described(answer)
+            answer, fault = self._exchange(method, url, body, headers)
+            if answer is not None and not retry.is_retry(method, answer.status_code):
+                return self._read(url, answer)
+            if answer is not None:
+                fault = self._described(answer)
             try:
                 retry = retry.increment(method, url)
             except MaxRetryError:
                 raise AegpoError(
-                    f"{self.who}: {url} could not be asked in {self._spec.retries + 1} attempts: {fault}; see to the "
-                    "server, or raise 'retries' or 'timeout'"
+                    f"{self.who}: {url} could not be asked in {self._spec.retries + 1} attempts{self._way(url)}: "
+                    f"{fault}; see to the server, or raise 'retries' or 'timeout'"
                 ) from None
             retry = retry.new(history=retry.history[-_LONGEST_HISTORY:])
             self._pause(url, retry, answer, fault)
 
-    def _pause(self, url: str, retry: Retry, answer: Response | None, fault: str) -> None:
+    def _exchange(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[Answer | None, str]:
+        """An answer, or what kept it from coming, which may pass.
+
+        Raises:
+            AegpoError: for what will not pass, such as a certificate that is not known.
+        """
+        import requests
+        from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+        from aegpo.rewards.exchanges import LateError, UnreadableError
+
+        settings: dict[str, Any] = {"timeout": self._spec.timeout, "allow_redirects": False, "stream": True}
+        if is_loopback(url):
+            settings["proxies"] = {"no_proxy": urlsplit(url).hostname}
+        try:
+            with self._turns, self._watch.over(self._spec.timeout):
+                answer = self._session.request(method, url, data=body, headers=headers, **settings)
+                with answer:
+                    return _taken(answer), ""
+        except UnreadableError as error:
+            raise AegpoError(f"{self.who}: {url}: {error}; scores alone were expected") from None
+        except (LateError, requests.ReadTimeout, ReadTimeoutError):
+            return None, f"ReadTimeout: the answer was not whole after {self._spec.timeout:g} s"
+        except (requests.RequestException, HTTPError) as error:
+            words = f"{type(error).__name__}: {self.shown(error)}"
+            passing = isinstance(error, (*_may_pass(), HTTPError)) and not any(each in words for each in _HOPELESS)
+            if passing:
+                return None, words
+            raise AegpoError(f"{self.who}: {url} cannot be asked{self._way(url)}: {words}") from None
+
+    def _way(self, url: str) -> str:
+        """Through which proxy the server is asked, if through one; its user is not shown."""
+        from requests.utils import get_environ_proxies, select_proxy
+
+        proxy = None if is_loopback(url) else select_proxy(url, get_environ_proxies(url))
+        return f" through the proxy {self.shown(proxy)!r}, which the environment names" if proxy else ""
+
+    def _pause(self, url: str, retry: Retry, answer: Answer | None, fault: str) -> None:
         """Waits as long as the server asks in its answer, or else as long as it is the turn for."""
         from urllib3.exceptions import InvalidHeader
 
@@ -154,13 +210,25 @@ class Server:
                 f"{self._spec.timeout:g} s: {fault}; see to the server, or raise 'timeout'"
             )
 
-    def _read(self, url: str, answer: Response) -> Any:
+    def _read(self, url: str, answer: Answer) -> Any:
         if answer.status_code != 200:
-            raise AegpoError(f"{self.who}: {url} refused: {_described(answer)}")
+            moved = "; redirects are not followed, put the address itself into 'url'"
+            hint = moved if 300 <= answer.status_code < 400 else ""
+            raise AegpoError(f"{self.who}: {url} refused{self._way(url)}: {self._described(answer)}{hint}")
         try:
-            return answer.json()
+            return bounded_json.loads(answer.body, bounded_json.most_values(_MOST_BYTES))
         except ValueError as error:
-            raise AegpoError(f"{self.who}: {url} did not answer with JSON: {answer.text[:_SHOWN]!r}") from error
+            raise AegpoError(
+                f"{self.who}: {url} did not answer with JSON: {self.shown(answer.text)!r}: {error!s:.100}"
+            ) from None
+
+    def _described(self, answer: Answer) -> str:
+        try:
+            content = bounded_json.loads(answer.body, bounded_json.most_values(_BEGINNING))
+            reason = content["detail"] if isinstance(content, dict) and "detail" in content else content
+        except ValueError:
+            reason = answer.text
+        return f"status {answer.status_code}: {self.shown(reason)}"
 
 
 def _retries(spec: ServerRewardSpec) -> Retry:
@@ -178,10 +246,38 @@ def _retries(spec: ServerRewardSpec) -> Retry:
     )
 
 
-def _described(answer: Response) -> str:
+def _taken(answer: Response) -> Answer:
+    """A whole answer, or the beginning of a refusal, whose status says enough.
+
+    Raises:
+        UnreadableError: for an answer that cannot be taken.
+    """
+    from aegpo.rewards.exchanges import UnreadableError, beginning, read
+
+    if answer.status_code == 200:
+        return Answer(200, read(answer, _MOST_BYTES), answer.raw)
     try:
-        content = answer.json()
-        reason = content["detail"] if isinstance(content, dict) and "detail" in content else content
-    except ValueError:
-        reason = answer.text
-    return f"status {answer.status_code}: {str(reason)[:_SHOWN]}"
+        body = beginning(answer, _BEGINNING)
+    except UnreadableError:
+        body = b""
+    return Answer(answer.status_code, body, answer.raw)
+
+
+def _may_pass() -> tuple[type[Exception], ...]:
+    import requests
+
+    return requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the server is on this machine, where no proxy is between."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _visible(text: str) -> str:
+    """The text without what a terminal obeys."""
+    return "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +15,7 @@ from aegpo.core.records import Prompt
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.rewards.servers import Server, ServerRewardSpec
+from aegpo.rewards.verdicts import read_choice, read_grade
 from aegpo.rewards.wire import png
 
 if TYPE_CHECKING:
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 V = TypeVar("V")
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w]|\.\d)")
-_SCALE = re.compile(r"(?:/|\bout of\b)\s*\d+(?:\.\d+)?")  # the 10 of 7/10, which is no grade
-_LETTER = re.compile(r"(?<!\w)(A|B|TIE)(?!\w)")
-_SHOWN = 200  # characters of an answer in an error
+_WHOLE = "stop"  # why an answer ended that was not cut off
 
 
 class VlmSpec(ServerRewardSpec):
@@ -41,9 +38,11 @@ class VlmSpec(ServerRewardSpec):
 class VlmJudgeReward(VlmSpec):
     """A grade that a vision-language model gives each image: from `lowest` to `highest`, higher is better.
 
-    The model sees the image and `question`, in which {prompt} stands for the prompt, at temperature 0. The last number
-    of its answer is the grade. An answer without a number in the range is asked for again, with a reminder; if none of
-    `attempts` has one, the run ends with its state saved, and no grade is made up.
+    The model sees the image and `question`, in which {prompt} stands for the prompt, at temperature 0. The one
+    number of its answer's last line is the grade, the scale ("7/10", "7 out of 10", "7, from 0 to 10") aside; "7,5" is
+    seven and a half. An answer that was cut off, and one whose last line has no number in the range, or several, is
+    asked for again, with a reminder; if none of `attempts` has a grade, the run ends with its state saved, and no grade
+    is made up.
     """
 
     kind: Literal["vlm-judge"] = "vlm-judge"
@@ -80,7 +79,8 @@ class VlmPreferenceReward(VlmSpec):
 
     Win rates inside the prompt's group, as in Pref-GRPO (arXiv 2508.20751): every pair is shown in both orders, which
     evens out a liking for the first, and a tie counts half; n images cost n (n - 1) questions. In evaluations the
-    policy's image is compared with the base's. An answer that is none is asked for again, as by `vlm-judge`.
+    policy's image is compared with the base's. The last line of an answer ends with A, B or TIE as its choice; another
+    one, or one that was cut off, is asked for again, as by `vlm-judge`.
     """
 
     kind: Literal["vlm-preference"] = "vlm-preference"
@@ -122,9 +122,7 @@ class VlmJudge:
         return torch.tensor(grades, dtype=torch.float32, device=images.device)
 
     def _grade(self, answer: str) -> float | None:
-        numbers = _NUMBER.findall(_SCALE.sub("", answer))
-        grade = float(numbers[-1]) if numbers else None
-        return grade if grade is not None and self._spec.lowest <= grade <= self._spec.highest else None
+        return read_grade(answer, self._spec.lowest, self._spec.highest)
 
 
 class VlmPreference:
@@ -149,7 +147,7 @@ class VlmPreference:
             for one, other in combinations(rows, 2)
             for pair in ((one, other), (other, one))
         ]
-        firsts = self._chat.ask(images, questions, _first_wins, "Answer with A, B or TIE alone.")
+        firsts = self._chat.ask(images, questions, read_choice, "Answer with A, B or TIE alone.")
         wins = torch.zeros(len(prompts), dtype=torch.float64)
         for (_, (one, other)), first in zip(questions, firsts, strict=True):
             wins[one] += first
@@ -183,34 +181,35 @@ class Chat:
             content: list[Any] = [{"type": "image_url", "image_url": {"url": shown[row]}} for row in rows]
             messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
             for _ in range(self._spec.attempts):
-                answer = self._complete(messages)
-                value = read(answer)
+                answer, reason = self._complete(messages)
+                value = read(answer) if reason == _WHOLE else None
                 if value is not None:
                     return value
                 messages = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": reminder}]
-            raise AegpoError(
-                f"{self.server.who}: {self._spec.model!r} gave no answer that can be read in {self._spec.attempts} "
-                f"attempts, at last {answer[:_SHOWN]!r}; change 'question', or take another model"
-            )
+            raise self._unreadable(answer, reason)
 
         return self.server.each(one, questions)
 
-    def _complete(self, messages: Sequence[dict[str, Any]]) -> str:
+    def _unreadable(self, answer: str, reason: object) -> AegpoError:
+        cut = "" if reason == _WHOLE else f", with 'finish_reason' {self.server.shown(repr(reason)):.40}"
+        way = "raise 'max_tokens', change 'question'" if reason == "length" else "change 'question'"
+        last = answer.strip().rpartition("\n")[2]
+        return AegpoError(
+            f"{self.server.who}: {self._spec.model!r} gave no answer that can be read in {self._spec.attempts} "
+            f"attempts, at last {self.server.shown(last)!r}{cut}; {way}, or take another model"
+        )
+
+    def _complete(self, messages: Sequence[dict[str, Any]]) -> tuple[str, object]:
+        """An answer, and why it ended there."""
         request = {"model": self._spec.model, "messages": messages, "temperature": 0}
         request["max_tokens"] = self._spec.max_tokens
         answer = self.server.post("/chat/completions", json.dumps(request).encode(), "application/json")
-        try:
-            text = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError) as error:
-            given = json.dumps(answer)[:_SHOWN]
-            raise AegpoError(f"{self.server.who}: the endpoint answered {given}, no chat completion") from error
-        return text if isinstance(text, str) else ""  # null: it declined to answer
-
-
-def _first_wins(answer: str) -> float | None:
-    """1 if the answer's last word of A, B and TIE is A, 0 if it is B, a half for a tie, None without any."""
-    words = _LETTER.findall(answer)
-    return {"A": 1.0, "B": 0.0, "TIE": 0.5}[words[-1]] if words else None
+        match answer:
+            case {"choices": [{"message": {"content": text}} as choice]}:
+                return (text if isinstance(text, str) else ""), choice.get("finish_reason")  # null: it declined
+        raise AegpoError(
+            f"{self.server.who}: the endpoint answered {self.server.shown(json.dumps(answer))}, no chat completion"
+        )
 
 
 def _with_place(question: str) -> str:

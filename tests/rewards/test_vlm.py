@@ -39,7 +39,10 @@ def endpoint(say):
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             got.append((self.path, self.headers.get("Authorization"), request))
-            content = {"choices": [{"message": {"role": "assistant", "content": say(request["messages"])}}]}
+            said = say(request["messages"])
+            answer, reason = said if isinstance(said, tuple) else (said, "stop")
+            message = {"role": "assistant", "content": answer}
+            content = {"choices": [{"finish_reason": reason, "message": message}]}
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps(content).encode())
@@ -116,21 +119,19 @@ def test_a_model_that_never_grades_is_an_error_and_not_a_score(answer, shown):
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("7", 7),
-        ("7/10", 7),
-        ("7 out of 10.", 7),
-        ("Grade: 7.", 7),
-        ("**8.5**", 8.5),
-        ("v2 is 3", 3),
-        ("-0.5 or so", None),
-        ("1.2.3", None),
-    ],
+    ("reason", "way"),
+    [("length", "raise 'max_tokens', change"), ("content_filter", "change"), (None, "change")],
 )
-def test_what_counts_as_a_number(answer, expected):
-    spec = judge("http://127.0.0.1:9")
-    assert spec.build(CPU)._grade(answer) == expected
+def test_an_answer_that_may_have_been_cut_off_is_no_verdict_whatever_it_says(reason, way):
+    with endpoint(lambda messages: ("It is worth\n7", reason)) as (url, got):
+        message = f"in 2 attempts, at last '7', with 'finish_reason' {reason!r}; {way} 'question', or take"
+        with pytest.raises(AegpoError, match=message):
+            judge(url, attempts=2).build(CPU).score(grey(0.5), asked(["a cat"]))
+        assert len(got) == 2
+        answers = iter([("The better one is A", reason), "B", "A"])
+    with endpoint(lambda messages: next(answers)) as (url, _):
+        scorer = preference(url).model_copy(update={"concurrency": 1}).build(CPU)
+        assert scorer.score(grey(0.9, 0.1), asked(["a cat"] * 2)).tolist() == [0.0, 1.0]
 
 
 def test_an_endpoint_of_another_kind_is_an_error():

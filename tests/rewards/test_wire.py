@@ -103,7 +103,7 @@ def of_edition_one(images, texts, body):
         (tensors(IMAGES, {}), SAFETENSORS, NO_PROMPTS),
         (tensors(IMAGES, ["a", "b", "c"]), SAFETENSORS, NO_PROMPTS),
         (requested(IMAGES, "nonsense"), SAFETENSORS, "the body is no JSON"),
-        (requested(IMAGES, "[" * 100_000), SAFETENSORS, "the body is no JSON: maximum recursion depth exceeded"),
+        (requested(IMAGES, "[" * 100_000), SAFETENSORS, "the body is no JSON that can be taken: it is too deep; 64"),
         (tensors(IMAGES, described("a")), SAFETENSORS, "1 prompts for 3 images; one for each was expected"),
         (
             tensors(IMAGES[:, :1], described("a", "b", "c")),

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
-from aegpo.rewards.wire import CONTENT_TYPES, JSON, MOST_BYTES, SAFETENSORS, pack, png, unpack
+from aegpo.rewards.wire import CONTENT_TYPES, JSON, MOST_BYTES, SAFETENSORS, TooLargeError, pack, png, unpack
 
 IMAGES = torch.rand((3, 3, 5, 7), generator=torch.Generator().manual_seed(0))
 VIDEOS = torch.rand((3, 2, 3, 5, 7), generator=torch.Generator().manual_seed(1))
@@ -73,6 +73,13 @@ def tensors(images, prompts=(), protocol=3):
 
 def requested(images, request):
     return save({"images": images.contiguous()}, metadata={"request": request})
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 def of_edition_one(images, texts, body):
@@ -148,6 +155,12 @@ def of_edition_one(images, texts, body):
         (image(files=[1]), JSON, "'files' is no list of files in base64"),
         (save({"images": IMAGES, "file-0": 1 * IMAGES}), SAFETENSORS, "a tensor of a file is torch.float32; uint8 was"),
         (image(prompts=described("a", "b")), JSON, "2 prompts for 1 images"),
+        (image(prompts=described("\ud800")), JSON, r"'prompts' has half a character, \\ud800, alone"),
+        (image(prompts=described("a")).replace(b": 0,", b": true,"), JSON, NO_PROMPTS),
+        (image(files=["AAAA"]), JSON, "file 0 is the image of no prompt; those that prompts name were expected"),
+        (image(prompts=showing(0), files=[""]), JSON, "file 0 has 0 bytes; 1 to 16777216 were expected"),
+        (image(images=[base64.b64encode(png(IMAGES[0])[:60]).decode()]), JSON, "image 0 is no PNG in base64"),
+        (image(metadata=nested(100)), JSON, "no JSON that can be taken: it is too deep; 64 lists and"),
     ],
 )
 def test_a_wrong_body_is_refused_in_words(body, content_type, message, tmp_path):
@@ -184,3 +197,21 @@ def test_an_image_of_a_prompt_that_cannot_be_sent_is_told_by_its_path(tmp_path):
             pack(IMAGES[:1], [Prompt(0, "a", {}, (path,))], "json")
     large.write_bytes(bytes(MOST_BYTES))
     assert len(pack(IMAGES[:1], [Prompt(0, "a", {}, (large,))], "safetensors")) > MOST_BYTES
+
+
+def test_what_is_in_a_body_takes_no_more_than_the_body_may(tmp_path):
+    wide = base64.b64encode(png(torch.zeros(3, 400, 500))).decode()
+    assert len(wide) < 3000
+    assert unpack(image(images=[wide]), JSON, tmp_path, most=600_000)[0].shape == (1, 3, 400, 500)
+    large = [
+        (image(images=[wide]), JSON, "image 0 of 500 x 400 pixels and what came before take more than 599999 bytes"),
+        (image(images=[SHOWN] * 600), JSON, "image 585 of 4 x 4 pixels and what came before"),
+        (image(files=["AA=="] * 600), JSON, "the files and what came before"),
+        (tensors(torch.zeros(600, 3, 1, 1)), SAFETENSORS, "the images and what came before"),
+    ]
+    for body, content_type, message in large:
+        with pytest.raises(TooLargeError, match=message):
+            unpack(body, content_type, tmp_path, most=599_999)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(AegpoError, match=r"it has .* values and more; 37499 at most"):
+        unpack(b'{"images": [' + b"[]," * 40_000 + b"[]]}", JSON, tmp_path, most=599_999)

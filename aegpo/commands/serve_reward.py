@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from aegpo.core.records import Prompt
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_AT_A_TIME = 4  # requests that are unpacked while one is scored; as many as a run sends at first
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import ClientDisconnect
 
+    turns = asyncio.Semaphore(_AT_A_TIME)
     app = FastAPI(title=f"aegpo reward {scoring.spec.label}", docs_url=None, redoc_url=None, openapi_url=None)
 
     def refused(request: Request) -> JSONResponse | None:
@@ -183,7 +186,8 @@ def make_app(scoring: Scoring, token: str | None, max_bytes: int) -> FastAPI:
         if body is None:
             return JSONResponse({"detail": f"the body is larger than {max_bytes} bytes; send fewer images"}, 413)
         content_type = request.headers.get("content-type", "").partition(";")[0].strip()
-        status, content = await run_in_threadpool(scoring.answer, body, content_type, max_bytes)
+        async with turns:
+            status, content = await run_in_threadpool(scoring.answer, body, content_type, max_bytes)
         return JSONResponse(content, status)
 
     app.add_route("/health", health, methods=["GET"])

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+_DAY = 86_400  # seconds; no clock waits for any number of them
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass; others are the request's own fault
 _LONGEST_WAIT = 30.0  # seconds
 _LONGEST_HISTORY = 64  # attempts that pauses grow by: 2 to the power of some thousands is no float
@@ -42,15 +44,16 @@ class ServerRewardSpec(RewardSpec):
     """A reward that a server computes."""
 
     url: str = Field(description="where the server is, e.g. http://127.0.0.1:8000")
-    timeout: float = Field(60.0, gt=0, description="seconds an answer may take")
-    retries: int = Field(5, ge=0, description="further attempts when the server is away, late or overloaded")
+    timeout: float = Field(60.0, gt=0, le=_DAY, description="seconds a whole answer may take")
+    retries: int = Field(5, ge=0, le=10**6, description="further attempts when the server is away, late or overloaded")
     backoff: float = Field(
         1.0,
         ge=0,
+        le=_DAY,
         description="seconds before the first further attempt, unless the server names a time; doubled each time, 30 "
         "at most",
     )
-    concurrency: Positive = Field(4, description="requests at a time")
+    concurrency: Positive = Field(4, le=1024, description="requests at a time")
     token_env: str | None = Field(
         None, description="environment variable with the server's token; the token itself is never recorded"
     )
@@ -108,6 +111,7 @@ class Server:
         self._session = requests.Session()
         self._session.auth = exchanges.Bearer(self._token)
         self._session.headers["Accept-Encoding"] = "identity"
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none is kept or sent
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, exchanges.Adapter(self._watch, spec.concurrency))
 
@@ -131,7 +135,8 @@ class Server:
 
     def shown(self, value: object) -> str:
         """The beginning of what the server said, in one line without its token."""
-        return without_secrets(" ".join(_visible(str(value)[:_BEGINNING]).split()), self._token)[:_SHOWN]
+        text = without_secrets(str(value), self._token)[:_BEGINNING]
+        return " ".join(_visible(text).split())[:_SHOWN]
 
     def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
         from urllib3.exceptions import MaxRetryError

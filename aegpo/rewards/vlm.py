@@ -32,7 +32,7 @@ class VlmSpec(ServerRewardSpec):
     url: str = Field(description="base of the endpoint, e.g. http://127.0.0.1:8000/v1; asked is url/chat/completions")
     model: str = Field(min_length=1, description="the model's name at the endpoint")
     max_tokens: Positive = Field(512, description="length of an answer at most")
-    attempts: Positive = Field(3, description="answers asked for until one can be read")
+    attempts: Positive = Field(3, le=100, description="answers asked for until one can be read")
 
 
 class VlmJudgeReward(VlmSpec):

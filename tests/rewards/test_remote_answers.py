@@ -7,12 +7,13 @@ import time
 import tracemalloc
 
 import pytest
-from misbehaving import FAULTS, misbehaving
-from test_remote import ask, scores
+from misbehaving import FAULTS, answer, misbehaving
+from test_remote import IMAGES, PROMPTS, ask, scores
 
 from aegpo.errors import AegpoError
 from aegpo.rewards.remote import RemoteReward
 from aegpo.rewards.servers import Server, is_loopback
+from aegpo.rewards.wire import SAFETENSORS, pack
 
 TOKEN = "s3cret-4711"
 ENDLESS = ["slow loris", "slow headers", "endless body", "endless trailers", "endless and unmeasured", "never"]
@@ -121,6 +122,25 @@ def test_a_proxy_of_the_environment_is_for_other_machines_and_is_named_without_i
     with pytest.raises(AegpoError, match=r"attempts through the proxy 'http://127.0.0.1:9', which the env") as caught:
         ask("http://rewards.invalid", retries=0)
     assert "hunter2" not in caught.value.message
+
+
+def test_no_cookie_is_kept(told, monkeypatch):
+    url, behaviour = told
+    baked = [("Set-Cookie", f"cookie-{at}=x") for at in range(50)]
+    monkeypatch.setitem(FAULTS, "cookies", lambda handler, found: handler.reply(200, answer(found), *baked))
+    behaviour.begin("cookies")
+    server = Server(RemoteReward(url=url))
+    server.post("/score", pack(IMAGES[:1], PROMPTS[:1], "safetensors"), SAFETENSORS)
+    assert not server._session.cookies
+
+
+@pytest.mark.parametrize("changes", [{"timeout": 1e300}, {"timeout": float("inf")}, {"concurrency": 10**9}])
+def test_numbers_that_no_clock_or_pool_can_bear_are_refused(changes):
+    with pytest.raises(ValueError, match="less than or equal to"):
+        RemoteReward(url=NOBODY, **changes)
+    longest = RemoteReward(url=NOBODY, timeout=86_400, backoff=86_400, concurrency=1024, retries=0)
+    with pytest.raises(AegpoError, match="could not be asked in 1 attempts"):
+        Server(longest).get("/health")
 
 
 def test_this_machine_is_known_by_its_names():

@@ -134,7 +134,7 @@ class _Working:
         self._record = Record(child.folder, child.steps)
         child.log.parent.mkdir(parents=True, exist_ok=True)
         with child.log.open("ab") as log:
-            log.write(f"--- {shlex.join(child.command)}\n".encode())
+            log.write(f"--- {shlex.join(child.command)}\n".encode(errors="surrogateescape"))
             log.flush()
             self.process = subprocess.Popen(
                 child.command,

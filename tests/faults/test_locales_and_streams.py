@@ -24,7 +24,7 @@ LOCALES: dict[str, dict[str, str | None]] = {
 }
 # What the embedded world asks of prompts is English and ASCII, so that the other letters stand beside them: the
 # original wrote them into the prompts, which the rewards refuse in any locale, by name and line.
-PLAIN = (
+TRAINING = (
     "a red circle",
     "two blue squares",
     "a green square",
@@ -32,6 +32,7 @@ PLAIN = (
     "a blue circle",
     "two red squares",
 )
+HELD_OUT = ("a green circle", "two purple squares", "a red square", "two green circles")
 LETTERS = ("é", "💥", "漢字", "\u202e", "ß", "ü")
 REWARD = "rewards=[{kind: palette, name: 'Fär💥'}]"
 SEVERAL = ("--set", "seeds=[0, 1]")
@@ -53,7 +54,7 @@ def test_unicode_prompts_and_labels(surroundings: Surroundings, tmp_path, letter
     ended = surroundings.run("run", "spec.yaml", "--out", tmp_path, *letters, environment=environment)
     surroundings.expect(ended)
     row = json.loads((tmp_path / "tiny/main/seed-0/metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert any("Fär💥" in key for key in row), row.keys()
+    assert any("Fär💥" in key for key in row["metrics"]), row["metrics"]
 
 
 @locales

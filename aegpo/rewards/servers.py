@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.cookiejar import DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -98,6 +97,8 @@ class Server:
         Raises:
             AegpoError: if the environment variable with the token is not set.
         """
+        from http.cookiejar import DefaultCookiePolicy
+
         import requests
 
         from aegpo.rewards import exchanges

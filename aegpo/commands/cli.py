@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aegpo import __version__
-from aegpo.commands.streams import lenient
+from aegpo.commands.streams import harmless, lenient
 from aegpo.core.files import refused, way_out
 from aegpo.core.processes import DISK_REFUSED, PARENT
 from aegpo.errors import AegpoError, ContractError, DiskError, ObserverError
@@ -76,7 +76,7 @@ def _run_command() -> None:
         cause = error.__cause__
         if isinstance(error, (ContractError, ObserverError)) and cause and not isinstance(cause, AegpoError):
             traceback.print_exception(cause)  # a part's own failure: its author needs the place
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         sys.exit(DISK_REFUSED if isinstance(error, DiskError) and PARENT in os.environ else 2)
     except OSError as error:
         if not refused(error):

@@ -38,6 +38,7 @@ from aegpo.prompts.lists import lacking, numbered, quoted, read_prompts
 from aegpo.prompts.sources import read_places
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
+from aegpo.rewards.servers import asked
 from aegpo.runs.manifest import source_state, versions
 from aegpo.runs.opening import FoundRun, common_experiment, find_arm
 
@@ -111,6 +112,9 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     request = replace(request, seed=seed)
     specs = reward_specs(request, subject, registries)
     prompts = styled_prompts(request.prompts, subject.experiment, specs)
+    if subject.runs and not request.rewards:
+        for line in asked(specs):
+            print(f"{line}, as the run's manifest says", file=sys.stderr)
     out = request.out or Path("evaluations") / subject.label.replace(", ", "-").replace(" ", "-")
 
     from aegpo.train.policy import Policy

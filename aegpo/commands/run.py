@@ -22,6 +22,7 @@ from aegpo.core.registries import Registries
 from aegpo.core.registry import suggestion
 from aegpo.errors import AegpoError, DiskError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
+from aegpo.rewards.servers import asked
 from aegpo.runs.child_processes import (
     INTERRUPTED,
     Child,
@@ -158,6 +159,10 @@ def _of_folder(request: LaunchRequest, registries: Registries, errors: Console) 
                 "option out, or give the experiment file"
             )
     runs = begun_runs(request.path, registries, Options(request.arms, request.seeds))
+    if PARENT not in os.environ:
+        rewards = [spec for run in runs for spec in (*run.experiment.rewards, *run.experiment.evaluation.rewards)]
+        for line in dict.fromkeys(asked(rewards)):
+            _say(errors, f"{line}, as the manifest says")
     folder = runs[0].folder.resolve().parents[1]
     if all(run.folder.resolve() == folder / run.arm / f"seed-{run.seed}" for run in runs):
         return folder, runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,14 @@ class _Kept(io.FileIO):
             except OSError as error:
                 self.lost = error
         return memoryview(data).nbytes
+
+
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # all but newlines and tabs
+
+
+def harmless(text: str) -> str:
+    """A text that may quote strangers' files: what would steer a terminal or turn its letters round is escaped."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from aegpo.core.interfaces import (
     Advantage,
@@ -117,6 +117,13 @@ class RewardSpec(Spec):
         description="of videos, for a reward that reads images: mean or min of its scores of all frames, or its score "
         "of the first frame alone; null: it is given what the model paints",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_shown(cls, name: str | None) -> str | None:
+        if name is not None and not name.isprintable():
+            raise ValueError(f"{name!r} has letters that no table can show; a label has printable ones alone")
+        return name
 
     @property
     def label(self) -> str:

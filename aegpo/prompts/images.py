@@ -39,18 +39,28 @@ def named_images(where: str, beside: Mapping[str, Any], folder: Path) -> tuple[P
     return ()
 
 
-def refuse_missing(where: str, images: tuple[Path, ...]) -> None:
-    """Every image of a prompt is a file.
+def refuse_others(where: str, images: tuple[Path, ...]) -> None:
+    """Every image of a prompt is the file of an image, and not of more pixels than Pillow opens.
+
+    Models and servers of rewards are given its bytes: a list of prompts must not make them out of any other file.
 
     Raises:
         SettingError: if one is not; the message names the first.
     """
+    from PIL import Image
+
     for path in images:
         if not path.is_file():
             raise SettingError(
                 f"{where}: no image {path.name!r} in {str(path.parent)!r}; paths go from the folder of the prompts",
                 "prompts",
             )
+        try:
+            with Image.open(path):
+                pass
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            wrong = "is no image" if not isinstance(error, Image.DecompressionBombError) else f"is too large: {error}"
+            raise SettingError(f"{where}: {path.name!r} in {str(path.parent)!r} {wrong}", "prompts") from error
 
 
 def identity(prompt: Prompt) -> str | dict[str, Any]:

@@ -65,7 +65,7 @@ def read_dataset(
     others = [name for name in plain if name not in (source.column, *shown)]
     metadata = rows.select_columns(others).select(kept).to_list() if others else [{}] * len(kept)
     for row in kept:
-        images.refuse_missing(_row(source, row), named[row])
+        images.refuse_others(_row(source, row), named[row])
     found = zip(kept, metadata, strict=True)
     return tuple(Prompt(index, texts[row], beside, named[row]) for index, (row, beside) in enumerate(found))
 
@@ -153,7 +153,7 @@ def _refused(source: DatasetPrompts) -> str | None:
 def _prompt(index: int, where: str, text: str, beside: Mapping[str, Any], folder: Path) -> Prompt:
     """A prompt from what its line has beside the text: the images that it names, and metadata."""
     named = images.named_images(where, beside, folder)
-    images.refuse_missing(where, named)
+    images.refuse_others(where, named)
     metadata = {key: value for key, value in beside.items() if key not in images.KEYS}
     return Prompt(index, text, metadata, named)
 

@@ -6,7 +6,7 @@ A server is a stranger: what it answers is read so far and no further (`exchange
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -72,6 +72,14 @@ class ServerRewardSpec(RewardSpec):
     def early(self) -> int:
         """As many as the server is asked at a time."""
         return self.concurrency
+
+
+def asked(rewards: Iterable[RewardSpec]) -> Iterator[str]:
+    """A line for each of the rewards that a server computes: who is sent what, and with whose token."""
+    for spec in rewards:
+        if isinstance(spec, ServerRewardSpec):
+            token = "no token" if spec.token_env is None else f"the token in {spec.token_env}"
+            yield f"reward {spec.label!r} sends images and prompts to {spec.url} with {token}"
 
 
 @dataclass(frozen=True)

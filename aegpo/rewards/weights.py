@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aegpo.core.weights import brief, reading_errors
 from aegpo.errors import AegpoError
 from aegpo.prompts.hub import refusal
 
@@ -75,9 +76,9 @@ def load_pretrained(who: str, load: Callable[[str], Any], source: str, field: st
         raise AegpoError(f"{who}: there is no folder {source!r}; give {field!r} one, or a repository of the hub")
     try:
         return load(str(path) if path.is_dir() else source)
-    except (OSError, ValueError) as error:
+    except reading_errors() as error:
         if path.is_dir():
-            raise AegpoError(f"{who}: {field} {source!r} cannot be loaded: {_first_line(error)}") from error
+            raise AegpoError(f"{who}: {field} {source!r} cannot be loaded: {brief(error)}") from error
         raise unreachable(who, source, "", field, error) from error
 
 
@@ -86,7 +87,7 @@ def unreachable(who: str, source: str, filename: str, field: str, error: Excepti
     what = f"{filename!r} of {source!r}" if filename else repr(source)
     command = " ".join(word for word in ("hf download", source, options, filename) if word)
     told = refusal(error, source, dataset="dataset" in options)
-    reason = _first_line(error) if told is None else f"{source!r} {told}"
+    reason = brief(error) if told is None else f"{source!r} {told}"
     return AegpoError(
         f"{who}: cannot get {what} from the hub: {reason}; with a network, run '{command}' once, "
         f"or give {field!r} a local copy"
@@ -99,10 +100,7 @@ def read_tensors(who: str, path: Path) -> dict[str, Tensor]:
     Raises:
         AegpoError: if the file is not one of these, or holds anything but tensors by name.
     """
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -110,9 +108,9 @@ def read_tensors(who: str, path: Path) -> dict[str, Tensor]:
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except reading_errors() as error:
         raise AegpoError(
-            f"{who}: {str(path)!r} cannot be read as weights: {_first_line(error)}; it should be a safetensors file "
+            f"{who}: {str(path)!r} cannot be read as weights: {brief(error)}; it should be a safetensors file "
             "or a torch checkpoint of tensors alone"
         ) from error
     named = content.get("state_dict", content) if isinstance(content, Mapping) else content
@@ -150,8 +148,3 @@ def _named(fault: str, names: list[str]) -> str:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{fault}: {', '.join(names[:_SHOWN])}{more}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -342,3 +342,10 @@ def test_the_public_names_exist():
     assert all(hasattr(aegpo, name) for name in aegpo.__all__)
     assert aegpo.ModelSpec is ModelSpec
     assert ShapesSpec().kind == "shapes"
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\u202eegral"])
+def test_a_label_that_no_table_can_show_is_refused(name):
+    with pytest.raises(ValidationError, match="a label has printable ones alone"):
+        BrightnessReward(name=name)
+    assert BrightnessReward(name="Fär 💥").label == "Fär 💥"

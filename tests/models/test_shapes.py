@@ -1,5 +1,7 @@
 """The embedded model that ships with the package."""
 
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,14 @@ def test_a_prompt_longer_than_the_model_reads_is_an_error(model):
 def test_a_folder_without_weights_is_an_error(tmp_path: Path):
     with pytest.raises(AegpoError, match="no weights of model 'shapes'"):
         ShapesSpec(weights=tmp_path).build(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("content", [b"no tensors", pickle.dumps(Path), b""])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_cannot_be_read_are_an_error_that_advises_nothing_unsafe(content, name, tiny_weights, tmp_path):
+    weights = Path(shutil.copytree(tiny_weights, tmp_path / "weights"))
+    (weights / "text_encoder" / "model.safetensors").unlink()
+    (weights / "text_encoder" / name).write_bytes(content)
+    with pytest.raises(AegpoError, match=r"model 'shapes': '.*weights' cannot be loaded: ") as error:
+        ShapesSpec(weights=weights).build(torch.device("cpu"))
+    assert "weights_only" not in str(error.value)

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.remote import RemoteReward
-from aegpo.rewards.servers import ServerRewardSpec
+from aegpo.rewards.servers import ServerRewardSpec, asked
 from aegpo.rewards.vlm import VlmJudgeReward, VlmPreferenceReward
 
 SECRET = "hunter2"
@@ -113,3 +114,17 @@ def test_the_address_of_a_dataset_names_no_user(field, place):
 def test_places_of_datasets_without_a_user_are_taken():
     for place in ("https://host/x.json", "hf://datasets/org/name@main/x.json", "a@b.json"):
         assert PromptsSpec(train=DatasetPrompts(dataset="json", file=place)).train.file == place
+
+
+def test_whom_rewards_send_what_with_whose_token_is_said():
+    told = asked(
+        [
+            PaletteReward(),
+            RemoteReward(name="far", url="https://example.org/score/", token_env="FAR"),
+            RemoteReward(url="http://127.0.0.1:8000"),
+        ]
+    )
+    assert list(told) == [
+        "reward 'far' sends images and prompts to https://example.org/score with the token in FAR",
+        "reward 'remote' sends images and prompts to http://127.0.0.1:8000 with no token",
+    ]

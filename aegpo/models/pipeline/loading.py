@@ -11,6 +11,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from torch import nn
 
+from aegpo.core.weights import brief, reading_errors
 from aegpo.errors import AegpoError
 from aegpo.models.pipeline.options import PipelineOptions
 from aegpo.models.pipeline.source import INDEX, check_class, check_components, local_folder
@@ -49,7 +50,7 @@ def _snapshot(spec: PipelineOptions) -> Path:
             raise AegpoError(f"{who} {told}; or give the folder of a saved pipeline as 'path'") from error
         if isinstance(error, EntryNotFoundError):
             raise AegpoError(f"{who} has no {INDEX}; a {spec.pipeline_class} was expected") from error
-        raise AegpoError(f"{who} cannot be downloaded: {_brief(error)}") from error
+        raise AegpoError(f"{who} cannot be downloaded: {brief(error)}") from error
 
 
 def load_component(spec: PipelineOptions, folder: Path, component: str, cls: Any, dtype: str) -> nn.Module:
@@ -68,8 +69,8 @@ def load_component(spec: PipelineOptions, folder: Path, component: str, cls: Any
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise AegpoError(f"{where} cannot be loaded: {_brief(error)}") from error
+    except reading_errors() as error:
+        raise AegpoError(f"{where} cannot be loaded: {brief(error)}") from error
     for what, right in (
         ("missing_keys", "lacks weights the config asks for"),
         ("unexpected_keys", "has weights the config has no place for"),
@@ -95,13 +96,7 @@ def load_pipeline(spec: PipelineOptions, folder: Path, given: dict[str, nn.Modul
         pipeline = cls.from_pretrained(
             folder, variant=spec.variant, dtype=DTYPES[spec.dtype], local_files_only=True, **given
         )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise AegpoError(f"model {spec.kind!r}: {spec.path!r} cannot be loaded: {_brief(error)}") from error
+    except reading_errors() as error:
+        raise AegpoError(f"model {spec.kind!r}: {spec.path!r} cannot be loaded: {brief(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of a library's message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from aegpo.attention.tap import watch_attention
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
+from aegpo.core.weights import brief, reading_errors
 from aegpo.errors import AegpoError
 from aegpo.models.base_policy import BasePolicy, refuse_unknown
 from aegpo.models.pipeline.saving import merged
@@ -36,10 +37,15 @@ class ShapesModel:
         self._schedule, self._guidance = schedule, guidance
         self.device = device
         transformers_logging.disable_progress_bar()  # two files of 5 MB need none
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        text_encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                folder / "tokenizer", local_files_only=True, trust_remote_code=False
+            )
+            text_encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+            transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        except reading_errors() as error:
+            raise AegpoError(f"model 'shapes': {str(folder)!r} cannot be loaded: {brief(error)}") from error
         self.text_encoder = text_encoder.to(device).eval().requires_grad_(False)
-        transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self._policy: nn.Module = transformer.to(device).eval()
         self._base = BasePolicy(self._policy)
         self._network = self._policy

@@ -76,7 +76,9 @@ def workplace(tmp_path, monkeypatch):
     for block in BLOCKS:
         if block.language in ("python", "yaml"):
             (tmp_path / block.path).write_text(block.text)
-    (tmp_path / "prompts.jsonl").write_text("".join(f"{line}\n" for line in PROMPT_LINE.findall(TEXT)))
+    (shown,) = PROMPT_LINE.findall(TEXT)
+    rows = [shown, *(f'"{number} green squares"' for number in range(2, 9))]  # as many as a step asks
+    (tmp_path / "experiments" / "prompts.jsonl").write_text("".join(f"{row}\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

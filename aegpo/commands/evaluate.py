@@ -34,8 +34,8 @@ from aegpo.core.records import FloatArray, Prompt
 from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.files import read_places
 from aegpo.prompts.lists import lacking, numbered, quoted, read_prompts
-from aegpo.prompts.sources import read_places
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
 from aegpo.rewards.servers import asked

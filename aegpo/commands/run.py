@@ -220,6 +220,8 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
             check_tracker(spec.kind, tracker)
             observers.add(f"tracker {spec.kind!r}", tracker, spec.on_error, spec.kind == "jsonl")
         engine = Engine.build(run.experiment)
+        for line in engine.unused:
+            _say(console, f"{run.label}: {line}")
         if checkpoint is not None:
             engine.load_state_dict(checkpoint.tensors, checkpoint.state)
         for name, part in engine.parts().items():

@@ -11,8 +11,8 @@ from aegpo.core.files import whole_folder, write_json
 from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.files import read_file
 from aegpo.prompts.lists import numbered
-from aegpo.prompts.sources import read_file
 from aegpo.runs.opening import find_run
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from aegpo.config.marks import parse, refuse
+from aegpo.config.marks import refuse
+from aegpo.config.parsing import parse
 from aegpo.config.validation import validate
 from aegpo.core import contracts, first_edition
 from aegpo.core.interfaces import Reward

@@ -16,9 +16,11 @@ from typing import Any
 from pydantic import SerializeAsAny, create_model
 
 from aegpo.config import places
-from aegpo.config.marks import OPTION, Mark, Marked, Mistake, dotted, merge, parse, refuse
+from aegpo.config.marks import OPTION, Mark, Marked, Mistake, dotted, merge, refuse
 from aegpo.config.older import modern, moved
+from aegpo.config.parsing import parse
 from aegpo.config.validation import Finding, validate
+from aegpo.core import texts
 from aegpo.core.experiment import Experiment, experiment_type
 from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Location
@@ -26,7 +28,7 @@ from aegpo.core.registries import Registries
 from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
 from aegpo.errors import SpecError
 from aegpo.method import planning
-from aegpo.prompts import lists
+from aegpo.prompts.problems import PromptProblems
 
 FILE_KEYS = ("extends", "arms", "seeds")  # of a file, beside the fields of Experiment
 OF_THE_FILE = (*FILE_KEYS, "name", "seed")  # what no arm may change
@@ -75,9 +77,10 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
     experiments: dict[str, Experiment] = {}
     complaints: dict[Mistake, list[str]] = {}
     cautions: dict[Mistake, list[str]] = {}
+    of_prompts = PromptProblems()
     for arm, tree in arms.items():
         tree = places.written_out(spec, tree, mistakes)
-        experiment, findings = _experiment(spec, tree, seeds[0])
+        experiment, findings = _experiment(spec, tree, seeds[0], of_prompts)
         for finding in findings:
             (cautions if finding.warning else complaints).setdefault(_mistake(tree, finding), []).append(arm)
         if experiment is not None:
@@ -174,9 +177,10 @@ def _read_with_base(path: Path, mistakes: list[Mistake]) -> Marked:
 
 def _read(path: Path, mistakes: list[Mistake]) -> Marked:
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        text = texts.utf8(path.read_bytes())
+    except texts.NotTextError as error:
+        refuse([Mistake(Mark(str(path), error.line, error.column, error.row), "", error.message)])
+        raise
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of an experiment file") from error
     document, found = parse(text, str(path))
@@ -297,7 +301,9 @@ def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> d
 # --- from trees to experiments ---------------------------------------------------------------------------------------
 
 
-def _experiment(spec: type[Experiment], tree: Marked, seed: int) -> tuple[Experiment | None, list[Finding]]:
+def _experiment(
+    spec: type[Experiment], tree: Marked, seed: int, of_prompts: PromptProblems
+) -> tuple[Experiment | None, list[Finding]]:
     known = [*FILE_KEYS, *(name for name in spec.model_fields if name != "seed")]
     unknown = [key for key in tree.children if key not in known]
     plain = tree.plain
@@ -309,7 +315,7 @@ def _experiment(spec: type[Experiment], tree: Marked, seed: int) -> tuple[Experi
     if experiment is not None:
         found = list(experiment.problems())
         if not any(not problem.warning for problem in found):
-            found += [*planning.problems(experiment), *lists.problems(experiment)]
+            found += [*planning.problems(experiment), *of_prompts.of(experiment)]
         findings = [Finding(problem.location, problem.message, warning=problem.warning) for problem in found]
     findings = [*wrong, *findings]
     return (experiment if all(finding.warning for finding in findings) else None), findings

@@ -1,31 +1,16 @@
-"""YAML values that know where they stand, and how patches merge into them.
-
-PyYAML composes the node tree; scalars are resolved here by the core schema of YAML 1.2, so that `1e-4` is a number
-and `no` is a word.
-"""
+"""YAML values that know where they stand, and how patches merge into them."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
-
-import yaml
 
 from aegpo.errors import SpecError
 
 Key: TypeAlias = "str | int"
 OPTION = "--set"  # the name of marks of options
-_INT = re.compile(r"[-+]?[0-9]{1,18}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_WORDS: Mapping[str, bool | None] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-}
+_SHOWN = 160  # characters of a line
 
 
 @dataclass(frozen=True)
@@ -39,8 +24,10 @@ class Mark:
 
     @property
     def caret(self) -> str:
-        """The line, indented, and a caret under the column."""
-        return f"  {self.text.expandtabs(1)}\n  {' ' * (self.column - 1)}^"
+        """The line, indented, or what of a long one is near, and a caret under the column."""
+        start = 0 if len(self.text) <= _SHOWN else max(0, self.column - 1 - _SHOWN // 2)
+        row = self.text.expandtabs(1)[start : start + _SHOWN]
+        return f"  {row}\n  {' ' * (self.column - 1 - start)}^"
 
     def __str__(self) -> str:
         return self.name if self.line is None else f"{self.name}:{self.line}:{self.column}"
@@ -135,108 +122,6 @@ def _positions(items: tuple[Marked, ...]) -> set[str]:
 
 def _changes_kind(base: Mapping[str, Marked], patch: Mapping[str, Marked]) -> bool:
     return "kind" in base and "kind" in patch and base["kind"].value != patch["kind"].value
-
-
-def parse(text: str, name: str, *, lines: bool = True, indent: str = "") -> tuple[Marked | None, list[Mistake]]:
-    """The marked value of a YAML text, None if it is empty or cannot be read, and the mistakes in it.
-
-    Args:
-        text: one YAML document.
-        name: what marks call it: the file, or the option it was given with.
-        lines: False if the text is not a file, so that marks have no line.
-        indent: what stands before the text where it is shown; columns count from its start.
-    """
-    rows = text.splitlines() or [""]
-
-    def mark(place: yaml.Mark | None) -> Mark:
-        line, column = (place.line, place.column) if place is not None else (0, 0)
-        shown = indent + (rows[line] if line < len(rows) else "")
-        return Mark(name, line + 1 if lines else None, column + 1 + len(indent), shown)
-
-    try:
-        node = _Loader(text).get_single_node()
-    except yaml.MarkedYAMLError as error:
-        context = f" {error.context}" if error.context else ""
-        place = mark(error.problem_mark or error.context_mark)
-        return None, [Mistake(place, "", f"not YAML: {error.problem}{context}")]
-    except yaml.reader.ReaderError as error:
-        row = text.count("\n", 0, error.position)
-        place = Mark(name, row + 1 if lines else None, 1, indent)
-        return None, [Mistake(place, "", f"not YAML: {error.reason} (character {error.character:#x})")]
-    if node is None:
-        return None, []
-    mistakes: list[Mistake] = []
-    return _Reader(mark, mistakes).read(node, (), mark(node.start_mark)), mistakes
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML without its YAML 1.1 reading of scalars: every untagged one composes as text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (the class attribute PyYAML looks up)
-
-
-class _Reader:
-    """Turns composed nodes into marked values."""
-
-    def __init__(self, mark: Any, mistakes: list[Mistake]) -> None:
-        self.mark = mark
-        self.mistakes = mistakes
-        self.open: list[yaml.Node] = []  # aliases may lead back into these
-
-    def read(self, node: yaml.Node, path: tuple[Key, ...], key: Mark) -> Marked:
-        """The marked value of one node."""
-        mark = self.mark(node.start_mark)
-        if any(node is ancestor for ancestor in self.open):
-            self._wrong(mark, path, "an alias of something it is inside of; write the value out")
-            return Marked(None, mark, key)
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2] not in ("str", "seq", "map"):
-            self._wrong(mark, path, f"the tag {node.tag!r} is not supported; write a plain value")
-        self.open.append(node)
-        try:
-            return Marked(self._value(node, path, mark), mark, key)
-        finally:
-            self.open.pop()
-
-    def _value(self, node: yaml.Node, path: tuple[Key, ...], mark: Mark) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return dict(self._entries(node, path))
-        if isinstance(node, yaml.SequenceNode):
-            return tuple(
-                self.read(child, (*path, i), self.mark(child.start_mark)) for i, child in enumerate(node.value)
-            )
-        assert isinstance(node, yaml.ScalarNode), "YAML has three kinds of node"
-        return self._scalar(node, path, mark)
-
-    def _entries(self, node: yaml.MappingNode, path: tuple[Key, ...]) -> Iterator[tuple[str, Marked]]:
-        seen: dict[str, Mark] = {}
-        for key, child in node.value:
-            mark = self.mark(key.start_mark)
-            if not isinstance(key, yaml.ScalarNode):
-                self._wrong(mark, path, "a key must be a name, not a list or a mapping")
-                continue
-            where = (*path, key.value)
-            if key.value in seen:
-                first = seen[key.value]
-                self._wrong(mark, where, f"duplicate key, first given at {first}; keep one")
-                continue
-            seen[key.value] = mark
-            yield key.value, self.read(child, where, mark)
-
-    def _scalar(self, node: yaml.ScalarNode, path: tuple[Key, ...], mark: Mark) -> str | int | float | bool | None:
-        text: str = node.value
-        if node.style is not None:
-            return text
-        if text in _WORDS:
-            return _WORDS[text]
-        if _INT.fullmatch(text):
-            return int(text)
-        if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
-            self._wrong(mark, path, f"{text} is not a finite number; give a finite one")
-            return 0.0
-        return float(text) if _FLOAT.fullmatch(text) else text
-
-    def _wrong(self, mark: Mark, path: tuple[Key, ...], message: str) -> None:
-        self.mistakes.append(Mistake(mark, dotted(path), message))
 
 
 def refuse(mistakes: list[Mistake]) -> None:

@@ -66,7 +66,7 @@ class ModelSpec(PartSpec):
     caption_metadata: ClassVar[tuple[str, ...]] = ()  # keys that every caption has, for rewards that need them
     attention_blocks: ClassVar[tuple[str, ...] | None] = None  # whose entropy it has; None: not before it is loaded
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
-    reads_images: ClassVar[bool] = False  # `encode` opens the images of prompts, which are then looked for at load
+    reads_images: ClassVar[bool] = False  # `encode` opens the images of prompts; if nobody does, that is told at load
     partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
     media: ClassVar[Literal["image", "video"]] = (
         "image"  # what `Model.decode` returns: (B, 3, h, w), or (B, F, 3, h, w)

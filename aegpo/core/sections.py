@@ -52,8 +52,9 @@ class PromptsSpec(Spec):
 
     train: Path | DatasetPrompts | None = Field(
         default=None,
-        description="file, relative to this one: .txt one a line, .jsonl or .json with the key `prompt`, and "
-        "`image` or `images` for files beside it; or a dataset; default: the model's captions",
+        description="file, relative to this one: .txt one a line, .jsonl, .ndjson or .json with the key `prompt`, "
+        ".csv, .tsv or .parquet with that column, and `image` or `images` for files beside it; or a dataset; default: "
+        "the model's captions",
     )
     evaluation: Path | DatasetPrompts | None = Field(
         default=None, description="file or dataset of held-out prompts; default: the model's captions"

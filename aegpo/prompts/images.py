@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ def named_images(where: str, beside: Mapping[str, Any], folder: Path) -> tuple[P
     for key, value in given.items():
         names = [value] if key == ONE else value
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return tuple((folder / name).resolve() for name in names)
+            try:
+                return tuple((folder / name).resolve() for name in names)
+            except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, or a circle of links
+                what = f"{json.dumps(names):.60} cannot be the path of an image: {error}"
+                raise SettingError(f"{where}: {what}", "prompts") from error
         wanted = "a path" if key == ONE else "a list of paths"
         raise SettingError(f"{where}: {key!r} is {json.dumps(value):.60}; {wanted} was expected", "prompts")
     return ()
@@ -50,7 +55,7 @@ def refuse_others(where: str, images: tuple[Path, ...]) -> None:
     from PIL import Image
 
     for path in images:
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file fails where a name is too long)
             raise SettingError(
                 f"{where}: no image {path.name!r} in {str(path.parent)!r}; paths go from the folder of the prompts",
                 "prompts",

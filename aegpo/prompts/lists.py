@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import RewardSpec
-from aegpo.core.problems import Problem
 from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts
-from aegpo.errors import AegpoError, SettingError
-from aegpo.prompts.sources import Asked, read_dataset, read_file, read_places
+from aegpo.errors import SettingError
+from aegpo.prompts.datasets import Asked, read_dataset
+from aegpo.prompts.entries import Listed
+from aegpo.prompts.files import read_file
 
 Split = Literal["train", "evaluation"]
 
@@ -25,16 +25,25 @@ def read_prompts(experiment: Experiment, split: Split) -> tuple[Prompt, ...]:
     Raises:
         AegpoError: if they cannot be read or there are none.
     """
+    return read_list(experiment, split).prompts
+
+
+def read_list(experiment: Experiment, split: Split) -> Listed:
+    """As `read_prompts`, with what of a dataset is not used; of files `problems` says so at load.
+
+    Raises:
+        AegpoError: as `read_prompts`.
+    """
     spec = experiment.prompts
     source, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
     if source is None:
-        return numbered(experiment.model.captions(split, count, spec.seed))
+        return Listed(numbered(experiment.model.captions(split, count, spec.seed)))
     dropped = set[Asked]()
     if split == "train" and spec.shared == "drop":
         dropped = {prompt.asked for prompt in read_prompts(experiment, "evaluation")}
     if isinstance(source, DatasetPrompts):
         return read_dataset(source, dropped, count)
-    return numbered([prompt for prompt in read_file(source) if prompt.asked not in dropped][:count])
+    return Listed(numbered([prompt for prompt in read_file(source) if prompt.asked not in dropped][:count]))
 
 
 def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
@@ -50,62 +59,6 @@ def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:
             listed.append(replace(each, index=index, occurrence=nth))
         before[asked] = nth + 1
     return tuple(listed)
-
-
-def problems(experiment: Experiment) -> Iterator[Problem]:
-    """Prompts that the chosen rewards cannot score: found before a run, the first prompt of each file.
-
-    Files are read only where a reward is particular about prompts, needs metadata or images, or where the model reads
-    images; datasets are not read at load.
-    """
-    every = (*experiment.rewards, *experiment.evaluation.rewards)
-    spec = experiment.prompts
-    asked: list[tuple[Split, Path | DatasetPrompts | None, Sequence[RewardSpec]]]
-    asked = [("train", spec.train, experiment.rewards), ("evaluation", spec.evaluation, every)]
-    for split, source, rewards in asked:
-        choosy = [each for each in rewards if each.particular or each.needs_metadata or each.needs_images]
-        if isinstance(source, DatasetPrompts) or not (choosy or experiment.model.reads_images):
-            continue
-        if source is None:
-            yield from _bare_captions(experiment, split, choosy)
-            continue
-        try:
-            message = next(_refused(choosy, _used(experiment, split, read_places(source))), None)
-        except AegpoError as error:
-            message = error.message
-        if message is not None:
-            yield Problem(("prompts", split), message)
-
-
-def _bare_captions(experiment: Experiment, split: Split, rewards: Sequence[RewardSpec]) -> Iterator[Problem]:
-    """Captions have no images, and of metadata what their model says."""
-    reward = next((reward for reward in rewards if reward.needs_images), None)
-    if reward is not None:
-        yield Problem(
-            ("prompts",),
-            f"reward {reward.label!r} needs an image, but captions of model {experiment.model.kind!r} have none; name "
-            f"a file that has some as {split!r}",
-        )
-    there = set(experiment.model.caption_metadata)
-    reward = next((reward for reward in rewards if set(reward.needs_metadata) - there), None)
-    if reward is not None:
-        needed = ", ".join(repr(key) for key in reward.needs_metadata if key not in there)
-        yield Problem(
-            ("prompts",),
-            f"reward {reward.label!r} needs {needed}, but captions of model {experiment.model.kind!r} have no "
-            f"metadata; name a file that has it as {split!r}",
-        )
-
-
-def _refused(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]]) -> Iterator[str]:
-    """The prompts that rewards lack something of or cannot score, with their places."""
-    for where, prompt in places:
-        yield from lacking(rewards, [(where, prompt)])
-        for reward in rewards:
-            with contracts.blaming("reward", reward.label):
-                why = reward.refuses(prompt) if reward.particular else None
-            if why is not None:
-                yield f"{where}: reward {reward.label!r} cannot score this prompt: {why}"
 
 
 def lacking(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]]) -> Iterator[str]:
@@ -134,16 +87,6 @@ def refuse_lacking(rewards: Sequence[RewardSpec], prompts: Sequence[Prompt], spl
     """
     for message in lacking(rewards, quoted(prompts)):
         raise SettingError(message, "prompts", split)
-
-
-def _used(experiment: Experiment, split: Split, places: Mapping[str, Prompt]) -> list[tuple[str, Prompt]]:
-    """Places of the prompts of a file that a run takes, as `read_prompts` does."""
-    spec = experiment.prompts
-    placed = list(places.items())
-    if split == "train" and spec.shared == "drop" and not isinstance(spec.evaluation, DatasetPrompts):
-        held_out = {prompt.asked for prompt in read_prompts(experiment, "evaluation")}
-        placed = [(where, prompt) for where, prompt in placed if prompt.asked not in held_out]
-    return placed[: spec.train_count if split == "train" else spec.evaluation_count]
 
 
 def refuse_shared(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:

@@ -25,7 +25,7 @@ from aegpo.errors import AegpoError
 from aegpo.method.advantages.credit import crediting
 from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, residual_noise, scored_levels, table_of
-from aegpo.prompts.lists import read_prompts, refuse_few, refuse_lacking, refuse_shared
+from aegpo.prompts.lists import read_list, refuse_few, refuse_lacking, refuse_shared
 from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import DIVERGED, Learner
@@ -51,7 +51,9 @@ class Engine:
         self.planner = Planner.build(experiment)
         self.advantage = built("advantage", experiment.advantage.kind, experiment.advantage.build, Advantage)
         self.learner = Learner.build(self.policy, experiment)
-        training, held_out = read_prompts(experiment, "train"), read_prompts(experiment, "evaluation")
+        lists = read_list(experiment, "train"), read_list(experiment, "evaluation")
+        training, held_out = (each.prompts for each in lists)
+        self.unused = tuple(line for each in lists for line in each.unused)  # of datasets of prompts
         refuse_shared(training, held_out)
         refuse_lacking(experiment.rewards, training, "train")
         refuse_lacking((*experiment.rewards, *experiment.evaluation.rewards), held_out, "evaluation")

@@ -22,8 +22,8 @@ from aegpo.core.records import Conditioning, Prompt
 from aegpo.core.sections import PromptsSpec, RolloutsSpec
 from aegpo.errors import AegpoError, SpecError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.prompts.files import read_file
 from aegpo.prompts.lists import numbered
-from aegpo.prompts.sources import read_file
 from aegpo.runs.opening import find_run
 from aegpo.train.engine import Engine
 from aegpo.train.policy import Policy

@@ -109,10 +109,11 @@ def test_a_prompt_that_no_reward_can_score_is_refused_at_load_with_its_place(loa
 
 def test_rewards_of_the_evaluation_are_asked_about_its_prompts_only(load, tmp_path):
     (tmp_path / "p.txt").write_text("a cat\n")
+    (tmp_path / "t.txt").write_text("a dog\na cow\n")
     judged = "evaluation.rewards=[{kind: scene, name: judge}]"
     size = "rewards=[clip]"
     told = refused(
-        load, size, judged, f"prompts.evaluation={tmp_path / 'p.txt'}", f"prompts.train={tmp_path / 'p.txt'}"
+        load, size, judged, f"prompts.evaluation={tmp_path / 'p.txt'}", f"prompts.train={tmp_path / 't.txt'}"
     )
     assert "prompts.evaluation: " in told
     assert "line 1: reward 'judge' cannot score this prompt" in told
@@ -122,20 +123,21 @@ def test_rewards_of_the_evaluation_are_asked_about_its_prompts_only(load, tmp_pa
 def test_prompts_that_no_step_takes_and_rewards_that_take_any_are_no_mistake(load, tmp_path):
     (tmp_path / "p.txt").write_text(f"{GOOD}\na cat\n")
     given = f"prompts.train={tmp_path / 'p.txt'}"
-    load(given, "prompts.train_count=1")
+    alone = "rollouts.prompts_per_step=1"
+    load(given, "prompts.train_count=1", alone)
     load(given, "rewards=[clip]")
     held_out = tmp_path / "held-out.txt"
     held_out.write_text("a cat\n")
-    load(given, "rewards=[clip]", f"prompts.evaluation={held_out}", "prompts.shared=drop")
-    told = refused(load, given, f"prompts.evaluation={held_out}", "prompts.shared=drop")
+    load(given, "rewards=[clip]", f"prompts.evaluation={held_out}", "prompts.shared=drop", alone)
+    told = refused(load, given, f"prompts.evaluation={held_out}", "prompts.shared=drop", alone)
     assert "prompts.evaluation" in told
     assert "prompts.train:" not in told  # the cat is dropped from training
 
 
-def test_a_file_that_is_not_there_is_refused_at_load_where_a_reward_is_particular(load, tmp_path):
-    told = refused(load, f"prompts.train={tmp_path / 'none.txt'}")
+@pytest.mark.parametrize("reward", ["palette", "clip"])
+def test_a_file_that_is_not_there_is_refused_at_load_whatever_the_reward(load, tmp_path, reward):
+    told = refused(load, f"prompts.train={tmp_path / 'none.txt'}", f"rewards=[{reward}]")
     assert f"prompts.train: cannot read {tmp_path / 'none.txt'}: No such file or directory" in told
-    load(f"prompts.train={tmp_path / 'none.txt'}", "rewards=[clip]")
 
 
 def test_check_names_the_line_of_both_files(tmp_path, monkeypatch):
@@ -144,7 +146,8 @@ def test_check_names_the_line_of_both_files(tmp_path, monkeypatch):
     (tmp_path / "x.yaml").write_text(FILE + "prompts:\n  train: p.txt\n")
     done = CliRunner().invoke(app, ["check", "x.yaml"])
     assert isinstance(done.exception, SpecError)
-    assert "x.yaml:13:10: prompts.train: p.txt, line 1: reward 'palette' cannot score" in str(done.exception)
+    told = f"x.yaml:13:10: prompts.train: {tmp_path / 'p.txt'}, line 1: reward 'palette' cannot score"
+    assert told in str(done.exception)
 
 
 # --- the optimizer ---------------------------------------------------------------------------------------------------
@@ -235,8 +238,8 @@ def load_wanted(tmp_path):
     return lambda *overrides: load_experiment_file(tmp_path / "x.yaml", registries, overrides)
 
 
-def rows(*metadata) -> str:
-    return "".join(json.dumps({"prompt": f"a cat {number}"} | each) + "\n" for number, each in enumerate(metadata))
+def rows(what: str, *metadata) -> str:
+    return "".join(json.dumps({"prompt": f"a {what} {number}"} | each) + "\n" for number, each in enumerate(metadata))
 
 
 WANTED = "rewards=[{kind: wanted-brightness, name: wanted}]"
@@ -250,7 +253,7 @@ def test_metadata_that_a_reward_needs_and_a_prompt_lacks_is_told_at_load_with_it
     load_wanted, tmp_path, row, there
 ):
     for name in ("train", "held-out"):
-        (tmp_path / f"{name}.jsonl").write_text(rows({"brightness": 1}, {"brightness": 0.5}, row, {}))
+        (tmp_path / f"{name}.jsonl").write_text(rows(name, {"brightness": 1}, {"brightness": 0.5}, row, {}))
     files = (f"prompts.train={tmp_path / 'train.jsonl'}", f"prompts.evaluation={tmp_path / 'held-out.jsonl'}")
     told = refused(load_wanted, WANTED, *files)
     for split, name in (("train", "train"), ("evaluation", "held-out")):

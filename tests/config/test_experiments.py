@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
 from aegpo.config.loading import load_experiment_file, parse_experiment
-from aegpo.config.marks import Marked, parse
+from aegpo.config.marks import Marked
+from aegpo.config.parsing import parse
 from aegpo.method.costs import cost
 from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.plugin.manager import load_registries, plugin_manager

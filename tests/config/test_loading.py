@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 from repository import ROOT, shipped
 
 from aegpo.config.loading import load_experiment_file, parse_experiment
-from aegpo.config.marks import merge, parse
+from aegpo.config.marks import merge
+from aegpo.config.parsing import parse
 from aegpo.core import hookspecs
 from aegpo.core.parts import AllocatorSpec
 from aegpo.errors import SpecError
@@ -251,13 +252,13 @@ def test_a_file_that_is_not_there_is_named(folder, registries):
 
 def test_a_file_that_is_not_text_is_named(folder, registries):
     Path("x.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(SpecError, match=r"^x.yaml: not UTF-8 text \(byte 6\); save it as UTF-8$"):
+    with pytest.raises(SpecError, match=r"^x.yaml:1:7: not UTF-8 text \(byte 0xff\); save it as UTF-8"):
         load_experiment_file(Path("x.yaml"), registries)
 
 
 def test_a_control_character_is_a_mistake_and_no_traceback(folder, registries):
     assert complaint("name: a\x00b\n", registries).splitlines()[0] == (
-        "x.yaml:1:1: not YAML: special characters are not allowed (character 0x0)"
+        "x.yaml:1:8: a byte 0, which text does not have; if this is text, in UTF-16 perhaps, save it as UTF-8"
     )
 
 

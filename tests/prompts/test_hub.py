@@ -25,7 +25,7 @@ READER = """
 import json, sys, time, torch
 from aegpo.errors import AegpoError
 from aegpo.models.sd3 import Sd3Spec
-from aegpo.prompts.sources import read_dataset
+from aegpo.prompts.datasets import read_dataset
 from aegpo.rewards.clip import ClipReward
 from aegpo.rewards.hpsv2 import Hpsv2Reward
 from aegpo.core.sections import DatasetPrompts

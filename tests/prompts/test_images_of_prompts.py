@@ -14,8 +14,10 @@ from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError, ContractError
 from aegpo.method.signals.base_entropies import BaseCurves
-from aegpo.prompts.lists import lacking, problems, quoted, read_prompts, refuse_shared
-from aegpo.prompts.sources import read_dataset, read_file
+from aegpo.prompts.datasets import read_dataset
+from aegpo.prompts.files import read_file
+from aegpo.prompts.lists import lacking, quoted, read_prompts, refuse_shared
+from aegpo.prompts.problems import problems
 from aegpo.testing import check_reward
 from aegpo.train.scoring import Scorer, _due
 
@@ -84,12 +86,12 @@ def test_an_image_that_is_not_there_is_told_with_its_line(pictures, tmp_path, ro
     assert message.format(folder=tmp_path) in told
 
 
-def test_missing_images_are_told_at_load_where_the_model_or_a_reward_reads_them(pictures, tmp_path):
+def test_missing_images_are_told_at_load_whoever_reads_them(pictures, tmp_path):
     path = write(tmp_path / "prompts.jsonl", {"prompt": "0.5", "image": "x.png"})
     of_file = PromptsSpec(train=path, evaluation=path)
     blind = small_experiment(GaussianSpec(), prompts=of_file)
-    assert list(problems(blind)) == []  # files are not read at load then
     for experiment in (
+        blind,
         small_experiment(Reading(), prompts=of_file),
         small_experiment(GaussianSpec(), prompts=of_file, rewards=(ImageDistance(),)),
     ):
@@ -107,9 +109,11 @@ def test_a_prompt_without_the_image_that_a_reward_needs_is_refused(pictures, tmp
     told = [each.message for each in problems(small_experiment(GaussianSpec(), rewards=own, prompts=PromptsSpec()))]
     none = "reward 'near' needs an image, but captions of model 'gaussian' have none; name a file that has some as "
     assert told == [f"{none}'train'", f"{none}'evaluation'"]
-    told = problems(small_experiment(GaussianSpec(), rewards=own, prompts=PromptsSpec(train=path, evaluation=path)))
+    held_out = write(tmp_path / "held-out.jsonl", {"prompt": "0.7", "image": "pictures/dark.png"}, "0.8")
+    spec = PromptsSpec(train=path, evaluation=held_out)
+    told = problems(small_experiment(GaussianSpec(), rewards=own, prompts=spec))
     lacks = "reward 'near' needs an image, but this prompt has none; name one as 'image'"
-    assert [each.message for each in told] == [f"{path}, line 2: {lacks}"] * 2
+    assert [each.message for each in told] == [f"{each}, line 2: {lacks}" for each in (path, held_out)]
     dark = Prompt(0, "a", {}, (pictures[0],))
     assert list(lacking(own, quoted([dark, Prompt(1, "b")]))) == [f"prompt 'b': {lacks}"]
 
@@ -152,14 +156,14 @@ def test_rows_of_a_dataset_in_a_folder_name_their_images(pictures, tmp_path):
     rows = [{"prompt": "redder", "image": name, "id": number} for number, name in enumerate(names)]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     source = DatasetPrompts(dataset=str(tmp_path), file="train.json")
-    dark, bright, bare = read_dataset(source)
+    dark, bright, bare = read_dataset(source).prompts
     assert (dark, bright) == tuple(Prompt(row, "redder", {"id": row}, (pictures[row],)) for row in (0, 1))
     assert bare == Prompt(2, "redder", {"id": 3})
-    assert read_dataset(source, {dark.asked}, count=1) == (Prompt(0, "redder", {"id": 1}, (pictures[1],)),)
+    assert read_dataset(source, {dark.asked}, count=1).prompts == (Prompt(0, "redder", {"id": 1}, (pictures[1],)),)
     (tmp_path / "train.json").write_text(json.dumps([{"prompt": "a"}, {"prompt": "b", "image": "x.png"}]))
     with pytest.raises(AegpoError, match=r"dataset '.*' \(train.json\), row 1: no image 'x.png' in "):
         read_dataset(source)
-    assert len(read_dataset(source, count=1)) == 1  # a row that is not taken is not looked at
+    assert len(read_dataset(source, count=1).prompts) == 1  # a row that is not taken is not looked at
 
 
 def test_entropies_of_the_base_are_known_by_what_is_in_the_images_of_a_prompt(pictures):

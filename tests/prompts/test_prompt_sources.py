@@ -13,8 +13,9 @@ from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError
 from aegpo.prompts.curricula import Shuffle
+from aegpo.prompts.datasets import read_dataset
+from aegpo.prompts.files import read_file
 from aegpo.prompts.lists import read_prompts
-from aegpo.prompts.sources import read_dataset, read_file
 
 
 def test_other_keys_of_a_json_line_are_metadata(tmp_path):
@@ -62,7 +63,7 @@ def test_a_dataset_in_a_folder_gives_each_prompt_once(tmp_path, monkeypatch):
     rows = [{"prompt": text, "id": number} for number, text in enumerate(("a cat", "a dog", "a cat"))]
     (tmp_path / "data" / "train.json").write_text(json.dumps(rows))
     source = DatasetPrompts(dataset=str(tmp_path / "data"), file="train.json")
-    assert read_dataset(source) == (Prompt(0, "a cat", {"id": 0}), Prompt(1, "a dog", {"id": 1}))
+    assert read_dataset(source).prompts == (Prompt(0, "a cat", {"id": 0}), Prompt(1, "a dog", {"id": 1}))
     with pytest.raises(AegpoError, match="has no column 'text'; it has prompt, id"):
         read_dataset(source.model_copy(update={"column": "text"}))
     with pytest.raises(AegpoError, match=r"dataset 'org/none' cannot be loaded: .*hf download org/none"):
@@ -84,7 +85,7 @@ def test_other_columns_of_a_dataset_are_metadata_where_json_has_their_like(tmp_p
         "thumbnail": [{"bytes": b"\x89PNG", "path": "x.png"}] * 3,
     }
     parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
-    cat, dog = read_dataset(DatasetPrompts(dataset=str(tmp_path), file="train.parquet"))
+    cat, dog = read_dataset(DatasetPrompts(dataset=str(tmp_path), file="train.parquet")).prompts
     of = {"what": "cat", "times": 2}
     assert cat == Prompt(0, "a cat", {"target_bytes": 900, "boxes": [[0.5, 1.0]], "of": of, "alone": True})
     assert dog == Prompt(1, "a dog", {"target_bytes": None, "boxes": [], "of": of, "alone": False})

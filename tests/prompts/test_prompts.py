@@ -79,7 +79,7 @@ def test_files_that_are_missing_or_empty_are_refused(tmp_path):
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"a cat\n\xff\xfe\n")
-    with pytest.raises(AegpoError, match="is not UTF-8 text"):
+    with pytest.raises(AegpoError, match=r"prompts.txt, line 2: not UTF-8 text \(byte 0xff\)"):
         read_prompts(small_experiment(GaussianSpec(), prompts=PromptsSpec(train=path)), "train")
 
 

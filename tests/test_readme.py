@@ -77,7 +77,8 @@ def workplace(tmp_path, monkeypatch):
         if block.language in ("python", "yaml"):
             (tmp_path / block.path).write_text(block.text)
     (shown,) = PROMPT_LINE.findall(TEXT)
-    rows = [shown, *(f'"{number} green squares"' for number in range(2, 9))]  # as many as a step asks
+    colours, shapes = ("green", "blue", "yellow", "purple"), ("circle", "square")
+    rows = [shown, *(f'"a {colour} {shape}"' for colour in colours for shape in shapes)]  # more than a step asks
     (tmp_path / "experiments" / "prompts.jsonl").write_text("".join(f"{row}\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -247,6 +247,8 @@ def check(
     console.print(describe.costs(loaded, costs(loaded.arms)))
     if needs := footprints(loaded):
         console.print(describe.memory(needs, gpu_memory()))
+    if loaded.measured is not None:
+        print(f"measured: {loaded.measured}")
 
 
 @app.command("profile-entropy")

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import GenericAlias
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import SerializeAsAny, create_model
 
 from aegpo.config import places
 from aegpo.config.marks import OPTION, Mark, Marked, Mistake, dotted, merge, refuse
+from aegpo.config.measured import MeasuredSpec, read_measured
 from aegpo.config.older import modern, moved
 from aegpo.config.parsing import parse
 from aegpo.config.validation import Finding, validate
@@ -30,7 +31,7 @@ from aegpo.errors import SpecError
 from aegpo.method import planning
 from aegpo.prompts.problems import PromptProblems
 
-FILE_KEYS = ("extends", "arms", "seeds")  # of a file, beside the fields of Experiment
+FILE_KEYS = ("extends", "arms", "seeds", "measured")  # of a file, beside the fields of Experiment
 OF_THE_FILE = (*FILE_KEYS, "name", "seed")  # what no arm may change
 ONLY_ARM = "main"  # of a file without arms
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -47,6 +48,7 @@ class ExperimentFile:
     seeds: tuple[int, ...]
     arms: Mapping[str, Experiment]  # in the order of the file, each under the first seed
     warnings: tuple[str, ...] = ()  # what is possible but probably not meant, with its place in the file
+    measured: MeasuredSpec | Literal["never"] | None = None  # None: the file does not say
 
     def experiment(self, arm: str, seed: int) -> Experiment:
         """One arm under one seed."""
@@ -72,6 +74,7 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
     for patch in patches:
         document = merge(document, patch, indexed=True)
     seeds = _seeds(document, mistakes)
+    measured = read_measured(document, mistakes)
     arms = _arms(document, patches, mistakes)
     spec = experiment_type(registries)
     experiments: dict[str, Experiment] = {}
@@ -87,7 +90,7 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
             experiments[arm] = experiment
     refuse([*mistakes, *(_naming_arms(mistake, names, len(arms)) for mistake, names in complaints.items())])
     warnings = [str(_naming_arms(mistake, names, len(arms))) for mistake, names in cautions.items()]
-    return ExperimentFile(path, next(iter(experiments.values())).name, seeds, experiments, tuple(warnings))
+    return ExperimentFile(path, next(iter(experiments.values())).name, seeds, experiments, tuple(warnings), measured)
 
 
 def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experiment:
@@ -154,7 +157,7 @@ def _rewards_type(registries: Registries) -> type[_Rewards]:
 
 
 def _read_with_base(path: Path, mistakes: list[Mistake]) -> Marked:
-    """The document with the file it extends below it."""
+    """The document with the file it extends below it, less what was measured of that one."""
     document = _read(path, mistakes)
     extends = document.children.get("extends")
     if extends is None:
@@ -172,7 +175,7 @@ def _read_with_base(path: Path, mistakes: list[Mistake]) -> Marked:
     if "extends" in base.children:
         message = f"{str(base_path)!r} extends another file; only one level is allowed, so extend that one"
         mistakes.append(Mistake(extends.mark, "extends", message))
-    return merge(base, document).without("extends")
+    return merge(base.without("measured"), document).without("extends")
 
 
 def _read(path: Path, mistakes: list[Mistake]) -> Marked:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from aegpo.config.loading import ARM_NAME, OF_THE_FILE
+from aegpo.config.measured import DESCRIPTION as OF_MEASURED
+from aegpo.config.measured import MeasuredSpec
 from aegpo.core.experiment import experiment_type
 from aegpo.core.registries import Registries
 from aegpo.core.sections import ScheduleSpec
 
 
 def file_schema(registries: Registries) -> dict[str, Any]:
-    """What a file may contain: the fields of an experiment, `extends`, `arms` and `seeds`.
+    """What a file may contain: the fields of an experiment, `extends`, `arms`, `seeds` and `measured`.
 
     Nothing is required, because keys may come from the extended file; patches of arms are described by name only,
     because what they must contain depends on what they patch.
@@ -27,6 +29,10 @@ def file_schema(registries: Registries) -> dict[str, Any]:
     schema["properties"] = {
         "extends": {"type": "string", "description": "a file whose keys this one patches; relative to this one"},
         **fields,
+        "measured": {
+            "anyOf": [{"const": "never"}, MeasuredSpec.model_json_schema()],
+            "description": OF_MEASURED,
+        },
         "seeds": {
             "type": "array",
             "items": {"type": "integer", "minimum": 0},

@@ -237,7 +237,7 @@ def test_the_schema_has_every_key_of_a_file_and_both_forms_of_a_part():
     schema = json.loads(command_line.aegpo("schema").stdout)
     assert schema == file_schema(load_registries(plugin_manager()))
     fields = set(Experiment.model_fields) - {"seed"}
-    assert set(schema["properties"]) == fields | {"extends", "arms", "seeds"}
+    assert set(schema["properties"]) == fields | {"extends", "arms", "seeds", "measured"}
     assert schema["additionalProperties"] is False
     assert "required" not in schema
     names, long = schema["properties"]["allocator"]["anyOf"]

@@ -108,6 +108,17 @@ def test_every_number_says_in_a_trailing_comment_where_it_comes_from(path):
     assert not silent, "\n".join(["numbers without a source", *silent])
 
 
+@each_file
+def test_the_file_says_what_was_run_of_it_and_its_numbers_are_where_it_says(path, registries):
+    measured = load_experiment_file(path, registries).measured
+    assert measured is not None
+    if measured == "never":
+        assert re.search(rf"`{path.name}` \|[^\n]*not run", (FOLDER / "README.md").read_text())
+    else:
+        assert f"experiments/{path.name}" in measured.command
+        assert path.name in (ROOT / measured.numbers).read_text()
+
+
 def test_the_arms_of_the_ablation_cost_the_same_rollouts(registries):
     arms = load_experiment_file(ABLATION, registries).arms
     leaves = {arm: str(cost(experiment).leaves) for arm, experiment in arms.items()}

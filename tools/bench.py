@@ -3,6 +3,7 @@
     python tools/bench.py engine
     python tools/bench.py entropy
     python tools/bench.py probe
+    python tools/bench.py delta
     python tools/bench.py methods
     python tools/bench.py rewards
 
@@ -352,6 +353,14 @@ def probe_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[
     return [([Figure(*figure) for figure in figures], lines)]
 
 
+def delta_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[str]]]:
+    """What else delta-entropy may be, on the last of the chosen arms."""
+    from bench_probe import bench_delta  # beside this script
+
+    file = load_experiment_file(options.file, load_registries(plugin_manager()), options.set)
+    return [([], bench_delta(file.arms[options.arm[-1]], options.train, options.batches))]
+
+
 def methods_figures(options: argparse.Namespace) -> list[tuple[list[Figure], list[str]]]:
     """What a training step of every published method costs, as a ratio to GRPO's."""
     from bench_methods import methods_table  # beside this script
@@ -372,6 +381,7 @@ BENCHMARKS = {
     "engine": engine_figures,
     "entropy": entropy_figures,
     "probe": probe_figures,
+    "delta": delta_figures,
     "methods": methods_figures,
     "rewards": rewards_figures,
 }
@@ -402,8 +412,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in aegpo run")
     parser.add_argument("--steps", type=int, default=5, help="training steps profiled for each arm")
     parser.add_argument("--repeats", type=int, default=5, help="repetitions of which the best counts")
-    parser.add_argument("--train", type=int, default=15, help="probe: training steps before anything is measured")
-    parser.add_argument("--batches", type=int, default=12, help="probe: training steps' prompts that are measured")
+    parser.add_argument("--train", type=int, default=15, help="probe, delta: training steps before measuring")
+    parser.add_argument("--batches", type=int, default=12, help="probe, delta: training steps' prompts measured")
     parser.add_argument("--threads", type=int, default=1, help="as a run has when it shares the cores with others")
     parser.add_argument("--print-only", action="store_true", help="leave tools/BENCHMARKS.md as it is")
     return parser

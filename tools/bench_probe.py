@@ -44,6 +44,14 @@ SETTINGS: Mapping[str, EntropySignal] = {
     "samples 4": EntropySignal(samples=4),
     "the exact one from other noise": EntropySignal(seed=1),
 }
+DELTAS: Mapping[str, EntropySignal] = {  # other readings of the paper's words, against the default
+    "absolute, the base on its own latents": EXACT,
+    "signed": EntropySignal(delta="signed"),
+    "relative": EntropySignal(delta="relative"),
+    "the base on the policy's latents": EntropySignal(base_on="policy"),
+    "signed, the base on the policy's latents": EntropySignal(delta="signed", base_on="policy"),
+    "absolute from other noise": EntropySignal(seed=1),
+}
 AGES = (2, 5, 10)  # training steps since a curve was measured
 TARGET_SHARE, TARGET_AGREEMENT = 0.02, 0.95
 FLUX = {"tokens": 4608, "heads": 24, "width": 128, "layers": 19 + 38, "steps": 20}
@@ -258,6 +266,40 @@ def bench_probe(experiment: Experiment, train: int, batches: int) -> tuple[list[
         "",
         *flux_lines(experiment),
     ]
+
+
+def bench_delta(experiment: Experiment, train: int, batches: int) -> list[str]:
+    """The lines of a section: what else delta may be, and how often that moves a prompt across the median."""
+    bench = Bench(experiment, train, batches)
+    spec, prompts = experiment.rollouts, sum(len(batch) for batch in bench.batches)
+    lines = [
+        f"Policy after {train} training steps; {prompts} prompts it has not met, {spec.prompts_per_step} at a time, "
+        "each compared with the default. Crossed: prompts on the other side of the median of their training step, with "
+        "the 95 % interval of Wilson. In all: mean and standard deviation over prompts.",
+        "",
+        "| delta | forwards a step, again | crossed | Spearman within a step | in all | mean | sd |",
+        "| --- |" + " ---: |" * 6,
+    ]
+    default = np.concatenate([found.values[ENTROPY_DELTA] for found in bench.exact])
+    for name, entropy in DELTAS.items():
+        found, _ = bench.run(entropy)
+        result = Result()
+        bench.compare(found, result)
+        delta = np.concatenate([each.values[ENTROPY_DELTA] for each in found])
+        crossed = round(sum((1 - same) * len(batch) for same, batch in zip(result.halves, bench.batches, strict=True)))
+        again = entropy.cost(spec.denoising_steps)
+        cells = [f"{spec.prompts_per_step * (again.policy + again.base_again)}"]
+        cells += [f"{crossed} of {prompts} = {100 * crossed / prompts:.0f} % [{wilson(crossed, prompts)}]"]
+        cells += [f"{np.mean(result.spearman):.2f}", f"{spearman(delta, default):.2f}"]
+        lines.append(f"| {name} | {' | '.join([*cells, f'{delta.mean():.5f}', f'{delta.std():.5f}'])} |")
+    return lines
+
+
+def wilson(count: int, total: int) -> str:
+    """The 95 % interval of a share, in per cent (Wilson 1927)."""
+    share, z = count / total, 1.959964
+    middle, half = share + z**2 / (2 * total), z * np.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    return ", ".join(f"{100 * (middle + sign * half) / (1 + z**2 / total):.0f}" for sign in (-1, 1))
 
 
 # --- a model of FLUX's size, by computation --------------------------------------------------------------------------

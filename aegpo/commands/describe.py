@@ -72,14 +72,15 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
         steps, seeds = file.arms[arm].training_steps, len(file.seeds)
         total = cost.total_work(steps).times(seeds)
         row = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", cost.trained_edges, cost.work)
-        signals = f"{cost.signals:,.0f} + {cost.signals_base:,} once" if cost.signals else "-"
+        base = f"{cost.signals_again:,.0f} of the base" if cost.signals_again else f"{cost.signals_base:,} once"
+        signals = f"{cost.signals:,.0f} + {base}" if cost.signals else "-"
         predicted = [str(cost.predicted)] if predicts else []
         table.add_row(escape(arm), *(str(cell) for cell in row), signals, f"{steps} x {seeds}", str(total), *predicted)
     caption = (
         "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch, "
         "and 1 more for each frozen policy evaluated there.\n"
-        "signals = forwards that measure what parts read: of the policy in a mean step, of the base once a prompt.\n"
-        + _asked(figures)
+        "signals = forwards that measure what parts read: of the policy in a mean step; of the base once a prompt, or "
+        "in that step too.\n" + _asked(figures)
     )
     predictions = "\npredicted images = decoded and scored beside the rollouts'; work leaves both out."
     table.caption = caption + (predictions if predicts else "")

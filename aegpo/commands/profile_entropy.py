@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.text import Text
 
 from aegpo.core.files import whole_folder, write_atomically
+from aegpo.core.records import FloatArray
 from aegpo.method.signals.entropy import entropy_options
+from aegpo.method.signals.entropy_options import ENTROPY_DELTA
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.plots import save_drawings
 from aegpo.report.profile.analysis import Analysis, analyse
@@ -95,12 +97,21 @@ class _Subject:
         """Profiles the base, then the policy of the checkpoint."""
         with self.engine.policy.base():
             base = self.measure()
-        policy = None
+        policy = told = None
         if self.target.folder is not None:
             checkpoint = load_step(self.target.checkpoints, self.target.step, self.engine.policy.device)
             self.engine.load_state_dict(checkpoint.tensors, checkpoint.state)
             policy = self.measure()
-        return analyse(self.target, base, policy)
+            told = self._told()
+        return analyse(self.target, base, policy, told)
+
+    def _told(self) -> FloatArray | None:  # (P,)
+        """Delta as the experiment's own probe has it, where a base on its own trajectory does not say it."""
+        options = entropy_options(self.target.experiment)
+        if options.base_on == "own":
+            return None
+        found = options.build(self.target.experiment).measure(self.target.step, self.target.prompts, self.engine.policy)
+        return found.values[ENTROPY_DELTA]
 
 
 def _evidence(subject: _Subject, analysis: Analysis, console: Console, progress: Console) -> Evidence:

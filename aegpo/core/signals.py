@@ -116,3 +116,4 @@ class SignalCost:
     base: int = 0  # of the base policy, once in a run
     refresh: int = 1  # training steps for which a measurement holds
     trunk: int = 0  # levels of a tree's trunk that take over what a measurement of the policy computed
+    base_again: int = 0  # of the base policy, each time the prompt is measured

@@ -50,12 +50,13 @@ class Cost:
     predicted: Range  # images that are decoded and scored beside those of the rollouts; no velocity evaluations
     signals: float  # of the policy, mean over the run's steps; 0 where no part reads a signal that costs anything
     signals_base: int  # of the base policy, once in a run for every prompt that occurs
+    signals_again: float  # of the base policy, each time a prompt is measured: mean over the run's steps
     candidates: int  # prompts that the run may ask, which are encoded ahead
     encodings: int | None  # bytes that these take on disk at most; None: they are kept nowhere
 
     def total_work(self, training_steps: int) -> Range:
         """Work and signals of a whole run."""
-        signals = round(self.signals * training_steps) + self.signals_base
+        signals = round((self.signals + self.signals_again) * training_steps) + self.signals_base
         work = self.work.times(training_steps)
         return Range(work.low + signals, work.high + signals)
 
@@ -100,7 +101,9 @@ def _cost(experiment: Experiment, prompts: int) -> Cost:
     seen = min(prompts, experiment.rollouts.prompts_per_step * experiment.training_steps)
     candidates, each_encoding = _candidates(experiment, prompts), experiment.model.encoding_bytes
     sources = _sources(experiment)
-    measured = sum(each.policy * _measurements(experiment, prompts, each.refresh) for each in sources)
+    times = [_measurements(experiment, prompts, each.refresh) for each in sources]
+    measured = sum(each.policy * count for each, count in zip(sources, times, strict=True))
+    again = sum(each.base_again * count for each, count in zip(sources, times, strict=True))
     return Cost(
         leaves=leaves,
         forwards=forwards,
@@ -110,6 +113,7 @@ def _cost(experiment: Experiment, prompts: int) -> Cost:
         predicted=_predicted(experiment, plans),
         signals=measured / experiment.training_steps,
         signals_base=seen * sum(each.base for each in sources),
+        signals_again=again / experiment.training_steps,
         candidates=candidates,
         encodings=None if each_encoding is None else candidates * each_encoding,
     )

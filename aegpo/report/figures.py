@@ -194,9 +194,10 @@ def _allocated(runs: Sequence[RecordedRun]) -> tuple[IntArray, FloatArray]:
     rows = [row for run in runs for row in run.steps]
     counts = np.concatenate([row.counts for row in rows]).astype(np.int64)
     related = [
-        np.stack([delta / delta.mean(), np.asarray(row.counts, dtype=np.float64)], axis=1)
+        np.stack([delta / np.abs(delta).mean(), np.asarray(row.counts, dtype=np.float64)], axis=1)
         for row in rows
-        if (delta := row.signals.get(ENTROPY_DELTA)) is not None and delta.mean() > 0  # at first the policy is the base
+        # at first the policy is the base
+        if (delta := row.signals.get(ENTROPY_DELTA)) is not None and np.abs(delta).mean() > 0
     ]
     return counts, np.concatenate(related) if related else np.zeros((0, 2))
 
@@ -206,7 +207,7 @@ def _draw_related(axes: Any, related: FloatArray, look: Look) -> None:
         write_instead(axes, "not measured")
         return
     axes.scatter(related[:, 0], related[:, 1], s=9, alpha=0.35, color=look.color, linewidths=0, rasterized=True)
-    axes.set_xlabel("delta-entropy / step's mean")
+    axes.set_xlabel("delta-entropy / its mean size in the step")
 
 
 # --- seconds ---------------------------------------------------------------------------------------------------------

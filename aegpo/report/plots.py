@@ -85,7 +85,7 @@ def _of_decisions(study: Study) -> Iterator[Drawing]:
         "allocation",
         "How rollouts were allocated",
         "Above: share of prompts that got so many rollouts in a step, each panel on its own scale. Below, for "
-        "arms that measure entropy: rollouts of a prompt against its delta-entropy over the mean of its step.",
+        "arms that measure entropy: rollouts of a prompt against its delta-entropy over the mean size in its step.",
         "Histogram of rollouts per prompt, and rollouts against delta-entropy, per arm",
         lambda: draw_allocation(study),
     )

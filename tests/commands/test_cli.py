@@ -154,7 +154,9 @@ def test_check_shows_the_cost_of_each_arm():
     assert int(work.replace(",", "")) == number["f"] + 3 * number["e"]
     assert (probe, runs) == ("-", "5 x 2")
     assert int(total.replace(",", "")) == 10 * int(work.replace(",", ""))
-    assert "once" in costs["aegpo"][5]
+    assert costs["aegpo"][5] == "80 + 400 once"
+    on_policy = ("--set", "training_steps=5", "--set", "signals.entropy.base_on=policy")
+    assert "80 + 80 of the base" in command_line.aegpo("check", str(ABLATION), *on_policy).stdout
 
 
 def test_check_shows_what_is_scored_beside_the_rollouts_where_an_advantage_asks():

@@ -84,6 +84,19 @@ def test_a_probe_of_fewer_steps_or_more_samples_costs_what_its_trajectories_do()
     assert spent(refresh=100) == (8 * 10 / 10, 8 * 10)
 
 
+def test_a_base_on_the_policys_latents_costs_as_often_as_the_policy_is_measured():
+    def spent(**probe):
+        entropy = EntropySignal(base_on="policy", **probe)
+        return cost(small_experiment(MODEL, training_steps=10, signals={"entropy": entropy}, **PEAKS))
+
+    every = spent()
+    assert (every.signals, every.signals_again, every.signals_base) == (4 * 10, 4 * 10, 0)
+    assert every.total_work(10).low == 10 * (every.work.low + 2 * 40)
+    some = spent(steps=(0, 1, 2, 5), samples=2)
+    assert (some.signals, some.signals_again) == (4 * 2 * 6, 4 * 2 * 4)
+    assert spent(refresh=100).signals_again == 8 * 10 / 10
+
+
 def test_trees_that_start_from_the_probe_cost_less_by_their_trunks():
     def forwards(**probe):
         return cost(small_experiment(MODEL, signals={"entropy": EntropySignal(**probe)}, **PEAKS)).forwards

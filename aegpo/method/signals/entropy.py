@@ -15,7 +15,8 @@ class EntropySignal(EntropyOptions):
     """Attention entropy of each prompt at each denoising step, and how far it moved from the base policy's (AEGPO).
 
     `entropy` is in nats, of the current policy along a deterministic trajectory. `entropy-delta` of a prompt is the
-    mean over the measured steps of its distance from the base policy's at the same noise (AEGPO, Sec. 3; mean: ours).
+    mean over the measured steps of how far it moved from the base policy's at the same noise, as `delta` and `base_on`
+    say (AEGPO, Sec. 3; mean: ours).
     The paper leaves open how entropy is measured: the options are our choices.
     """
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
+import numpy as np
 from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
-from aegpo.core.records import Per
+from aegpo.core.records import FloatArray, Per
 from aegpo.core.sections import NotNegative, Positive
 from aegpo.core.signals import SignalCost
+from aegpo.errors import SettingError
 
 ENTROPY, ENTROPY_DELTA = "entropy", "entropy-delta"
+Change: TypeAlias = Literal["absolute", "signed", "relative"]
 
 
 class EntropyOptions(SignalSpec):
@@ -52,6 +55,19 @@ class EntropyOptions(SignalSpec):
         description="probe: trajectories of its own. rollout: a prompt with one tree starts it from the probe's first "
         "start noise, and the tree takes over the probe's evaluations up to its first noisy step",
     )
+    base_on: Literal["own", "policy"] = Field(
+        default="own",
+        description="whose latents the base policy is measured on for delta. own: those of its own trajectory from the "
+        "same start noise, once a prompt, so that delta has the drift of the images in it. policy: the policy's, so "
+        "that the weights alone differ; these are never kept, and cost the base's evaluations whenever a prompt is "
+        "measured (our choice: own)",
+    )
+    delta: Change = Field(
+        default="absolute",
+        description="what delta is the mean of, over the measured steps: absolute = |H - H_base|, signed = H - H_base, "
+        "both in nats, relative = (H - H_base) / H_base; the paper speaks of an absolute difference and of a relative "
+        "change (our choice: absolute)",
+    )
     seed: int = Field(
         default=0, description="start noise of the probe trajectories, fixed for each prompt, and which rows"
     )
@@ -61,10 +77,13 @@ class EntropyOptions(SignalSpec):
         return tuple(range(denoising_steps)) if self.steps == "all" else tuple(sorted(self.steps))
 
     def cost(self, denoising_steps: int) -> SignalCost:
-        """A trajectory to the last measured step for each sample, of the policy and once of the base."""
-        levels = self.measured(denoising_steps)[-1] + 1
-        trajectory = self.samples * levels
-        return SignalCost(trajectory, trajectory, self.refresh, levels if self.source == "rollout" else 0)
+        """A trajectory to the last measured step for each sample of the policy; of the base as `base_on` says."""
+        steps = self.measured(denoising_steps)
+        levels = steps[-1] + 1
+        trajectory, trunk = self.samples * levels, levels if self.source == "rollout" else 0
+        if self.base_on == "policy":
+            return SignalCost(trajectory, 0, self.refresh, trunk, self.samples * len(steps))
+        return SignalCost(trajectory, trajectory, self.refresh, trunk)
 
     def problems(self, experiment: Experiment) -> Iterator[Problem]:
         """A block the model lacks, steps that a trajectory does not have, and a trunk of another policy."""
@@ -89,3 +108,31 @@ class EntropyOptions(SignalSpec):
         twice = [step for step, following in pairwise(steps) if step == following]
         if twice:
             yield f"step {twice[0]} is named twice; name it once"
+
+
+def entropy_change(policy: FloatArray, base: FloatArray, how: Change) -> FloatArray:  # (P, K), (P, K) -> (P,)
+    """Delta-entropy of P prompts: the mean over K measured steps of how far entropy moved from the base policy's.
+
+    AEGPO, Sec. 3, where it is called an absolute difference and a relative change; the mean over steps is ours.
+
+    Args:
+        policy: entropies in nats.
+        base: entropies in nats at the same prompts and steps.
+        how: absolute, |H - H_base|; signed, H - H_base; relative, (H - H_base) / H_base.
+
+    Raises:
+        SettingError: if a change is asked relative to an entropy of 0.
+    """
+    moved = policy - base
+    if how == "relative":
+        if not np.all(base > 0):
+            raise SettingError(
+                "the base policy's entropy is 0 at a measured step, as where a row sees one key alone, so nothing is "
+                "relative to it; use 'absolute' or 'signed', or another block",
+                "signals",
+                "entropy",
+                "delta",
+            )
+        moved = moved / base
+    change: FloatArray = (np.abs(moved) if how == "absolute" else moved).mean(axis=1)
+    return change

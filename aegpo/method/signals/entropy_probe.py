@@ -21,7 +21,7 @@ from aegpo.core.signals import Measurement, Trunk
 from aegpo.errors import SettingError
 from aegpo.method.samplers import euler, start_latents
 from aegpo.method.signals.base_entropies import BaseCurves
-from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA, EntropyOptions
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA, EntropyOptions, entropy_change
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class _Trajectories:
     curves: FloatArray  # (P, T) nats, NaN where not measured
     noise: Tensor  # (P, *x)
     velocity: tuple[Tensor, ...]  # (P, *x) at each level up to the last measured
+    path: tuple[Tensor, ...] = ()  # (samples x P, *x) at each measured level; empty if nobody asked for it
 
 
 @dataclass
@@ -39,13 +40,15 @@ class _Kept:
 
     step: int  # training step it was measured at
     curve: FloatArray  # (T,)
+    base: FloatArray | None = None  # (T,) the base policy's on the same latents, if delta is asked on those
 
 
 class EntropyProbe:
     """Measures Entropy(t) of prompts along deterministic trajectories.
 
     A prompt's start noise is fixed for the whole run, so that changes of entropy are changes of the policy. The base
-    policy never changes: its entropies are measured once for each prompt and kept, in files where there is a folder.
+    policy never changes: its entropies on its own trajectory are measured once for each prompt and kept, in files where
+    there is a folder. Those on the policy's latents hold as long as the policy's curve that they belong to.
     """
 
     def __init__(self, spec: EntropyOptions) -> None:
@@ -54,17 +57,18 @@ class EntropyProbe:
         self._kept: dict[int, _Kept] = {}
 
     def measure(self, step: int, prompts: Sequence[Prompt], policy: Policy) -> Measurement:
-        """`entropy` (P, T) nats of a training step's prompts, and `entropy-delta` (P,) nats.
+        """`entropy` (P, T) nats of a training step's prompts, and `entropy-delta` (P,), nats unless it is relative.
 
         Steps that are not measured are NaN: they cannot be chosen by their entropy and do not enter delta.
         """
         cond = policy.encode(prompts)
         due = self._due(step, [prompt.index for prompt in prompts])
-        found = self._trajectories(prompts, cond, due, policy) if due else None
+        found = self._trajectories(prompts, cond, due, policy, path=self._on_policy) if due else None
         if found is not None:
-            fresh = zip((prompts[row].index for row in due), found.curves, strict=True)
-            self._kept.update({prompt: _Kept(step, curve) for prompt, curve in fresh})
-        missing = self._base.missing(prompts)
+            on_path = self._base_on_path(found, cond, due, policy) if self._on_policy else [None] * len(due)
+            fresh = zip((prompts[row].index for row in due), found.curves, on_path, strict=True)
+            self._kept.update({prompt: _Kept(step, curve, base) for prompt, curve, base in fresh})
+        missing = [] if self._on_policy else self._base.missing(prompts)
         if missing:
             with policy.base():
                 curves = self._trajectories(prompts, cond, missing, policy).curves
@@ -74,13 +78,22 @@ class EntropyProbe:
         if found is not None and self._spec.source == "rollout":
             trunk = Trunk(np.array(due, dtype=np.int64), found.noise, found.velocity)
         steps = self._steps(policy)
-        delta: FloatArray = np.abs(entropy - self._base.get(prompts)).take(steps, axis=1).mean(axis=1)
-        spent = (len(due) + len(missing)) * self._spec.cost(len(policy.sigmas) - 1).policy
+        ours, theirs = (curves.take(steps, axis=1) for curves in (entropy, self.base_entropies(prompts)))
+        delta = entropy_change(ours, theirs, self._spec.delta)
+        each = self._spec.cost(len(policy.sigmas) - 1)
+        spent = len(due) * (each.policy + each.base_again) + len(missing) * each.base
         return Measurement({ENTROPY: entropy, ENTROPY_DELTA: delta}, spent, trunk)
 
     def base_entropies(self, prompts: Sequence[Prompt]) -> FloatArray:  # (P, T)
         """The base policy's curves of prompts that were measured, in nats; NaN at steps that are not measured."""
-        return self._base.get(prompts)
+        if not self._on_policy:
+            return self._base.get(prompts)
+        kept = [self._kept[prompt.index].base for prompt in prompts]
+        return np.stack([curve for curve in kept if curve is not None])
+
+    @property
+    def _on_policy(self) -> bool:
+        return self._spec.base_on == "policy"
 
     def _steps(self, policy: Policy) -> tuple[int, ...]:
         return self._spec.measured(len(policy.sigmas) - 1)
@@ -95,24 +108,47 @@ class EntropyProbe:
 
     @torch.no_grad()
     def _trajectories(
-        self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], policy: Policy
+        self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], policy: Policy, path: bool = False
     ) -> _Trajectories:
-        """Follows every sample of the prompts in `rows`, all of them abreast."""
+        """Follows every sample of the prompts in `rows`, all of them abreast; `path`: keeps where they came by."""
         samples, count, steps = self._spec.samples, len(rows), self._steps(policy)
         chosen = [prompts[row] for row in rows]
         noise = torch.cat([policy.start_noise(chosen, self._spec.seed, sample) for sample in range(samples)])
-        every = cond.select(torch.tensor(list(rows) * samples, device=noise.device))
+        every = self._each_sample(cond, rows, noise.device)
         latents = start_latents(noise, policy.sigmas).to(policy.storage)
         curves = np.full((count, len(policy.sigmas) - 1), np.nan)
-        velocities: list[Tensor] = []
+        velocities, passed = list[Tensor](), list[Tensor]()
         for level in range(steps[-1] + 1):
             velocity, entropy = self._evaluate(policy, level, latents.float(), every)
             if entropy is not None:
-                curves[:, level] = entropy.view(samples, count).mean(dim=0).double().cpu().numpy()
+                curves[:, level] = self._over_samples(entropy)
+                passed += [latents] if path else []
             velocities.append(velocity[:count])
             sigma, sigma_next = (policy.sigmas[place].expand(len(latents)) for place in (level, level + 1))
             latents = euler(latents, velocity, sigma, sigma_next).to(policy.storage)
-        return _Trajectories(curves, noise[:count], tuple(velocities))
+        return _Trajectories(curves, noise[:count], tuple(velocities), tuple(passed))
+
+    @torch.no_grad()
+    def _base_on_path(
+        self, found: _Trajectories, cond: Conditioning, rows: Sequence[int], policy: Policy
+    ) -> FloatArray:  # (len(rows), T)
+        """The base policy's curves on the latents that the policy came by; NaN at steps that are not measured."""
+        every, curves = self._each_sample(cond, rows, found.noise.device), np.full_like(found.curves, np.nan)
+        with policy.base():
+            for level, latents in zip(self._steps(policy), found.path, strict=True):
+                _, entropy = self._evaluate(policy, level, latents.float(), every)
+                assert entropy is not None, "the level is measured"
+                curves[:, level] = self._over_samples(entropy)
+        return curves
+
+    def _each_sample(self, cond: Conditioning, rows: Sequence[int], device: torch.device) -> Conditioning:
+        """What the network is told of every sample of some prompts, sample by sample."""
+        return cond.select(torch.tensor(list(rows) * self._spec.samples, device=device))
+
+    def _over_samples(self, entropy: Tensor) -> FloatArray:  # (samples x P,) -> (P,)
+        """The mean of each prompt's samples."""
+        mean: FloatArray = entropy.view(self._spec.samples, -1).mean(dim=0).double().cpu().numpy()
+        return mean
 
     def _evaluate(
         self, policy: Policy, level: int, latents: Tensor, cond: Conditioning
@@ -134,7 +170,9 @@ class EntropyProbe:
         Raises:
             CheckpointError: if a file is damaged or of another probe.
         """
-        how = self._spec.model_dump(mode="json", exclude={"refresh", "source"})
+        if self._on_policy:
+            return  # the policy's latents are never the same again
+        how = self._spec.model_dump(mode="json", exclude={"refresh", "source", "base_on", "delta"})
         self._base.open(folder, step, {"probe": how, **identity})
 
     def write(self, step: int) -> None:
@@ -146,18 +184,22 @@ class EntropyProbe:
         if not self._kept or self._spec.refresh == 1:
             return {}
         kept = list(self._kept.items())
-        return {
+        state = {
             "prompt": torch.tensor([prompt for prompt, _ in kept]),
             "step": torch.tensor([each.step for _, each in kept]),
             "entropy": torch.from_numpy(np.stack([each.curve for _, each in kept])),
         }
+        base = [each.base for _, each in kept if each.base is not None]
+        return {**state, "base": torch.from_numpy(np.stack(base))} if base else state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes back what `state_dict` returned."""
         self._kept = {}
         if state:
-            rows = zip(state["prompt"].tolist(), state["step"].tolist(), state["entropy"].numpy(), strict=True)
-            self._kept = {prompt: _Kept(step, curve) for prompt, step, curve in rows}
+            prompts, steps, curves = state["prompt"].tolist(), state["step"].tolist(), state["entropy"].numpy()
+            base = state["base"].numpy() if "base" in state else [None] * len(prompts)
+            rows = zip(prompts, steps, curves, base, strict=True)
+            self._kept = {prompt: _Kept(step, curve, on_path) for prompt, step, curve, on_path in rows}
 
 
 class _LayerMean:

@@ -14,7 +14,7 @@ from aegpo.errors import AegpoError
 from aegpo.method.planning import LATE
 from aegpo.method.selectors import EntropyPeakSelector
 from aegpo.method.signals.entropy import EntropySignal, entropy_options
-from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA, entropy_change
 from aegpo.report.profile.measure import Profile
 from aegpo.report.profile.target import READS, Target
 
@@ -39,6 +39,7 @@ class Analysis:
     target: Target
     base: Profile
     policy: Profile | None  # None: the base alone
+    told: FloatArray | None = None  # (P,) delta on the policy's own latents, where the experiment measures it there
 
     @property
     def shown(self) -> Profile:
@@ -66,11 +67,13 @@ class Analysis:
         return self.target.experiment.sigmas
 
     def delta(self, block: str) -> FloatArray | None:  # (P,)
-        """Delta-entropy of each prompt, as the probe has it but over all steps; None for the base alone."""
+        """Mean |policy - base| of each prompt over all steps, each on its own trajectory; None for the base alone.
+
+        In nats, whatever the experiment takes for its own delta: what that tells the parts, `counts` show.
+        """
         if self.policy is None:
             return None
-        moved: FloatArray = np.abs(self.policy.curves(block) - self.base.curves(block)).mean(axis=1)
-        return moved
+        return entropy_change(self.policy.curves(block), self.base.curves(block), "absolute")
 
     @cached_property
     def selector(self) -> SelectorSpec:
@@ -106,7 +109,10 @@ class Analysis:
         """What the probe would tell the parts about some of the prompts, after any warm-up."""
         entropy, base = self.shown.curves(self.block)[rows].copy(), self.base.curves(self.block)[rows].copy()
         steps = self.options.measured(entropy.shape[1])
-        delta = np.abs(entropy - base).take(steps, axis=1).mean(axis=1)
+        if self.told is None:
+            delta = entropy_change(entropy.take(steps, axis=1), base.take(steps, axis=1), self.options.delta)
+        else:
+            delta = self.told[rows]
         entropy[:, np.setdiff1d(np.arange(entropy.shape[1]), steps)] = np.nan
         known = {ENTROPY: Signal("prompt-step", entropy), ENTROPY_DELTA: Signal("prompt", delta)}
         return Signals(LATE, len(entropy), self.sigmas, known)
@@ -136,8 +142,8 @@ class Analysis:
         return tuple(sorted(found, key=lambda layer: -layer.varies))
 
 
-def analyse(target: Target, base: Profile, policy: Profile | None) -> Analysis:
-    """The analysis of two profiles.
+def analyse(target: Target, base: Profile, policy: Profile | None, told: FloatArray | None = None) -> Analysis:
+    """The analysis of two profiles, and what the probe itself says of delta if that is not in them.
 
     Raises:
         AegpoError: if the network does not have the block that the experiment reads.
@@ -149,4 +155,4 @@ def analyse(target: Target, base: Profile, policy: Profile | None) -> Analysis:
             f"the experiment reads the block {block!r}, which these layers do not have; they "
             f"have {has}; set 'signals.entropy.block'"
         )
-    return Analysis(target, base, policy)
+    return Analysis(target, base, policy, told)

@@ -99,6 +99,12 @@ def prompts_table(analysis: Analysis, every: bool) -> Table | None:
     left_out = len(order) - len(shown)
     note = f"{plural(left_out, 'prompt')} in between: see prompts.csv. " if left_out else ""
     note += "Rollouts: if these prompts came in this order, a training step's at a time."
+    options = analysis.options
+    if (options.delta, options.base_on) != ("absolute", "own"):
+        note += (
+            f" They are given by delta {options.delta!r} with the base on the latents {options.base_on!r}; shown is "
+        )
+        note += "'absolute', each on its own."
     return Table("Delta-entropy of each prompt", ("prompt", "delta (nats)", "rollouts", "steps"), tuple(rows), note)
 
 

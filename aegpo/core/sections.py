@@ -116,6 +116,11 @@ class PolicySpec(Spec):
     targets: tuple[str, ...] | None = Field(
         default=None, description="module name suffixes that get an adapter; null: the model's own list, as published"
     )
+    init: Literal["gaussian", "default"] = Field(
+        default="gaussian",
+        description="how a LoRA begins, its second matrix at 0 in either; the first one is, in peft's words, gaussian: "
+        "normal with std 1 / rank (Flow-GRPO), or default: Kaiming's uniform, as in the LoRA paper's code (DanceGRPO)",
+    )
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay per optimizer step of averaged weights; null: none"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -25,7 +26,8 @@ def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = 
         policy.float().requires_grad_(True)
         return
     targets = list(spec.targets or defaults)
-    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, init_lora_weights="gaussian")
+    begins: Literal[True, "gaussian"] = True if spec.init == "default" else "gaussian"
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, init_lora_weights=begins)
     try:
         inject_adapter_in_model(config, policy)
     except ValueError as error:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from aegpo.core.places import LocalOrHub
 from aegpo.errors import AegpoError
-from aegpo.rewards.clip_family import OPENAI_LARGE, Clip, cropped, load_clip
+from aegpo.rewards.clip_family import OPENAI_LARGE, Clip, cropped_by_torchvision, load_clip
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
 from aegpo.rewards.weights import find_file, load_strictly, read_tensors
 
@@ -27,7 +27,8 @@ class AestheticReward(LearnedRewardSpec):
 
     The head of `improved-aesthetic-predictor` (768-1024-128-64-16-1, no activations between its layers) or the single
     layer of LAION's first predictor: which one is seen from the file. It was trained on normalised features of
-    OpenAI's ViT-L/14 and ratings from 1 to 10, and on nothing else will its numbers mean that.
+    OpenAI's ViT-L/14 and ratings from 1 to 10, and on nothing else will its numbers mean that. Images are cropped as by
+    OpenAI's code, which that predictor used; where a margin is odd, ddpo-pytorch's scorer may be off by a pixel.
     """
 
     kind: Literal["aesthetic"] = "aesthetic"
@@ -51,7 +52,7 @@ class AestheticReward(LearnedRewardSpec):
         first, wanted = head[0].in_features, network.config.projection_dim
         if first != wanted:
             raise AegpoError(f"{who}: the head takes {first} features, but {self.clip!r} has {wanted}; pair them")
-        eye = Clip(network, None, cropped)
+        eye = Clip(network, None, cropped_by_torchvision)
 
         def score(images: Tensor, texts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b texts -> (b,)
             rated: Tensor = head(eye.see(images).to(network.dtype))

@@ -50,14 +50,32 @@ def cropped(images: Tensor, size: int) -> Tensor:
     """The middle square of the image, its shortest side at `size`: what CLIP's own image processor does.
 
     (b, 3, h, w) in [0, 1] -> (b, 3, size, size), normalised. Bicubic with antialiasing, clamped, since processors
-    round to bytes after it.
+    round to bytes after it. Of an odd margin the smaller half is above or to the left.
     """
+    resized = _shortest_at(images, size)
+    return _normalise(_window(resized, size, [(side - size) // 2 for side in resized.shape[-2:]]))
+
+
+def cropped_by_torchvision(images: Tensor, size: int) -> Tensor:
+    """As `cropped`, but for odd margins: half of one is rounded to the even number, 3 / 2 to 2 and 5 / 2 to 2.
+
+    `CenterCrop` of torchvision: int(round((h - size) / 2)). OpenAI's CLIP and ImageReward.py prepare images with it.
+    """
+    resized = _shortest_at(images, size)
+    return _normalise(_window(resized, size, [round((side - size) / 2) for side in resized.shape[-2:]]))
+
+
+def _shortest_at(images: Tensor, size: int) -> Tensor:
+    """The whole image, its shortest side at `size`; the other is rounded down."""
     height, width = images.shape[-2:]
     shortest = min(height, width)
     new = (int(size * height / shortest), int(size * width / shortest))
-    resized = images if new == (height, width) else _bicubic(images, new).clamp(0, 1)
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return _normalise(resized[..., top : top + size, left : left + size])
+    return images if new == (height, width) else _bicubic(images, new).clamp(0, 1)
+
+
+def _window(images: Tensor, size: int, corner: Sequence[int]) -> Tensor:
+    top, left = corner
+    return images[..., top : top + size, left : left + size]
 
 
 def _bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import Field
 from aegpo.core.places import LocalOrHub
 from aegpo.errors import AegpoError
 from aegpo.rewards.aesthetic import linear_layers
-from aegpo.rewards.clip_family import cropped
+from aegpo.rewards.clip_family import cropped_by_torchvision
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
 from aegpo.rewards.weights import TOKENIZER_FILES, find_file, find_folder, load_pretrained, load_strictly, read_tensors
 
@@ -70,7 +70,7 @@ class ImageRewardReward(LearnedRewardSpec):
         def score(images: Tensor, texts: Sequence[str]) -> Tensor:  # (b, 3, h, w), b texts -> (b,)
             fields: Any = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
             words = tokenizer(list(texts), **fields).to(images.device)
-            pixels = cropped(images, vision.config.image_size).to(vision.dtype)
+            pixels = cropped_by_torchvision(images, vision.config.image_size).to(vision.dtype)
             seen = vision(pixel_values=pixels).last_hidden_state
             read = text(
                 input_ids=words["input_ids"],

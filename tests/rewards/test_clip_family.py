@@ -122,6 +122,21 @@ def test_cropping_is_what_the_processor_of_transformers_does(clip):
         assert (cropped(pixels, 32) - given).abs().max() <= 2.1 * grey_level
 
 
+@pytest.mark.parametrize(("margin", "even"), [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4)])
+@pytest.mark.parametrize("turned", [False, True], ids=["wide", "tall"])
+def test_odd_margins_are_cut_as_in_the_original_of_each_reward(clip, head, margin, even, turned):
+    pixels = images(64)[:, :, :32, : 32 + margin]
+    specs = [  # with the pixels that the original cuts off on the left
+        (ClipReward(path=clip), margin // 2),  # transformers' processor
+        (PickScoreReward(path=clip, tokenizer=clip), margin // 2),  # of the model card: transformers' processor
+        (AestheticReward(path=head, clip=clip), even),  # of clip.load: CenterCrop of torchvision
+    ]
+    for spec, left in specs:
+        middle, reward = pixels[..., left : left + 32], spec.build(CPU)
+        given, expected = (each.mT if turned else each for each in (pixels, middle))
+        assert torch.allclose(*(reward.score(each, asked(PROMPTS)) for each in (given, expected)), atol=1e-6)
+
+
 def _processor():
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -12,7 +12,7 @@ from transformers import BertTokenizer
 from worlds import asked
 
 from aegpo.errors import AegpoError
-from aegpo.rewards.clip_family import cropped
+from aegpo.rewards.clip_family import cropped_by_torchvision
 from aegpo.rewards.image_reward import CONTEXT, MEAN, STD, ImageRewardReward, architecture
 from aegpo.testing import check_reward
 
@@ -156,11 +156,19 @@ def test_it_scores_as_published(folder, reference):
     tokenizer = BertTokenizer.from_pretrained(folder)
     words = tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")
     with torch.no_grad():
-        expected = reference(cropped(images, 32), words["input_ids"], words["attention_mask"])
+        expected = reference(cropped_by_torchvision(images, 32), words["input_ids"], words["attention_mask"])
     scores = spec(folder).build(CPU).score(images, asked(PROMPTS))
     assert torch.allclose(scores, expected, atol=1e-5)
     assert scores.std() > 1e-3
     assert tokenizer.convert_ids_to_tokens(words["input_ids"][1])[:4] == ["[CLS]", "a", "cat", "on"]
+
+
+@pytest.mark.parametrize(("margin", "left"), [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4)])
+def test_odd_margins_are_cut_as_by_centercrop_of_torchvision(margin, left, folder, reference):
+    images = torch.rand((4, 3, 32, 32 + margin), generator=torch.Generator().manual_seed(0))
+    reward, middle = spec(folder).build(CPU), images[..., left : left + 32]
+    for given, expected in ((images, middle), (images.mT, middle.mT)):
+        assert torch.allclose(*(reward.score(each, asked(PROMPTS)) for each in (given, expected)), atol=1e-6)
 
 
 def test_sizes_are_read_from_the_shapes_of_a_checkpoint():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,16 @@ def whole_groups(rows: Tensor, group: Tensor, most: int) -> list[Tensor]:  # (B,
     return list(torch.split(rows, batches))
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """What a training step learns from."""
+
+    edges: Edges
+    kept: Tensor  # (E,) bool, the edges that are learned from, at least one
+    share: Tensor  # (E,) float32, of the step's loss
+    std: float  # of Batch
+
+
 class Learner:
     """Optimizer and the loop over a training step's edges."""
 
@@ -112,15 +122,11 @@ class Learner:
         self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator, noise: StepNoise
     ) -> Tally:
         """Every inner epoch over a step's edges; returns metrics averaged as the loss is, over the edges with them."""
-        if len(rollouts.edges) == 0:
+        lesson = self._lesson(rollouts, credit, cond, noise)
+        if lesson is None:
             return _nothing_learned()
-        edges = self._edges(rollouts, cond, noise)
-        kept, pieces = self._kept(edges, credit), Tally()
-        if not bool(kept.any()):
-            return _nothing_learned()
-        share = edge_weights(edges, self._spec.reduction, kept).float()
-        std = schedule_std(self._how, rollouts.plan) if self.objective.process == "reverse" else 0.0
-        norms: list[float] = []
+        edges, share, kept, std = lesson.edges, lesson.share, lesson.kept, lesson.std
+        pieces, norms = Tally(), list[float]()
         for epoch in range(self._spec.inner_epochs):
             parts = deal(rollouts.plan.group, self._spec, rng)
             for number, members in enumerate(parts):
@@ -139,6 +145,45 @@ class Learner:
         tally.add("grad_norm", float(np.sum(norms)), len(norms))
         tally.add("updated_edges", float(kept.sum()))
         return tally
+
+    def gradients(self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, noise: StepNoise) -> tuple[Tensor, ...]:
+        """Those of a step's whole loss, of every trained weight; nothing is learned from them.
+
+        All 0 where nothing would be learned. Where those of float16 do not fit, they are scaled up less.
+
+        Raises:
+            AegpoError: if they are not finite.
+        """
+        weights, lesson = list(self.weights.trained.values()), self._lesson(rollouts, credit, cond, noise)
+        if lesson is None:
+            return tuple(torch.zeros_like(weight) for weight in weights)
+        batch, scaler = Batch(lesson.edges, credit, cond, lesson.kept.nonzero().flatten(), lesson.std), self._scaler
+        while True:
+            self._accumulate(batch, lesson.share, Tally())
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            found = [torch.zeros_like(w) if w.grad is None else w.grad.detach() / scale for w in weights]
+            self._optimizer.zero_grad(set_to_none=True)
+            if all(bool(gradient.isfinite().all()) for gradient in found):
+                return tuple(found)
+            if scaler is None or scale <= 1:
+                raise AegpoError(DIVERGED)
+            scaler.update(scale / 2)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        return self._precision.scaler
+
+    def _lesson(self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, noise: StepNoise) -> _Lesson | None:
+        """What a training step has to learn from; None: nothing."""
+        if len(rollouts.edges) == 0:
+            return None
+        edges = self._edges(rollouts, cond, noise)
+        kept = self._kept(edges, credit)
+        if not bool(kept.any()):
+            return None
+        share = edge_weights(edges, self._spec.reduction, kept).float()
+        std = schedule_std(self._how, rollouts.plan) if self.objective.process == "reverse" else 0.0
+        return _Lesson(edges, kept, share, std)
 
     def _edges(self, rollouts: Rollouts, cond: Conditioning, noise: StepNoise) -> Edges:
         """What is learned from: the trained transitions, or their rollouts noised again."""

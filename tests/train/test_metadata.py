@@ -20,7 +20,8 @@ from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError, ContractError, RewardError
 from aegpo.prompts.lists import problems
-from aegpo.report.profile.evidence import group_values, measure_reward_std, rewards_at
+from aegpo.report.profile.evidence import measure_reward_std, rewards_at
+from aegpo.report.profile.groups import group_values
 from aegpo.report.profile.target import ProfileRequest, find_target
 from aegpo.testing import check_reward
 from aegpo.train.engine import Engine

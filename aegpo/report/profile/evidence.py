@@ -2,8 +2,8 @@
 
 Steps: from the deterministic trunk of each prompt, noisy children branch off at every step and run out
 deterministically; the spread of their rewards is what exploration at that step has to offer. Prompts: delta-entropy
-against the reward a prompt gained between two checkpoints, the spread of rewards within its group and the norm of its
-loss's gradient. All correlations are of ranks, with intervals for new prompts.
+against the reward a prompt gained between two checkpoints, the spread of rewards within its group and the squared norm
+of its loss's gradient. All correlations are of ranks, with intervals for new prompts.
 """
 
 from __future__ import annotations
@@ -20,24 +20,20 @@ from torch import Tensor
 from aegpo.core import contracts
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Prompt, RolloutPlan
 from aegpo.core.signals import Trunk
-from aegpo.method.advantages.credit import crediting
-from aegpo.method.planning import scored_levels
 from aegpo.method.signals.entropy import entropy_options
-from aegpo.method.trees import IndependentTree
 from aegpo.report.profile.analysis import Analysis
+from aegpo.report.profile.groups import SQUARED_NORM, group_values
 from aegpo.report.profile.measure import Profile
 from aegpo.report.profile.other_signals import measure_signals
 from aegpo.report.statistics import Interval, bootstrap_interval, holm, permutation_p, spearman
 from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
 from aegpo.train.noise import StepNoise, prompt_noise
-from aegpo.train.predicted import PredictedScores
 from aegpo.train.rollouts import roll_out, sample_deterministic
 from aegpo.train.scoring import score
 
 CHILDREN = 8  # noisy children of each trunk state
 NOISES = 8  # start noises of which a prompt's reward is the mean
-GROUP = 12  # rollouts of a prompt's group (DanceGRPO's size)
 _AT_ONCE = 8  # prompts whose children are rolled out together
 STEP_NUMBER, NOISE_STD = "step number (falling)", "std of the noise"
 
@@ -81,6 +77,8 @@ class PromptEvidence:
     outcomes: Mapping[str, FloatArray]  # name -> (P,)
     reliability: Mapping[str, float]  # rank correlation of two halves of the measurement
     correlations: tuple[Correlation, ...]
+    cosine: float  # of the gradients of two halves of a group, mean over prompts; NaN where nothing is learned
+    cosine_interval: Interval | None  # for new prompts
 
 
 @dataclass(frozen=True)
@@ -210,37 +208,6 @@ def rewards_at(engine: Engine, prompts: Sequence[Prompt]) -> FloatArray:  # (NOI
     return np.stack(found)
 
 
-def group_values(engine: Engine, prompts: Sequence[Prompt], say: Say) -> tuple[FloatArray, FloatArray]:
-    """(GROUP, P) rewards of independent rollouts, and (P,) norms of the gradient of each prompt's loss."""
-    levels = len(engine.policy.how.sigmas) - 1
-    noisy = np.arange(levels)[None] < levels - 1  # all but the last, as Flow-GRPO
-    plan = IndependentTree().plan(np.array([GROUP]), noisy, np.random.default_rng(0))
-    contracts.check_plan("independent", plan, np.array([GROUP]), noisy)
-    weights = torch.tensor([spec.weight for spec in engine.experiment.rewards])
-    state = {name: value.clone() for name, value in engine.learner.state_dict().items()}
-    updates, rewards, norms = engine.learner.updates, [], []
-    asked = scored_levels(engine.experiment, engine.advantage, plan)
-
-    def inspect(images: Tensor) -> None:
-        contracts.check_images(engine.experiment.model.kind, images, len(images))
-
-    for row, prompt in enumerate(prompts):
-        cond, noise = engine.policy.model.encode([prompt]), StepNoise(row)
-        predicted = PredictedScores(engine.policy.how, engine.rewards, plan, [prompt], asked, inspect)
-        rollouts = roll_out(engine.policy.how, plan, cond, noise, look=predicted.look)
-        scores = torch.stack(list(score(engine.rewards, rollouts.images, [prompt] * GROUP).values()), dim=1)
-        with crediting(engine.experiment.advantage.kind):
-            credit = engine.advantage.estimate(predicted.beside(scores), weights.to(scores.device), rollouts)
-        credit = credit.to(scores.device)
-        learned = engine.learner.update(rollouts, credit, cond, np.random.default_rng(0), noise)
-        engine.learner.load_state_dict(state, updates)  # the step is undone: only its gradient was asked for
-        rewards.append((scores.double() @ weights.to(scores).double()).cpu().numpy())
-        norms.append(learned["grad_norm"])
-        if (row + 1) % _AT_ONCE == 0:
-            say(f"prompts: gradients of {row + 1} of {len(prompts)}")
-    return np.stack(rewards, axis=1), np.array(norms)
-
-
 def prompt_evidence(
     analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say, signals: Sequence[str] = ()
 ) -> PromptEvidence:
@@ -261,17 +228,21 @@ def prompt_evidence(
         then = analysis.policy if earlier == analysis.target.step else remeasure()
     assert then is not None, "asked of runs only"
     others = measure_signals(engine, analysis.target.prompts, signals).by_prompt
-    group, norms = group_values(engine, analysis.target.prompts, say)
-    gains = after - before
-    outcomes = {"reward gain": gains.mean(axis=0), "std in group": group.std(axis=0, ddof=1), "gradient norm": norms}
+    groups = group_values(engine, analysis.target.prompts, say)
+    gains, first, second = after - before, *np.split(groups.rewards, 2)
+    outcomes = {"reward gain": gains.mean(axis=0), "std in group": groups.rewards.std(axis=0, ddof=1)}
+    outcomes[SQUARED_NORM] = groups.squared_norms
     halves = {
         "reward gain": spearman(gains[0::2].mean(axis=0), gains[1::2].mean(axis=0)),
-        "std in group": spearman(group[0::2].std(axis=0, ddof=1), group[1::2].std(axis=0, ddof=1)),
+        "std in group": spearman(first.std(axis=0, ddof=1), second.std(axis=0, ddof=1)),
     }
     predictors = {f"delta {block}": _moved(then, analysis.base, block) for block in then.blocks}
     predictors[f"entropy {analysis.block}"] = then.curves(analysis.block).mean(axis=1)
     table = _correlations(predictors | others, outcomes)
-    return PromptEvidence(earlier, later, earlier or later, outcomes, halves, table)
+    known = groups.cosines[~np.isnan(groups.cosines)]
+    cosine = bootstrap_interval(lambda rows: float(known[rows].mean()), len(known), np.random.default_rng(0))
+    mean = float(known.mean()) if len(known) else math.nan
+    return PromptEvidence(earlier, later, earlier or later, outcomes, halves, table, mean, cosine)
 
 
 def _moved(policy: Profile, base: Profile, block: str) -> FloatArray:  # (P,)

@@ -32,7 +32,7 @@ def drawings(evidence: Evidence) -> Iterator[Drawing]:
             "Delta-entropy and learning value",
             "Rank correlation over prompts with 95 % bootstrap interval; filled: holds once corrected for all "
             "comparisons.",
-            "Rank correlations of delta-entropy with reward gain, spread in the group and gradient norm",
+            "Rank correlations of delta-entropy with reward gain, spread in the group and squared gradient norm",
             lambda: draw_prompts(found, evidence.block),
         )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from aegpo.report.profile.evidence import CHILDREN, NOISE_STD, STEP_NUMBER, Correlation, Evidence, PromptEvidence
+from aegpo.report.profile.groups import SQUARED_NORM
 from aegpo.report.tables import NONE, Table
 from aegpo.report.wording import interval, listing, plural, signed
 
@@ -59,7 +60,7 @@ def _about_prompts(evidence: Evidence) -> Iterator[str]:
     sure = [each for each in read if _holds(each)]
     which = f"delta-entropy of block {evidence.block} at {_checkpoint(found.delta_at)}"
     if not sure:
-        yield f"Prompts: no evidence that {which} tells a prompt's learning value."
+        yield f"Prompts: no evidence that {which} tells a prompt's learning value{_bounds(read)}."
     else:
         words = [f"{'more' if each.rho > 0 else 'less'} {each.outcome}" for each in sure]
         yield f"Prompts: a higher {which} goes with {listing(words)}."
@@ -69,6 +70,27 @@ def _about_prompts(evidence: Evidence) -> Iterator[str]:
         names = [f"{each.predictor} with {each.outcome} ({signed(each.rho, PLACES)})" for each in others]
         yield f"Other pairs that hold once corrected for {len(found.correlations)} comparisons: {listing(names)}."
     yield _reliability(found)
+    yield (
+        f"Gradients of two halves of a group have a cosine of {_mean_cosine(found)} on average; without noise it would "
+        "be 1."
+    )
+
+
+def _bounds(read: Sequence[Correlation]) -> str:
+    """Between what the intervals of a null have the truth."""
+    known = [each.interval for each in read if each.interval is not None]
+    if not known:
+        return ""
+    low, high = min(each.low for each in known), max(each.high for each in known)
+    return f"; rank correlations from {signed(low, PLACES)} to {signed(high, PLACES)} are not excluded"
+
+
+def _mean_cosine(found: PromptEvidence) -> str:
+    return (
+        "undefined"
+        if math.isnan(found.cosine)
+        else f"{signed(found.cosine, PLACES)} {interval(found.cosine_interval, PLACES)}"
+    )
 
 
 def _reliability(found: PromptEvidence) -> str:
@@ -127,8 +149,9 @@ def _prompt_table(found: PromptEvidence) -> Table:
     rows = tuple((*_cells(each, both=True), _p(each)) for each in found.correlations)
     note = (
         f"Reward gain: from {_checkpoint(found.earlier)} to {_checkpoint(found.later)}, deterministic sampler, mean "
-        f"over start noises. Delta and entropy at {_checkpoint(found.delta_at)}; std in group and gradient norm at "
-        f"{_checkpoint(found.earlier or found.later)}. p: permutations, Holm-corrected for all rows."
+        f"over start noises. Delta and entropy at {_checkpoint(found.delta_at)}; std in group and {SQUARED_NORM} at "
+        f"{_checkpoint(found.earlier or found.later)}; the latter is the product of the gradients of two halves of the "
+        "group, which share no noise. p: permutations, Holm-corrected for all rows."
     )
     return Table(
         "Delta-entropy and learning value", ("predictor and outcome", "rho", "95 % CI", "p (Holm)"), rows, note

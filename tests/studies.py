@@ -12,7 +12,7 @@ from rich.console import Console
 from aegpo.report import write_report
 from aegpo.report.recorded import read_study
 from aegpo.report.summary import summarize
-from aegpo.report.wording import verdict
+from aegpo.report.verdict import verdict
 
 SEEDS = (0, 1, 2)
 VERSIONS = {"python": "3.11.9", "torch": "2.13.0", "tensorboard": None}
@@ -58,12 +58,13 @@ RANDOM = Arm("random-steps", {"palette": 0.045, "scene": -0.06}, 420, 0, 320, ch
 ARMS = (GRPO, ALLOCATION, SELECTION, AEGPO, RANDOM)
 
 
-def write_experiment(folder, arms, seeds=SEEDS, world=World(), order=True):
+def write_experiment(folder, arms, seeds=SEEDS, world=World(), order=True, **verdict):
+    """Every arm under every seed; `verdict` is what the file asks of the report."""
     for arm in arms:
         for seed in seeds:
             write_run(folder, arm, seed, world, world.training_steps)
     if order:
-        order_file = {"arms": [arm.name for arm in arms], "seeds": list(seeds)}
+        order_file = {"arms": [arm.name for arm in arms], "seeds": list(seeds), **verdict}
         (folder / "order.json").write_text(json.dumps(order_file))
     return folder
 
@@ -169,3 +170,10 @@ def numbers_of(folder):
 
 def score(numbers, arm, label="palette"):
     return next(row for row in numbers["scores"] if (row["arm"], row["label"]) == (arm, label))
+
+
+def difference(numbers, arm, reference="grpo", label="palette"):
+    found = [
+        row for row in numbers["contrasts"] if (row["arm"], row["reference"], row["label"]) == (arm, reference, label)
+    ]
+    return found[0] if found else None

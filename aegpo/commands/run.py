@@ -142,7 +142,7 @@ def _of_file(request: LaunchRequest, registries: Registries, errors: Console) ->
             _say(errors, f"warning: {warning}")
     folder = request.out / file.name
     try:
-        write_order(folder, tuple(file.arms), file.seeds)
+        write_order(folder, tuple(file.arms), file.seeds, file.verdict)
     except OSError as error:
         raise AegpoError(
             f"--out {request.out}: cannot be written to: {error.strerror}; choose another folder"

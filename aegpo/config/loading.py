@@ -27,11 +27,12 @@ from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Location
 from aegpo.core.registries import Registries
 from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
+from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import SpecError
 from aegpo.method import planning
 from aegpo.prompts.problems import PromptProblems
 
-FILE_KEYS = ("extends", "arms", "seeds", "measured")  # of a file, beside the fields of Experiment
+FILE_KEYS = ("extends", "arms", "seeds", "measured", *VerdictSpec.model_fields)  # of a file, beside those of Experiment
 OF_THE_FILE = (*FILE_KEYS, "name", "seed")  # what no arm may change
 ONLY_ARM = "main"  # of a file without arms
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -47,6 +48,7 @@ class ExperimentFile:
     name: str
     seeds: tuple[int, ...]
     arms: Mapping[str, Experiment]  # in the order of the file, each under the first seed
+    verdict: VerdictSpec  # what the report compares
     warnings: tuple[str, ...] = ()  # what is possible but probably not meant, with its place in the file
     measured: MeasuredSpec | Literal["never"] | None = None  # None: the file does not say
 
@@ -76,6 +78,7 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
     seeds = _seeds(document, mistakes)
     measured = read_measured(document, mistakes)
     arms = _arms(document, patches, mistakes)
+    verdict = _verdict(document, mistakes)
     spec = experiment_type(registries)
     experiments: dict[str, Experiment] = {}
     complaints: dict[Mistake, list[str]] = {}
@@ -90,7 +93,8 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
             experiments[arm] = experiment
     refuse([*mistakes, *(_naming_arms(mistake, names, len(arms)) for mistake, names in complaints.items())])
     warnings = [str(_naming_arms(mistake, names, len(arms))) for mistake, names in cautions.items()]
-    return ExperimentFile(path, next(iter(experiments.values())).name, seeds, experiments, tuple(warnings), measured)
+    name = next(iter(experiments.values())).name
+    return ExperimentFile(path, name, seeds, experiments, verdict, tuple(warnings), measured)
 
 
 def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experiment:
@@ -265,6 +269,18 @@ def _seeds(document: Marked, mistakes: list[Mistake]) -> tuple[int, ...]:
         elif seed in seeds[:index]:
             mistakes.append(Mistake(mark, f"seeds.{index}", f"{seed} is given twice; every seed is run once"))
     return tuple(seeds) if all(type(seed) is int for seed in seeds) else DEFAULT_SEEDS
+
+
+def _verdict(document: Marked, mistakes: list[Mistake]) -> VerdictSpec:
+    """What the report is asked for; arms are those of the file, also where a mistake leaves one out."""
+    given = {key: child for key, child in document.children.items() if key in VerdictSpec.model_fields}
+    tree = replace(document, value=given)
+    verdict, findings = validate(VerdictSpec, tree.plain)
+    arms = document.children["arms"].children if "arms" in document.children else {}
+    problems = verdict.problems(tuple(arms) or (ONLY_ARM,)) if verdict is not None else ()
+    findings += [Finding(problem.location, problem.message) for problem in problems]
+    mistakes += [_mistake(tree, finding) for finding in findings]
+    return verdict if verdict is not None else VerdictSpec()
 
 
 def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> dict[str, Marked]:

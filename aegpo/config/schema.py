@@ -10,10 +10,11 @@ from aegpo.config.measured import MeasuredSpec
 from aegpo.core.experiment import experiment_type
 from aegpo.core.registries import Registries
 from aegpo.core.sections import ScheduleSpec
+from aegpo.core.verdicts import VerdictSpec
 
 
 def file_schema(registries: Registries) -> dict[str, Any]:
-    """What a file may contain: the fields of an experiment, `extends`, `arms`, `seeds` and `measured`.
+    """What a file may contain: the fields of an experiment, `extends`, `arms`, `seeds`, `measured` and what its report compares.
 
     Nothing is required, because keys may come from the extended file; patches of arms are described by name only,
     because what they must contain depends on what they patch.
@@ -41,6 +42,7 @@ def file_schema(registries: Registries) -> dict[str, Any]:
             "default": [0],
             "description": "every arm is run under each",
         },
+        **VerdictSpec.model_json_schema()["properties"],
         "arms": {
             "type": "object",
             "propertyNames": {"pattern": f"^{ARM_NAME.pattern}$"},

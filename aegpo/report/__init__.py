@@ -1,6 +1,6 @@
 """Report: what an experiment's runs say. Who won, by how much, and how sure that is.
 
-`recorded` reads the runs, `summary` computes every number, `wording` and `tables` say them, `figures` draws them, and
+`recorded` reads the runs, `summary` computes every number, `verdict` and `tables` say them, `figures` draws them, and
 `page` and `terminal` show them. `profile` reports attention entropy.
 
 Imports runs and the rooms above it.
@@ -19,7 +19,7 @@ from aegpo.report.plots import draw_plots
 from aegpo.report.recorded import read_study
 from aegpo.report.summary import summarize
 from aegpo.report.terminal import show
-from aegpo.report.wording import verdict
+from aegpo.report.verdict import verdict
 
 
 def write_report(folder: Path, console: Console) -> Path:
@@ -29,8 +29,9 @@ def write_report(folder: Path, console: Console) -> Path:
 
     Args:
         folder: the experiment's, OUT/NAME; every ARM/seed-S below it is read. Its file order.json,
-            ``{"arms": [...], "seeds": [...]}``, says which runs belong to the experiment and which arm is the first, to
-            which the others are compared; without it every run belongs and arms are in alphabetical order.
+            ``{"arms": [...], "seeds": [...]}``, says which runs belong to the experiment and in which order, and with
+            the keys ``comparisons``, ``margin`` and ``target`` of the experiment file what is compared: by default
+            every arm to the first. Without it every run belongs and arms are in alphabetical order.
         console: where the tables go.
 
     Returns:

@@ -116,7 +116,7 @@ def meaning(found: Evaluated) -> str:
     paired = "95 % CI of the gain, policy minus base on the same prompt and start noise"
     if found.seeds == 1:
         return f"{paired}, for new prompts of the same kind. One seed says nothing about other seeds of the training."
-    return f"{paired}, over {found.seeds} seeds, for new seeds and new prompts alike (Satterthwaite)."
+    return f"{paired}, over {found.seeds} seeds, for new seeds and new prompts alike (Banerjee 1960)."
 
 
 def page(found: Evaluated, sheet: Image) -> str:

@@ -9,10 +9,13 @@ import numpy as np
 
 from aegpo.core.records import FloatArray, IntArray
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
+from aegpo.report.contrasts import Contrast
 from aegpo.report.recorded import IDLE_STAGES, RecordedRun, Study
+from aegpo.report.scores import Score
 from aegpo.report.statistics import Interval
 from aegpo.report.style import (
     BASELINE,
+    GRID,
     INK,
     MARKERS,
     PALETTE,
@@ -27,7 +30,9 @@ from aegpo.report.style import (
     whole_ticks,
     write_instead,
 )
-from aegpo.report.summary import Curve, Score, Summary, curve_of, learning_curves
+from aegpo.report.summary import Curve, Summary, curve_of, learning_curves
+
+LONGEST_LABEL = 20  # letters of an arm's name beside its row
 
 # --- curves ----------------------------------------------------------------------------------------------------------
 
@@ -85,27 +90,49 @@ def _base_line(axes: Any, study: Study, label: str) -> None:
 
 
 def draw_gains(summary: Summary) -> Any:
-    """Gain and paired difference of every arm with intervals, a row a label."""
-    labels, arms = summary.labels, summary.arms
-    figure = new_figure(11, 0.5 + len(labels) * (0.75 + 0.3 * len(arms)))
-    grid = figure.subplots(len(labels), 2, squeeze=False, sharey=True)
-    for (left, right), label in zip(grid, labels, strict=True):
-        for axes in (left, right):
-            axes.axvline(0, color=INK, linewidth=1, zorder=1)
-            axes.grid(visible=False, axis="y")
-            axes.set_yticks(range(len(arms)), arms)
-            axes.set_ylim(len(arms) - 0.4, -0.6)
-        for row in summary.under(label):
-            _draw_score(left, right, arms.index(row.arm), row, looks(arms)[row.arm])
+    """Gains and differences with their intervals, a row a label; what is optimised at equal cost too."""
+    shown = [(label, summary.under(label), summary.compared(label)) for label in summary.labels]
+    if (equal := summary.equal_cost) is not None:
+        shown.insert(1, (f"{summary.headline} at equal cost", equal.scores, equal.contrasts))
+    heights = [0.75 + 0.3 * max(len(summary.arms), len(contrasts)) for _, _, contrasts in shown]
+    figure = new_figure(11, 0.5 + sum(heights))
+    grid = figure.subplots(len(shown), 2, squeeze=False, height_ratios=heights)
+    for (left, right), (label, scores, contrasts) in zip(grid, shown, strict=True):
+        _draw_gains(left, summary.arms, scores)
         left.set_title(f"{label}: gain over the base")
-        right.set_title(f"{label}: gain minus {arms[0]}'s")
+        _draw_differences(right, summary.arms, contrasts)
+        right.set_title(f"{label}: differences of gains")
     return figure
 
 
-def _draw_score(left: Any, right: Any, place: int, row: Score, look: Look) -> None:
-    _whisker(left, place, row.gain, row.gain_interval, row.gain_by_seed, look)
-    if row.difference is not None:
-        _whisker(right, place, row.difference.mean, row.difference.over_seeds, row.difference.by_seed, look)
+def _draw_gains(axes: Any, arms: Sequence[str], scores: Sequence[Score]) -> None:
+    _rows_around_zero(axes, [_short(arm) for arm in arms])
+    for row in scores:
+        look = looks(arms)[row.arm]
+        _whisker(axes, arms.index(row.arm), row.gain, row.gain_interval, row.gain_by_seed, look)
+
+
+def _draw_differences(axes: Any, arms: Sequence[str], contrasts: Sequence[Contrast]) -> None:
+    if not contrasts:
+        write_instead(axes, "nothing to compare")
+        return
+    _rows_around_zero(axes, [f"{_short(each.arm)} - {_short(each.reference)}" for each in contrasts])
+    for place, each in enumerate(contrasts):
+        if each.margin is not None:
+            axes.barh([place], [2 * each.margin], left=-each.margin, height=0.8, color=GRID, zorder=0)
+        _whisker(axes, place, each.mean, each.over_seeds, each.by_seed, looks(arms)[each.arm])
+
+
+def _short(name: str) -> str:
+    """A name with its middle left out where it would take the room of the plot."""
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 12]}...{name[-9:]}"
+
+
+def _rows_around_zero(axes: Any, names: Sequence[str]) -> None:
+    axes.axvline(0, color=INK, linewidth=1, zorder=1)
+    axes.grid(visible=False, axis="y")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _whisker(

@@ -15,14 +15,14 @@ from aegpo.report.summary import Summary
 from aegpo.report.tables import (
     cost_table,
     difference_table,
-    reach_table,
+    reach_tables,
     score_tables,
     setting,
     signals_table,
     versions_table,
 )
 from aegpo.report.templating import render
-from aegpo.report.wording import verdict
+from aegpo.report.verdict import verdict
 
 LARGEST_GRID = 768  # pixels; larger sample grids are made smaller for the page, the files stay as they are
 OF_SCORES = ("gains", "curves")  # plots that follow the scores
@@ -43,11 +43,11 @@ def page(study: Study, summary: Summary, plots: Sequence[Plot]) -> str:
         {
             "name": study.name,
             "verdict": verdict(summary),
-            "notes": study.notes,
+            "notes": summary.notes,
             "looks": looks(study.arms),
             "scores": tuple(score_tables(summary)) if summary.scores else (),
             "of_scores": [plot for plot in plots if plot.name in OF_SCORES],
-            "costs": (cost_table(summary), reach_table(summary)) if summary.costs else (),
+            "costs": (*([cost_table(summary)] if summary.costs else []), *reach_tables(summary)),
             "signals": signals_table(summary) if summary.signals else None,
             "others": [plot for plot in plots if plot.name not in OF_SCORES],
             "samples": _samples(study),

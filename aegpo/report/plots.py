@@ -64,9 +64,9 @@ def _of_scores(study: Study, summary: Summary) -> Iterator[Drawing]:
         yield Drawing(
             "gains",
             "Gains and differences",
-            "Left: gain over the base, 95 % CI for new seeds and new prompts. Right: paired difference of the gain to "
-            "the first arm, 95 % t interval over seeds. Small dots: single seeds.",
-            "Gain of every arm with its interval, and its paired difference to the first arm",
+            "Left: gain over the base, 95 % CI for new seeds and new prompts. Right: differences of gains, 95 % CI "
+            "over seeds; the pale bar is the margin, within which arms count as equal. Small dots: single seeds.",
+            "Gain of every arm with its interval, and the differences that are compared",
             lambda: draw_gains(summary),
         )
 

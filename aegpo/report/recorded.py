@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from aegpo.config.validation import validate
 from aegpo.core.as_json import loads
 from aegpo.core.records import FloatArray
+from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import AegpoError
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.runs.evaluations import evaluated_steps, unevaluated
@@ -112,6 +114,7 @@ class Study:
     seeds: tuple[int, ...]
     runs: Mapping[tuple[str, int], RecordedRun]
     notes: tuple[str, ...]  # what is missing or odd, in words
+    verdict: VerdictSpec  # which arms are compared, and by what measure
 
     @property
     def name(self) -> str:
@@ -150,14 +153,14 @@ def read_study(folder: Path) -> Study:
     begun = {key: path for key, path in found.items() if (path / "manifest.json").exists()}
     if not begun:
         raise AegpoError(f"no run in {folder}: it has no ARM/seed-S/manifest.json; name a folder a run wrote to")
-    arms, seeds = _order(folder, begun)
+    arms, seeds, verdict = _order(folder, begun)
     runs = {key: _read_run(key[0], key[1], path) for key, path in begun.items() if key[0] in arms and key[1] in seeds}
     if not runs:
         raise AegpoError(f"no run in {folder} is of the arms and seeds that its order.json names")
     _check_prompts(runs)
     odd = (*_unevaluated(runs), *_dropped(runs), *_not_finite(runs))
     notes = (*_missing(arms, seeds, runs), *odd, *_strangers(begun, runs))
-    return Study(folder, arms, seeds, runs, notes)
+    return Study(folder, arms, seeds, runs, notes, verdict)
 
 
 def _seed(path: Path) -> int:
@@ -165,12 +168,18 @@ def _seed(path: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _order(folder: Path, begun: Mapping[tuple[str, int], Path]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _order(folder: Path, begun: Mapping[tuple[str, int], Path]) -> tuple[tuple[str, ...], tuple[int, ...], VerdictSpec]:
     path = folder / "order.json"
     if not path.exists():
-        return tuple(sorted({arm for arm, _ in begun})), tuple(sorted({seed for _, seed in begun}))
+        return tuple(sorted({arm for arm, _ in begun})), tuple(sorted({seed for _, seed in begun})), VerdictSpec()
     order = _parse(path, path.read_text(encoding="utf-8"))
-    return tuple(order["arms"]), tuple(order["seeds"])
+    arms = tuple(order["arms"])
+    verdict, found = validate(VerdictSpec, {key: order[key] for key in VerdictSpec.model_fields if key in order})
+    wrong = [*found, *(verdict.problems(arms) if verdict is not None else ())]
+    if verdict is None or wrong:
+        places = "; ".join(f"{'.'.join(map(str, each.location))}: {each.message}" for each in wrong)
+        raise AegpoError(f"cannot read {path}: {places}; mend it, or give the experiment file to 'aegpo run' again")
+    return arms, tuple(order["seeds"]), verdict
 
 
 def _parse(path: Path, text: str) -> Any:

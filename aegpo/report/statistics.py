@@ -38,6 +38,14 @@ class Interval:
         return (self.high - self.low) / 2
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of an estimate's error that is independent of the others, as far as the data know it."""
+
+    variance: float  # of the estimate, not of one value
+    df: int  # degrees of freedom it was estimated with
+
+
 # --- Student's t -----------------------------------------------------------------------------------------------------
 
 
@@ -68,36 +76,67 @@ def mean_interval(values: FloatArray) -> Interval | None:
     return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 
-def crossed_interval(table: FloatArray) -> Interval | None:
-    """The interval of the mean of an (S, K) table for new seeds and new prompts alike; None for S < 2 or K < 2.
+def combined_interval(mean: float, parts: Sequence[Part]) -> Interval:
+    """The interval around an estimate whose error is a sum of independent ones, each with a variance of its own.
 
-    The squared standard error is var(seed means) / S + var(prompt means) / K, with Satterthwaite's degrees of freedom
-    (Satterthwaite 1946; the combination is that of Clark's min F', 1973). It counts the residual twice, so it errs on
-    the wide side. Bootstrapping prompts crossed with seeds is the usual alternative, and far too narrow here: three
-    resampled seeds cannot show how much seeds vary.
+    Half its width is sqrt(sum t_i^2 v_i), with t_i the quantile for the degrees of freedom that v_i was estimated with
+    (Banerjee 1960, Sankhya 22, 357-358). For normal errors it covers at least as often as it says, and it is never
+    narrower than the interval of any one part alone. Satterthwaite's degrees of freedom (1946), the usual way, cover
+    .87 for 2 seeds and .92 for 3: few seeds that happen to lie close together pass for many that do.
     """
-    seeds, prompts = table.shape
-    if seeds < 2 or prompts < 2:
-        return None
-    by_seed = float(table.mean(axis=1).var(ddof=1)) / seeds
-    by_prompt = float(table.mean(axis=0).var(ddof=1)) / prompts
-    mean, total = float(table.mean()), by_seed + by_prompt
-    if total == 0:
-        return Interval(mean, mean)
-    # as shares of the total: their squares would underflow for scores that are all but equal
-    df = 1 / ((by_seed / total) ** 2 / (seeds - 1) + (by_prompt / total) ** 2 / (prompts - 1))
-    half = t_quantile((1 + LEVEL) / 2, df) * math.sqrt(total)
+    half = math.sqrt(sum(t_quantile((1 + LEVEL) / 2, part.df) ** 2 * part.variance for part in parts if part.variance))
     return Interval(mean - half, mean + half)
 
 
-def p_value(values: FloatArray) -> float | None:
-    """Two-sided p of the t test that the mean of (n,) independent values is 0; None for fewer than 2."""
-    if len(values) < 2:
+def crossed_interval(table: FloatArray) -> Interval | None:
+    """The interval of the mean of an (S, K) table for new seeds and new prompts alike; None for S < 2 or K < 2.
+
+    The squared standard error is var(seed means) / S + var(prompt means) / K, as in Clark's min F' (1973), and counts
+    the residual twice: wide rather than narrow. Bootstrapping prompts crossed with seeds is the usual alternative, and
+    far too narrow here: three resampled seeds cannot show how much seeds vary.
+    """
+    if min(table.shape) < 2:
         return None
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    if error == 0:
-        return 1.0 if values.mean() == 0 else 0.0
-    return 2 * t_cdf(-abs(float(values.mean())) / error, len(values) - 1)
+    return combined_interval(float(table.mean()), (part_of(table.mean(axis=1)), part_of(table.mean(axis=0))))
+
+
+def part_of(means: FloatArray) -> Part:
+    """The part of the error of a mean of (n,) >= 2 independent values that is theirs."""
+    return Part(float(means.var(ddof=1)) / len(means), len(means) - 1)
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def p_of_zero(mean: float, error: Part) -> float:
+    """Two-sided p of the t test that an estimate's true value is 0."""
+    if error.variance == 0:
+        return 1.0 if mean == 0 else 0.0
+    return 2 * t_cdf(-abs(mean) / math.sqrt(error.variance), error.df)
+
+
+def p_of_not_below(estimate: float, parts: Sequence[Part]) -> float:
+    """One-sided p of the test that an estimate's true value is 0 or more, where its error is a sum of independent ones.
+
+    The p whose bound, the estimate + sqrt(sum t_i^2 v_i) as in `combined_interval`, is 0; for one part, the t test's.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import stdtrit
+
+    known = [part for part in parts if part.variance]
+    if not known:
+        return 0.0 if estimate < 0 else 1.0
+    if len(known) == 1:
+        return t_cdf(estimate / math.sqrt(known[0].variance), known[0].df)
+    if estimate > 0:
+        return 1 - p_of_not_below(-estimate, known)
+
+    def short_of_zero(log_p: float) -> float:
+        quantiles = stdtrit([part.df for part in known], math.exp(log_p))
+        return estimate + math.sqrt(float(quantiles**2 @ [part.variance for part in known]))
+
+    least = math.log(1e-100)
+    return math.exp(brentq(short_of_zero, least, math.log(0.5))) if short_of_zero(least) > 0 else 0.0
 
 
 def holm(values: Sequence[float]) -> tuple[float, ...]:
@@ -113,35 +152,38 @@ def holm(values: Sequence[float]) -> tuple[float, ...]:
 # --- power -----------------------------------------------------------------------------------------------------------
 
 
-def t_test_power(shift: float, count: int) -> float:
-    """Chance that the two-sided one-sample t test at 1 - LEVEL sees a true mean `shift` standard errors from 0.
+def t_test_power(shift: float, df: float) -> float:
+    """Chance that the two-sided t test at 1 - LEVEL sees a true value `shift` standard errors from 0.
 
     The square of a noncentral t is a noncentral F (Johnson, Kotz and Balakrishnan, Continuous Univariate Distributions
     2, 1995, Sec. 31.1), which has both tails in one; scipy's own noncentral t is NaN far out in the smaller one.
     """
     from scipy.special import ncfdtr
 
-    critical = t_quantile((1 + LEVEL) / 2, count - 1)
-    return 1 - float(ncfdtr(1, count - 1, shift**2, critical**2))
+    critical = t_quantile((1 + LEVEL) / 2, df)
+    return 1 - float(ncfdtr(1, df, shift**2, critical**2))
 
 
 @functools.cache
-def detectable_shift(count: int) -> float:
-    """Standard errors the true mean must lie from 0 for a test of `count` >= 2 values to see it with chance POWER."""
+def detectable_shift(df: float) -> float:
+    """Standard errors a true value must lie from 0 for a test with `df` >= 1 to see it with chance POWER."""
     from scipy.optimize import brentq
 
-    # two values need 16.3, and more values less
-    return float(brentq(lambda shift: t_test_power(shift, count) - POWER, 0, 20, xtol=1e-12))
+    # one degree of freedom needs 16.3, and more of them less
+    return float(brentq(lambda shift: t_test_power(shift, df) - POWER, 0, 20, xtol=1e-12))
 
 
-def smallest_detectable(values: FloatArray) -> float | None:
-    """The true mean that a two-sided t test of (n,) values with this spread sees with chance POWER; None below 2.
+def smallest_detectable(error: Part) -> float:
+    """The true value that the two-sided t test sees with chance POWER, if this spread is the true one."""
+    return detectable_shift(error.df) * math.sqrt(error.variance)
 
-    It takes the observed standard deviation for the true one, which few values know only roughly.
-    """
-    if len(values) < 2:
-        return None
-    return detectable_shift(len(values)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+def spread_range(df: float) -> Interval:
+    """What a standard deviation that was estimated with `df` is to be multiplied by for its interval (chi-squared)."""
+    from scipy.special import chdtri
+
+    low, high = (math.sqrt(df / float(chdtri(df, tail))) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Interval(low, high)
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------

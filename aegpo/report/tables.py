@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aegpo.method.costs import BACKWARD
+from aegpo.report.contrasts import MARGIN_SHARE, Contrast
+from aegpo.report.reaching import TARGET_SHARE
 from aegpo.report.recorded import Study
-from aegpo.report.summary import Score, Summary
-from aegpo.report.wording import count, decimals, interval, label_decimals, plural, signed
+from aegpo.report.scores import Score
+from aegpo.report.summary import Summary
+from aegpo.report.wording import NOT_POSSIBLE, chance, count, interval, label_decimals, plural, signed, spent
 
 NONE = "-"
 NOISE = (
@@ -29,35 +32,58 @@ class Table:
 
 
 def score_tables(summary: Summary) -> Iterator[Table]:
-    """A table for each evaluation label: base, final, gain and paired difference of every arm."""
-    first = summary.arms[0]
-    columns = ("arm", "seeds", "base", "final", "gain", "95 % CI", f"minus {first}", "CI over seeds", "CI also prompts")
+    """Two tables for each evaluation label: what every arm gained, and the differences that are compared."""
     for label in summary.labels:
         rows = summary.under(label)
         role = "trained" if rows[0].trained else "guard: scored, never optimised"
         if len({row.trained for row in rows}) > 1:
             role = "trained in some arms: " + ", ".join(row.arm for row in rows if row.trained)
-        places = label_decimals(summary, label)
-        cells = tuple(_score_cells(row, places) for row in rows)
-        yield Table(f"{label} ({role})", (*columns, "detectable", "p (Holm)"), cells)
+        contrasts, places = summary.compared(label), label_decimals(summary, label)
+        yield _gains(f"{label} ({role})", rows, places)
+        if contrasts:
+            yield _differences(f"{label}: differences", contrasts, places)
+        if label == summary.headline and (equal := summary.equal_cost) is not None:
+            where = f"{label} at equal cost, {count(equal.cost)}"
+            yield _gains(f"{where}: all that {equal.arm} spends", equal.scores, places)
+            if equal.contrasts:
+                yield _differences(f"{where}: differences", equal.contrasts, places)
 
 
-def _score_cells(row: Score, places: int) -> tuple[str, ...]:
+def _gains(title: str, rows: Sequence[Score], places: int) -> Table:
     # one seed says nothing about other seeds, so its interval is marked
-    mark = "" if len(row.seeds) > 1 else " (prompts only)"
-    gain = (signed(row.gain, places), interval(row.gain_interval, places) + mark)
-    head = (row.arm, str(len(row.seeds)), f"{row.base:.{places}f}", f"{row.final:.{places}f}", *gain)
-    if row.difference is None:
-        return (*head, *[NONE] * 5)
-    each = row.difference
-    return (
-        *head,
-        signed(each.mean, places),
-        interval(each.over_seeds, places),
-        interval(each.over_both, places),
-        "not possible" if each.smallest_detectable is None else f"{each.smallest_detectable:.{places}f}",
-        "not possible" if each.p_holm is None else f"{each.p_holm:.2g}",
+    marks = [" (prompts only)" if len(row.seeds) < 2 else "" for row in rows]
+    cells = tuple(
+        (
+            row.arm,
+            str(len(row.seeds)),
+            f"{row.base:.{places}f}",
+            f"{row.final:.{places}f}",
+            signed(row.gain, places),
+            interval(row.gain_interval, places) + mark,
+        )
+        for row, mark in zip(rows, marks, strict=True)
     )
+    return Table(title, ("arm", "seeds", "base", "final", "gain", "95 % CI"), cells)
+
+
+def _differences(title: str, contrasts: Sequence[Contrast], places: int) -> Table:
+    columns = ("arm", "minus", "seeds", "difference", "CI over seeds", "CI also prompts", "p (Holm)")
+    cells = tuple(
+        (
+            each.arm,
+            each.reference,
+            str(len(each.seeds)),
+            signed(each.mean, places),
+            interval(each.over_seeds, places),
+            interval(each.over_both, places),
+            chance(each.p_holm),
+            chance(each.p_equal_holm, NONE if each.p is not None else NOT_POSSIBLE),
+            NONE if each.margin is None else f"{each.margin:.{places}f}",
+            NOT_POSSIBLE if each.smallest_detectable is None else f"{each.smallest_detectable:.{places}f}",
+        )
+        for each in contrasts
+    )
+    return Table(title, (*columns, "p equal", "margin", "detectable"), cells)
 
 
 def cost_table(summary: Summary) -> Table:
@@ -73,8 +99,7 @@ def cost_table(summary: Summary) -> Table:
         "s per step",
         "s in all",
     )
-    equal = [cost.gain_at_equal_cost for cost in summary.costs]
-    places = max(3, decimals(equal))
+    places = label_decimals(summary, summary.headline)
     rows = tuple(
         (
             cost.arm,
@@ -93,7 +118,7 @@ def cost_table(summary: Summary) -> Table:
     note = (
         f"Cost = forwards + {BACKWARD} x trained edges, and 1 more for each frozen policy evaluated there. "
         "Seconds per step are without evaluations and checkpoints. "
-        f"Gain at equal cost: gain on {summary.headline} when an arm has spent what the cheapest arm spends in all."
+        f"Gain at equal cost: gain on {summary.headline} when an arm has spent what the cheapest run spends in all."
     )
     return Table("What it cost", (*columns, "gain at equal cost"), rows, note)
 
@@ -127,16 +152,24 @@ def noise_table(summary: Summary) -> Table:
     return Table("Noise left in training images", ("arm", "mean", "10th percentile", "90th percentile"), rows, NOISE)
 
 
-def reach_table(summary: Summary) -> Table:
-    """When every arm first reached the first arm's final score."""
-    target = "" if summary.target is None else f" ({summary.target:.{label_decimals(summary, summary.headline)}f})"
+def reach_tables(summary: Summary) -> Iterator[Table]:
+    """What every arm spent until it reached the target; nothing where no arm gained anything."""
+    target = summary.target
+    if target is None:
+        return
+    score = f"{target.score:.{label_decimals(summary, summary.headline)}f}"
+    share = "" if target.share_of is None else f", {100 * TARGET_SHARE:.0f} % of {target.share_of}'s gain"
+    columns = ("steps", "cost", "seconds", "forwards")
     rows = tuple(
-        (each.arm, count(each.steps), count(each.forwards), count(each.cost), count(each.seconds))
+        (each.arm, f"{each.reached} of {len(each.seeds)}", *(spent(each.spent[axis]) for axis in columns))
         for each in summary.reach
     )
-    note = "Of the curve averaged over finished seeds, straight between evaluations; its first crossing."
-    title = f"To reach {summary.arms[0]}'s final {summary.headline}{target}"
-    return Table(title, ("arm", "steps", "forwards", "cost", "training seconds"), rows, note)
+    note = (
+        "The first crossing of each seed's own curve, straight between evaluations; geometric mean over seeds with its "
+        "95 % CI for new seeds, in the spread of the logarithms of all arms whose every seed reached it. A seed that "
+        "did not counts with all it spent, so that only the low end of the interval is known. Seconds are of training."
+    )
+    yield Table(f"To reach {summary.headline} {score}{share}", ("arm", "reached", *columns), rows, note)
 
 
 def difference_table(study: Study) -> Table:
@@ -187,7 +220,7 @@ def setting(study: Study, summary: Summary) -> Iterator[tuple[str, str]]:
     spec = study.example.experiment
     rollouts, evaluation = spec["rollouts"], spec["evaluation"]
     steps = evaluation.get("denoising_steps") or rollouts["denoising_steps"]
-    first, seeds = summary.arms[0], ", ".join(map(str, summary.seeds))
+    seeds = ", ".join(map(str, summary.seeds))
     yield (
         "Runs",
         f"{plural(len(summary.arms), 'arm')} x {plural(len(summary.seeds), 'seed')} ({seeds}); "
@@ -200,21 +233,45 @@ def setting(study: Study, summary: Summary) -> Iterator[tuple[str, str]]:
         f"deterministic sampler with {steps} denoising steps; base is the untouched model on the same prompts and "
         "noise.",
     )
+    yield from _judgement(summary)
+
+
+def _judgement(summary: Summary) -> Iterator[tuple[str, str]]:
+    """What intervals, tests and margins are."""
     yield (
         "95 % CI of a gain",
-        "for new seeds and new prompts: t interval on var(seed means)/S + var(prompt means)/K with Satterthwaite's "
-        "degrees of freedom. It counts the residual twice and so errs on the wide side. An arm with one seed has an "
-        "interval over prompts only, and is marked.",
+        "for new seeds and new prompts. Errors of seeds and of prompts are added as sqrt(sum of t^2 variance), each t "
+        "for its own degrees of freedom (Banerjee 1960): it covers 95 % or more, and is never narrower than over seeds "
+        "alone. An arm with one seed has an interval over prompts only, and is marked.",
     )
     yield (
-        f"Minus {first}",
-        f"difference of the gain to {first}'s, seed by seed. CI over seeds: paired t interval over new seeds on these "
-        "very prompts; it decides the verdict. CI also prompts: for new seeds and new prompts, as for the gain.",
+        "Spread of seeds",
+        "pooled over arms, (arms - 1) x (seeds - 1) degrees of freedom, by the analysis of variance of arms crossed "
+        "with seeds. It assumes that seeds spread alike in every arm; the verdict says where one arm seems to vary "
+        "more than the others.",
+    )
+    yield (
+        "Differences",
+        "of gains, seed by seed, of the pairs that the file names in 'comparisons', or of every arm to the first. CI "
+        "over seeds: t interval for new seeds on these very prompts; it decides the verdict. CI also prompts: for new "
+        "seeds and new prompts. p (Holm): of no difference, corrected for the number of differences under the label; "
+        "those at equal cost count among them.",
+    )
+    yield (
+        "p equal",
+        "of the difference being as large as the margin or larger: two one-sided t tests (TOST), corrected in the same "
+        f"way. Below 0.05, the two are equal but for less than the margin. {_margin(summary)}",
     )
     yield (
         "Detectable",
-        "the true difference that this paired t test, two-sided at 5 %, would have shown with 80 % chance, from the "
-        "noncentral t distribution. It takes the observed spread of the seeds for the true one, which few seeds know "
-        "only roughly.",
+        "the true difference that this t test, two-sided at 5 % and not corrected, would have shown with 80 % chance, "
+        "from the noncentral t distribution and the pooled spread.",
     )
-    yield ("p (Holm)", "p of the paired t test over seeds, corrected for the number of arms compared to the first.")
+
+
+def _margin(summary: Summary) -> str:
+    part = f"{100 * MARGIN_SHARE:.0f} % of the reference's gain"
+    share = f"{part}, if it has any; the test allows for its being an estimate"
+    if summary.margin is None:
+        return f"The margin is {share}; 'margin' in the file sets another."
+    return f"The margin is {summary.margin:g} on {summary.headline}, as the file says; elsewhere it is {share}."

@@ -11,21 +11,24 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from aegpo.report.summary import Summary
-from aegpo.report.tables import Table, cost_table, noise_table, reach_table, score_tables, signals_table
-from aegpo.report.wording import verdict
+from aegpo.report.tables import Table, cost_table, noise_table, reach_tables, score_tables, signals_table
+from aegpo.report.verdict import verdict
 
 # What a terminal that is too narrow does without, in this order; the page has it all.
 DISPENSABLE = (
     "seeds",
-    "p (Holm)",
+    "detectable",
     "of these signals",
-    "base",
+    "margin",
     "CI also prompts",
     "s in all",
     "trained edges",
-    "steps",
-    "detectable",
     "relative",
+    "base",
+    "forwards",
+    "seconds",
+    "steps",
+    "p equal",
     "forwards per step",
     "entropy",
 )
@@ -33,7 +36,7 @@ DISPENSABLE = (
 
 def show(summary: Summary, page: Path, console: Console) -> None:
     """Prints the final tables, the verdict and where the page is."""
-    tables = [*score_tables(summary), cost_table(summary), reach_table(summary)] if summary.scores else []
+    tables = [*score_tables(summary), cost_table(summary), *reach_tables(summary)] if summary.scores else []
     tables += [signals_table(summary)] if summary.signals else []
     tables += [noise_table(summary)] if summary.noise else []
     for table in tables:

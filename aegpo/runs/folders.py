@@ -21,6 +21,7 @@ from aegpo.core.as_json import loads
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import write_json
 from aegpo.core.reports import RunInfo
+from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import AegpoError
 from aegpo.runs.evaluations import evaluated_steps
 
@@ -72,11 +73,11 @@ def run_folder(out: Path, name: str, arm: str, seed: int) -> Path:
     return out / name / arm / f"seed-{seed}"
 
 
-def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Notes beside the arms which runs belong to the experiment and which arm the others are compared to: the first."""
+def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int], verdict: VerdictSpec) -> None:
+    """Notes beside the arms which runs belong to the experiment, in which order, and what its report compares."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "order.json"
-    order = {"arms": list(arms), "seeds": list(seeds)}
+    order = {"arms": list(arms), "seeds": list(seeds), **verdict.model_dump(mode="json", exclude_none=True)}
     if not path.exists() or loads(path.read_bytes()) != order:
         write_json(path, order)
 

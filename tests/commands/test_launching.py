@@ -154,6 +154,19 @@ def test_a_run_that_cannot_go_on_fails_alone_and_starting_over_mends_it(folder, 
     assert finished(tmp_path) == EVERY_RUN
 
 
+def test_what_is_compared_may_change_when_runs_are_finished(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    asked = {"comparisons": [["grpo", "plain"]], "margin": 0.1, "target": 0.9}
+    done = run(*(word for key, value in asked.items() for word in ("--set", f"{key}={json.dumps(value)}")))
+    assert done.code == 0, done.stdout + done.stderr
+    assert "finished before, skipped" in done.stdout
+    experiment = tmp_path / "out" / "tiny"
+    assert json.loads((experiment / "order.json").read_text()) == {"arms": ["grpo", "plain"], "seeds": [4], **asked}
+    numbers = json.loads((experiment / "report" / "summary.json").read_text())
+    assert {(each["arm"], each["reference"]) for each in numbers["contrasts"]} == {("grpo", "plain")}
+
+
 def test_every_run_is_checked_before_the_first_one_starts(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = finished(folder)

@@ -129,8 +129,9 @@ def test_a_narrow_terminal_gets_tables_that_fit(written):
     lines = [line for line in stream.getvalue().splitlines() if not line.startswith("report:")]
     assert max(map(len, lines)) <= 80
     interval = r"\[\+0\.\d+, \+0\.\d+\]"
-    assert re.search(rf"aegpo +0\.\d+ +\+0\.\d+ +{interval} +\+0\.\d+ +{interval}", stream.getvalue())
-    assert "only on the page: seeds, p (Holm), base, CI also prompts, detectable" in stream.getvalue()
+    assert re.search(rf"aegpo +3 +0\.\d+ +0\.\d+ +\+0\.\d+ +{interval}", stream.getvalue())
+    assert re.search(rf"aegpo +grpo +\+0\.\d+ +{interval} +[\de.-]+ +1\n", stream.getvalue())
+    assert "only on the page: seeds, detectable, margin, CI also prompts\n" in stream.getvalue()
 
 
 def test_importing_the_report_imports_no_large_library():

@@ -5,16 +5,21 @@ import pytest
 
 from aegpo.report.statistics import (
     Interval,
+    Part,
     bootstrap_interval,
+    combined_interval,
     crossed_interval,
     detectable_shift,
     first_reach,
     holm,
     mean_interval,
-    p_value,
+    p_of_not_below,
+    p_of_zero,
+    part_of,
     permutation_p,
     smallest_detectable,
     spearman,
+    spread_range,
     t_cdf,
     t_quantile,
     t_test_power,
@@ -58,21 +63,41 @@ def test_mean_interval_is_the_textbook_t_interval():
     assert interval.high == pytest.approx(2 + 4.30265 / math.sqrt(3), abs=1e-5)
 
 
-def test_one_value_has_no_interval_no_p_and_no_detectable_difference():
-    one = np.array([0.3])
-    assert mean_interval(one) is None
-    assert p_value(one) is None
-    assert smallest_detectable(one) is None
+def test_one_value_has_no_interval():
+    assert mean_interval(np.array([0.3])) is None
     assert crossed_interval(np.zeros((1, 8))) is None
     assert crossed_interval(np.zeros((8, 1))) is None
 
 
 def test_p_is_five_percent_where_the_interval_touches_zero():
     values = np.array([0.0, 1.0, 2.0])
-    edge = mean_interval(values).low
-    assert p_value(values - edge) == pytest.approx(0.05, abs=1e-9)
-    assert p_value(np.zeros(3)) == 1
-    assert p_value(np.ones(3)) == 0
+    error, edge = part_of(values), mean_interval(values).low
+    assert p_of_zero(values.mean() - edge, error) == pytest.approx(0.05, abs=1e-9)
+    assert p_of_zero(0.0, Part(0.0, 2)) == 1
+    assert p_of_zero(1.0, Part(0.0, 2)) == 0
+
+
+@pytest.mark.parametrize("mean", [0.3, -0.3])
+def test_two_are_equal_at_five_percent_where_the_interval_of_90_percent_ends_at_the_margin(mean):
+    """Schuirmann's theorem."""
+    error = Part(0.04, 6)
+    margin = 0.3 + t_quantile(0.95, 6) * 0.2
+    nearest = abs(mean)
+    assert p_of_not_below(nearest - margin, (error,)) == pytest.approx(0.05, abs=1e-9)
+    assert p_of_not_below(nearest - 0.3, (error,)) == pytest.approx(0.5)
+    assert p_of_not_below(nearest - 0.2, (error,)) > 0.5
+    assert p_of_not_below(-0.3, (Part(0.0, 6),)) == 0
+    assert p_of_not_below(nearest - 0.3, (Part(0.0, 6),)) == 1
+
+
+def test_a_one_sided_p_is_the_one_whose_interval_ends_at_zero():
+    parts = (Part(0.04, 2), Part(0.09, 10))
+    edge = combined_interval(0.0, parts).half_width
+    assert p_of_not_below(-edge, parts) == pytest.approx(0.025, rel=1e-6)
+    assert p_of_not_below(edge, parts) == pytest.approx(0.975, rel=1e-6)
+    assert p_of_not_below(0.0, parts) == pytest.approx(0.5)
+    assert p_of_not_below(-1.0, (parts[0], Part(1e-18, 10))) == pytest.approx(p_of_not_below(-1.0, parts[:1]), rel=1e-6)
+    assert p_of_not_below(-1e60, (Part(0.04, 20), Part(0.09, 30))) == 0
 
 
 def test_an_interval_excludes_zero_only_if_both_ends_are_on_one_side():
@@ -88,18 +113,20 @@ def test_holm_multiplies_the_smallest_p_most_and_keeps_the_order():
     assert holm([]) == ()
 
 
-@pytest.mark.parametrize(
-    ("seed_spread", "prompt_spread", "noise"),
-    [(0.02, 0.0, 0.1), (0.02, 0.1, 0.1), (0.02, 0.3, 0.1), (0.005, 0.1, 0.2), (0.05, 0.1, 0.1)],
-)
-def test_crossed_intervals_of_three_seeds_cover_the_truth_about_95_times_in_100(seed_spread, prompt_spread, noise):
-    rng, covered, trials = np.random.default_rng(0), 0, 1500
-    for _ in range(trials):
-        table = 0.04 + rng.normal(0, noise, (3, 48))
-        table += rng.normal(0, seed_spread, (3, 1)) + rng.normal(0, prompt_spread, (1, 48))
-        interval = crossed_interval(table)
-        covered += interval.low <= 0.04 <= interval.high
-    assert 0.925 <= covered / trials <= 0.99
+def test_a_crossed_interval_is_never_narrower_than_the_one_over_seeds_or_over_prompts():
+    rng = np.random.default_rng(0)
+    for seeds in (2, 3, 5):
+        for spread in (0.0, 0.02, 0.2):
+            table = rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 0.1, (1, 24)) + rng.normal(0, 0.1, (seeds, 24))
+            crossed = crossed_interval(table).half_width
+            assert crossed >= mean_interval(table.mean(axis=1)).half_width
+            assert crossed >= mean_interval(table.mean(axis=0)).half_width
+
+
+def test_parts_of_an_error_add_as_squares_each_with_the_quantile_of_its_degrees_of_freedom():
+    interval = combined_interval(1.0, (Part(0.04, 2), Part(0.09, 10), Part(0.0, 1)))
+    half = math.sqrt(4.30265**2 * 0.04 + 2.22814**2 * 0.09)
+    assert (interval.low, interval.high) == pytest.approx((1 - half, 1 + half), abs=1e-5)
 
 
 def test_a_crossed_interval_is_the_t_interval_over_whatever_alone_varies():
@@ -113,29 +140,37 @@ def test_a_crossed_interval_of_equal_scores_is_a_point():
     assert crossed_interval(np.full((3, 4), 0.25)) == Interval(0.25, 0.25)
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 12])
-def test_a_test_without_an_effect_rejects_five_times_in_a_hundred(count):
-    assert t_test_power(0.0, count) == pytest.approx(0.05, abs=1e-6)
+@pytest.mark.parametrize("df", [1, 2, 4, 11])
+def test_a_test_without_an_effect_rejects_five_times_in_a_hundred(df):
+    assert t_test_power(0.0, df) == pytest.approx(0.05, abs=1e-6)
 
 
 def test_detectable_shifts_are_those_of_the_noncentral_t_distribution():
     # scipy 1.16: root of stats.nct.sf(t_crit, n - 1, shift) = 0.8
-    for count, shift in ((3, 5.653489), (5, 3.761060), (10, 3.149636), (20, 2.953588)):
-        assert detectable_shift(count) == pytest.approx(shift, abs=1e-5)
+    for df, shift in ((2, 5.653489), (4, 3.761060), (9, 3.149636), (19, 2.953588)):
+        assert detectable_shift(df) == pytest.approx(shift, abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [3, 6])
 def test_a_true_mean_of_the_detectable_size_is_seen_four_times_in_five(count):
     rng, spread, trials = np.random.default_rng(2), 0.7, 4000
-    truth = detectable_shift(count) * spread / math.sqrt(count)
-    seen = sum(p_value(rng.normal(truth, spread, count)) < 0.05 for _ in range(trials))
+    truth = smallest_detectable(Part(spread**2 / count, count - 1))
+    drawn = rng.normal(truth, spread, (trials, count))
+    seen = sum(p_of_zero(values.mean(), part_of(values)) < 0.05 for values in drawn)
     assert seen / trials == pytest.approx(0.8, abs=0.025)
 
 
 def test_the_smallest_detectable_mean_scales_with_the_spread():
     values = np.array([0.1, 0.2, 0.4])
-    assert smallest_detectable(10 * values + 3) == pytest.approx(10 * smallest_detectable(values))
-    assert smallest_detectable(values) == pytest.approx(5.653489 * values.std(ddof=1) / math.sqrt(3), rel=1e-5)
+    found = smallest_detectable(part_of(values))
+    assert smallest_detectable(part_of(10 * values + 3)) == pytest.approx(10 * found)
+    assert found == pytest.approx(5.653489 * values.std(ddof=1) / math.sqrt(3), rel=1e-5)
+
+
+def test_a_standard_deviation_is_known_within_the_factors_of_the_printed_tables_of_chi_squared():
+    for df, low, high in ((2, 7.377759, 0.050636), (8, 17.534546, 2.179731), (30, 46.979242, 16.790772)):
+        found = spread_range(df)
+        assert (found.low, found.high) == pytest.approx((math.sqrt(df / low), math.sqrt(df / high)), rel=1e-5)
 
 
 def test_first_reach_interpolates_and_says_never():
@@ -206,25 +241,25 @@ QUANTILES = {
     (0.9999, 2): 70.70007107494851,
 }
 POWERS = {
-    (0.0, 2): 0.04999993986580353,
-    (1.0, 2): 0.07298889393246706,
-    (3.0, 3): 0.38740012868604806,
-    (5.0, 2): 0.30516010274022937,
-    (2.5, 5): 0.47726111718017733,
-    (3.2, 10): 0.8121599359479205,
-    (2.8, 30): 0.7722536333919406,
-    (8.0, 4): 0.9982985646738799,
+    (0.0, 1): 0.04999993986580353,
+    (1.0, 1): 0.07298889393246706,
+    (3.0, 2): 0.38740012868604806,
+    (5.0, 1): 0.30516010274022937,
+    (2.5, 4): 0.47726111718017733,
+    (3.2, 9): 0.8121599359479205,
+    (2.8, 29): 0.7722536333919406,
+    (8.0, 3): 0.9982985646738799,
 }
 SHIFTS = {
-    2: 16.334008869920957,
-    3: 5.65348926474509,
-    4: 4.255898686515296,
-    5: 3.7610595548544694,
-    8: 3.2697598403875308,
-    10: 3.1496328864506147,
-    20: 2.9535848698190517,
-    50: 2.858005416507323,
-    200: 2.815192566428081,
+    1: 16.334008869920957,
+    2: 5.65348926474509,
+    3: 4.255898686515296,
+    4: 3.7610595548544694,
+    7: 3.2697598403875308,
+    9: 3.1496328864506147,
+    19: 2.9535848698190517,
+    49: 2.858005416507323,
+    199: 2.815192566428081,
 }
 ONE = np.array([0.3, -1.2, -1.0, 1.6, 0.2, -1.7, -0.1, -1.2, -0.6, -0.5, -0.7, 0.6])
 OTHER = np.array([0.0, -2.0, -1.0, 2.0, -1.0, -2.0, -1.0, -1.0, -2.0, -0.0, -1.0, 0.0])
@@ -235,21 +270,21 @@ def test_students_t_is_what_it_was():
         assert t_cdf(*asked) == pytest.approx(before, abs=1e-9)
     for asked, before in QUANTILES.items():
         assert t_quantile(*asked) == pytest.approx(before, abs=1e-9)
-    assert p_value(ONE) == pytest.approx(0.20614680546993835, abs=1e-9)
+    assert p_of_zero(ONE.mean(), part_of(ONE)) == pytest.approx(0.20614680546993835, abs=1e-9)
     interval = mean_interval(ONE)
     assert (interval.low, interval.high) == pytest.approx((-0.9453408641386523, 0.22867419747198553), abs=1e-9)
 
 
 def test_power_is_what_it_was():
-    for (shift, count), before in POWERS.items():
-        assert t_test_power(shift, count) == pytest.approx(before, abs=1e-9 if count > 2 else 1e-7)
-    for count, before in SHIFTS.items():
-        assert detectable_shift(count) == pytest.approx(before, abs=2e-9)
+    for (shift, df), before in POWERS.items():
+        assert t_test_power(shift, df) == pytest.approx(before, abs=1e-9 if df > 1 else 1e-7)
+    for df, before in SHIFTS.items():
+        assert detectable_shift(df) == pytest.approx(before, abs=2e-9)
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 10, 200])
-def test_power_grows_with_the_shift_up_to_one(count):
-    powers = [t_test_power(shift, count) for shift in np.linspace(0, 20, 201)]
+@pytest.mark.parametrize("df", [1, 2, 4, 9, 199])
+def test_power_grows_with_the_shift_up_to_one(df):
+    powers = [t_test_power(shift, df) for shift in np.linspace(0, 20, 201)]
     assert powers[0] == pytest.approx(0.05, abs=1e-9)
     assert np.diff(powers).min() >= -1e-15
     assert powers[-1] <= 1

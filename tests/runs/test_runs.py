@@ -10,6 +10,7 @@ import pytest
 
 from aegpo.config.loading import load_experiment_file, parse_experiment
 from aegpo.core.files import write_atomically
+from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs import folders
@@ -235,16 +236,19 @@ def test_starting_over_leaves_nothing_but_the_lock(run):
     assert [path.name for path in run.folder.iterdir()] == [".lock"]
 
 
-def test_the_order_of_arms_and_seeds_is_noted_and_rewritten_only_when_it_changed(tmp_path):
+def test_the_order_and_what_is_compared_are_noted_and_rewritten_only_when_they_changed(tmp_path):
     folder = tmp_path / "smoke"
-    folders.write_order(folder, ["grpo", "aegpo"], [0, 1])
+    folders.write_order(folder, ["grpo", "aegpo"], [0, 1], VerdictSpec())
     path = folder / "order.json"
     assert json.loads(path.read_text()) == {"arms": ["grpo", "aegpo"], "seeds": [0, 1]}
     written = path.stat().st_ino
-    folders.write_order(folder, ["grpo", "aegpo"], [0, 1])
+    folders.write_order(folder, ["grpo", "aegpo"], [0, 1], VerdictSpec())
     assert path.stat().st_ino == written
-    folders.write_order(folder, ["grpo"], [0])
+    folders.write_order(folder, ["grpo"], [0], VerdictSpec())
     assert json.loads(path.read_text()) == {"arms": ["grpo"], "seeds": [0]}
+    asked = {"comparisons": [["aegpo", "grpo"]], "margin": 0.02, "target": 0.8}
+    folders.write_order(folder, ["grpo", "aegpo"], [0], VerdictSpec(**asked))
+    assert json.loads(path.read_text()) == {"arms": ["grpo", "aegpo"], "seeds": [0], **asked}
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path):

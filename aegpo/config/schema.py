@@ -14,7 +14,7 @@ from aegpo.core.verdicts import VerdictSpec
 
 
 def file_schema(registries: Registries) -> dict[str, Any]:
-    """What a file may contain: the fields of an experiment, `extends`, `arms`, `seeds`, `measured` and what its report compares.
+    """What a file may contain: the fields of an experiment, `extends`, `arms`, `seeds`, `measured`, and its report's.
 
     Nothing is required, because keys may come from the extended file; patches of arms are described by name only,
     because what they must contain depends on what they patch.

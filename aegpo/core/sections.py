@@ -113,8 +113,10 @@ class PolicySpec(Spec):
     train: Literal["full", "lora"] = Field(default="full", description="full fine-tuning, or LoRA through peft")
     rank: Positive = Field(default=32, description="LoRA rank")
     alpha: Positive = Field(default=64, description="LoRA alpha; the adapter's scale is alpha / rank")
-    targets: tuple[str, ...] | None = Field(
-        default=None, description="module name suffixes that get an adapter; null: the model's own list, as published"
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="module name suffixes that get an adapter, each of some module; null: the model's own list, as "
+        "published",
     )
     init: Literal["gaussian", "default"] = Field(
         default="gaussian",

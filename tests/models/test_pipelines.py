@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import diffusers
 import pipelines
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import load_file
 from worlds import CPU, asked, execution, small_experiment
 
 from aegpo.core.experiment import EvaluationSpec
@@ -215,6 +220,23 @@ def test_a_saved_lora_is_loaded_by_the_pipeline_and_paints_the_same(kind, pipeli
 
     again = theirs(kind, pipeline_folders[kind], noise, 4, change=load, texts=TEXTS, guidance_scale=guidance)
     assert float((images - again).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("alpha", [2, 4, 5])
+def test_a_saved_lora_means_the_same_to_a_reader_that_knows_no_header_and_no_alpha(alpha, pipeline_folders, tmp_path):
+    model = spec_of("sd3", pipeline_folders["sd3"]).build(CPU)
+    add_adapters(model.policy, PolicySpec(train="lora", rank=2, alpha=alpha), model.spec.adapter_targets)
+    disturb_adapters(model)
+    model.save_adapters(tmp_path)
+    saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert config["transformer.lora_alpha"] == config["transformer.r"] == 2
+    adapted = {name: part for name, part in model.policy.named_modules() if isinstance(part, BaseTunerLayer)}
+    assert len(saved) == 2 * len(adapted)  # no key that only some readers know
+    for name, part in adapted.items():
+        up, down = (saved[f"transformer.{name}.lora_{which}.weight"] for which in "BA")
+        assert torch.allclose(up @ down, part.get_delta_weight("default"), atol=1e-6)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])

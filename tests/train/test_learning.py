@@ -313,10 +313,33 @@ def test_targets_that_match_nothing_are_refused_with_what_there_is(build):
     with pytest.raises(AegpoError) as error:
         add_adapters(policy, PolicySpec(train="lora", targets=("q_proj", "v_proj")))
     assert str(error.value) == (
-        "policy: no module of SD3Transformer2DModel matches 'targets' q_proj, v_proj; its linear layers end in 0, 2, "
-        "add_k_proj, add_q_proj, add_v_proj, context_embedder, linear, linear_1, linear_2, proj, proj_out, to_add_out, "
-        "to_k, to_q, to_v"
+        "policy: no module of SD3Transformer2DModel matches 'targets' q_proj, v_proj; its linear layers end in "
+        "add_k_proj, add_q_proj, add_v_proj, context_embedder, linear, linear_1, linear_2, net.2, proj, proj_out, "
+        "to_add_out, to_k, to_out.0, to_q, to_v"
     )
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        (("to_q", "to_kk"), "matches 'targets' to_kk; did you mean 'to_k'? its linear layers end in add_k_proj, "),
+        (("to_q", "o_k"), "matches 'targets' o_k; did you mean 'to_k'? "),  # the end of a name, but not of a part
+        (("to_q", ""), "matches 'targets' ; its linear layers end in "),
+        (("to_q", "attn"), "'targets' to_q, attn name a module that LoRA cannot adapt, for it is no single layer; its"),
+    ],
+)
+def test_each_target_is_of_a_layer_or_refused(build, targets, told):
+    with pytest.raises(AegpoError) as error:
+        add_adapters(build("tiny").policy, PolicySpec(train="lora", targets=targets))
+    assert told in str(error.value)
+
+
+def test_of_a_models_own_list_of_targets_some_is_enough(build):
+    policy = build("tiny").policy
+    add_adapters(policy, PolicySpec(train="lora", rank=2), ("to_q", "of_another_network"))
+    adapted = {name.split(".lora_")[0] for name, _ in policy.named_parameters() if "lora_" in name}
+    assert adapted
+    assert all(name.endswith("to_q") for name in adapted)
 
 
 @pytest.mark.parametrize("policy", [PolicySpec(), LORA], ids=["full", "lora"])

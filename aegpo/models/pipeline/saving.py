@@ -21,7 +21,11 @@ from aegpo.models.pipeline.options import PipelineOptions
 
 
 def save_adapters(spec: PipelineOptions, policy: nn.Module, folder: Path) -> None:
-    """`pytorch_lora_weights.safetensors` with rank and alpha, as `pipe.load_lora_weights(folder)` reads it.
+    """`pytorch_lora_weights.safetensors`, as `pipe.load_lora_weights(folder)` reads it.
+
+    The adapter's scale, alpha / rank, is in the weights, and the header says alpha = rank: a loader that reads no
+    header takes alpha for the rank, so that all apply one strength. Keys `.alpha` would not do: they make diffusers
+    take the file for one of kohya's.
 
     Raises:
         AegpoError: if the policy has no adapters.
@@ -30,10 +34,17 @@ def save_adapters(spec: PipelineOptions, policy: nn.Module, folder: Path) -> Non
         raise AegpoError(
             "the policy was fine-tuned in full, so it has no LoRA to write; write a whole pipeline instead"
         )
-    layers = {f"{spec.network}_lora_layers": get_peft_model_state_dict(policy)}
+    metadata = _collate_lora_metadata({spec.network: policy})
+    (config,) = metadata.values()
+    scale = config["lora_alpha"] / config["r"]
+    config["lora_alpha"] = config["r"]
+    weights = {
+        name: weight * scale if "lora_B" in name else weight
+        for name, weight in get_peft_model_state_dict(policy).items()
+    }
     cls: Any = getattr(diffusers, spec.pipeline_class)
     folder.mkdir(parents=True, exist_ok=True)
-    cls.save_lora_weights(folder, **layers, **_collate_lora_metadata({spec.network: policy}))
+    cls.save_lora_weights(folder, **{f"{spec.network}_lora_layers": weights}, **metadata)
 
 
 def save_pipeline(

@@ -62,7 +62,7 @@ from aegpo.core.records import (
     Tail,
     Update,
 )
-from aegpo.core.registry import Registry, Spec
+from aegpo.core.registry import Registry, Spec, Where
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.core.signals import Measurement, SignalCost, Signals, Trunk
@@ -145,6 +145,7 @@ __all__ = [
     "TreeSpec",
     "Trunk",
     "Update",
+    "Where",
     "forest",
     "hookimpl",
 ]

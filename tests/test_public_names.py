@@ -106,11 +106,11 @@ def test_a_subclass_of_a_public_class_says_only_what_is_its_own():
 
 def test_a_changed_default_is_shown_as_a_difference():
     old = public_names.public_names()
-    new = old.replace("    rank: Positive = 32\n", "    rank: Positive = 16\n")
+    new = old.replace("    rank: int = 32\n", "    rank: int = 16\n")
     assert new != old
     shown = public_names.difference(old, new).splitlines()
-    assert "-    rank: Positive = 32" in shown
-    assert "+    rank: Positive = 16" in shown
+    assert "-    rank: int = 32" in shown
+    assert "+    rank: int = 16" in shown
     assert not public_names.difference(old, old)
 
 

@@ -21,6 +21,7 @@ from aegpo.errors import AegpoError, ContractError, DiskError, ObserverError
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST, MOST_SEED = 1_000_000, 2**63 - 1  # of counts and seeds, as in experiment files
 WIDE = 160  # columns of tables where the output is no terminal
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,10 +48,12 @@ RunArgument = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    int | None, typer.Option(metavar="STEP", min=1, help="training step; default: the newest", show_default=False)
+    int | None,
+    typer.Option(metavar="STEP", min=1, max=MOST, help="training step; default: the newest", show_default=False),
 ]
 Steps = Annotated[
-    int | None, typer.Option(min=2, help="denoising steps; default: as the run's evaluation", show_default=False)
+    int | None,
+    typer.Option(min=2, max=1000, help="denoising steps; default: as the run's evaluation", show_default=False),
 ]
 
 
@@ -114,10 +117,14 @@ def run(
         typer.Argument(metavar="FILE", help="experiment file (YAML), or a folder whose runs go on", show_default=False),
     ],
     arm: Annotated[list[str], typer.Option(metavar="ARM", help="run only this arm; may be repeated")] = [],  # noqa: B006
-    seed: Annotated[list[int], typer.Option(metavar="SEED", help="run only this seed; may be repeated")] = [],  # noqa: B006
+    seed: Annotated[
+        list[int], typer.Option(metavar="SEED", min=0, max=MOST_SEED, help="run only this seed; may be repeated")
+    ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; default: one for each GPU or core")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="runs at a time; default: one for each GPU or core")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with what is there")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="write no report at the end")] = False,
     plugin: Plugins = [],  # noqa: B006
@@ -148,7 +155,8 @@ def sample(
     ] = None,
     checkpoint: Checkpoint = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="start noise, the same for both policies; default: the evaluations'")
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, help="start noise, the same for both policies; default: the evaluations'"),
     ] = None,
     steps: Steps = None,
     out: Annotated[
@@ -195,10 +203,11 @@ def evaluate(
         str | None,
         typer.Option(metavar="FILE|hpsv2", help="default: the experiment's held-out prompts", show_default=False),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=1, help="each from a start noise of its own")] = 1,
+    images_per_prompt: Annotated[int, typer.Option(min=1, max=1000, help="each from a start noise of its own")] = 1,
     checkpoint: Checkpoint = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="start noise, the same for base and policy; default: the evaluations'")
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, help="start noise, the same for base and policy; default: the evaluations'"),
     ] = None,
     steps: Steps = None,
     out: Annotated[
@@ -258,10 +267,14 @@ def profile_entropy(
     ],
     prompts: Annotated[Path | None, typer.Option(help="file, one prompt a line; default: the held-out prompts")] = None,
     arm: Annotated[str | None, typer.Option(help="arm; default: the one of a file that reads entropy most")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed; default: the first of the file")] = None,
-    checkpoint: Annotated[int | None, typer.Option(help="training step of a checkpoint; default: the newest")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="seed; default: the first of the file", show_default=False)
+    ] = None,
+    checkpoint: Checkpoint = None,
     layers: Annotated[list[str], typer.Option(metavar="PATTERN", help="layers by name, * and ? are wildcards")] = ["*"],  # noqa: B006
-    rows: Annotated[int | None, typer.Option(min=1, help="query rows measured in each call; default: all")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="query rows measured in each call; default: all")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the profile; default: below profiles/")] = None,
     validate: Annotated[bool, typer.Option("--validate", help="ask whether the signal means anything here")] = False,
     signal: Annotated[
@@ -333,7 +346,7 @@ def serve_reward(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     token_env: Annotated[str | None, typer.Option(metavar="NAME", help="environment variable with a token")] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="largest request that is read")] = 256 * 2**20,
+    max_bytes: Annotated[int, typer.Option(min=1, max=2**40, help="largest request that is read")] = 256 * 2**20,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Serve a reward over HTTP, for runs that name it as 'remote'."""

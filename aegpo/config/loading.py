@@ -27,6 +27,7 @@ from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Location
 from aegpo.core.registries import Registries
 from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
+from aegpo.core.sections import MOST_SEED
 from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import SpecError
 from aegpo.method import planning
@@ -264,11 +265,13 @@ def _seeds(document: Marked, mistakes: list[Mistake]) -> tuple[int, ...]:
         return DEFAULT_SEEDS
     for index, seed in enumerate(seeds):
         mark = given.find((index,))[0].mark
-        if type(seed) is not int or seed < 0:
-            mistakes.append(Mistake(mark, f"seeds.{index}", f"must be a whole number of at least 0, not {seed!r}"))
+        if type(seed) is not int or not 0 <= seed <= MOST_SEED:
+            what = f"must be a whole number from 0 to {MOST_SEED}, not {seed!r}"
+            mistakes.append(Mistake(mark, f"seeds.{index}", what))
         elif seed in seeds[:index]:
             mistakes.append(Mistake(mark, f"seeds.{index}", f"{seed} is given twice; every seed is run once"))
-    return tuple(seeds) if all(type(seed) is int for seed in seeds) else DEFAULT_SEEDS
+    right = all(type(seed) is int and 0 <= seed <= MOST_SEED for seed in seeds)
+    return tuple(seeds) if right else DEFAULT_SEEDS
 
 
 def _verdict(document: Marked, mistakes: list[Mistake]) -> VerdictSpec:

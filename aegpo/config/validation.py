@@ -106,8 +106,10 @@ def _expectation(error: ErrorDetails) -> str:
     match error["type"]:
         case "int_type" | "int_parsing" | "int_from_float" | "int_parsing_size":
             return "a whole number"
-        case "float_type" | "float_parsing" | "finite_number":
+        case "float_type" | "float_parsing":
             return "a number"
+        case "finite_number":
+            return "a finite number"
         case "bool_type" | "bool_parsing":
             return "true or false"
         case "string_type" | "path_type" | "is_instance_of":
@@ -139,7 +141,8 @@ def _expectation(error: ErrorDetails) -> str:
     }
     if error["type"] in bounds:
         words, key = bounds[error["type"]]
-        return f"{words} {context[key]:g}"
+        bound = context[key]
+        return f"{words} {bound}" if isinstance(bound, int) else f"{words} {bound:g}"
     return re.sub(r"^(Input|Value|String|Tuple) should (be )?", "", error["msg"])
 
 

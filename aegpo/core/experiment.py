@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, create_model, model_validator
 
 from aegpo.core import contracts
+from aegpo.core.idle import idle
 from aegpo.core.media import why_unread
 from aegpo.core.parts import (
     AdvantageSpec,
@@ -42,6 +43,7 @@ from aegpo.core.sections import (
     Positive,
     PromptsSpec,
     RolloutsSpec,
+    Seed,
 )
 from aegpo.errors import ContractError, PluginError
 
@@ -52,11 +54,13 @@ class EvaluationSpec(Spec):
     every: Positive = Field(
         default=10, description="training steps between evaluations; the first and last step always count"
     )
-    denoising_steps: Annotated[int, Field(ge=2)] | None = Field(default=None, description="null: as in training")
+    denoising_steps: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        default=None, description="null: as in training"
+    )
     height: Positive | None = Field(default=None, description="of evaluation images, in pixels; null: as in training")
     width: Positive | None = Field(default=None, description="of evaluation images, in pixels; null: as in training")
     images: Positive = Field(default=16, description="prompts whose images are kept as a grid at every evaluation")
-    seed: int = Field(default=0, description="start noise, one fixed noise for each prompt")
+    seed: Seed = Field(default=0, description="start noise, one fixed noise for each prompt")
     rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field(default=(), description="scored too, but never trained on")
 
 
@@ -70,7 +74,7 @@ class Experiment(Spec):
         description="folder of the run under --out",
     )
     training_steps: Positive = Field(default=40, description="rounds of rollouts and learning")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of every random decision; set by `seeds` of the file")
+    seed: Seed = Field(default=0, description="of every random decision; set by `seeds` of the file")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="autocast of the network"
@@ -180,6 +184,8 @@ class Experiment(Spec):
         yield from self._same_names()
         yield from self._wrong_media()
         yield from self._wrong_signals()
+        unread = [source for kind, source in self.signals.items() if kind not in self.sources]
+        yield from idle(self, unread, self.evaluation.rewards, self.prompts)
         for field, part in {"model": self.model, **self.algorithm()}.items():
             yield from (Problem((field,), message) for message in part.problems(self))
             yield from (Problem((field,), message, warning=True) for message in part.cautions(self))

@@ -111,7 +111,7 @@ class RewardSpec(Spec):
     name: str | None = Field(
         default=None, max_length=LONGEST_NAME, description="label in metrics and reports; default: the kind"
     )
-    weight: float = Field(default=1.0, description="factor of this reward in the weighted sum")
+    weight: float = Field(default=1.0, ge=-1e6, le=1e6, description="factor of this reward in the weighted sum")
     frames: Literal["mean", "first", "min"] | None = Field(
         default=None,
         description="of videos, for a reward that reads images: mean or min of its scores of all frames, or its score "

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Generic, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -24,14 +24,27 @@ LONGEST_NAME = 100  # letters of experiments, arms and labels: they become names
 KEBAB_CASE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
+@dataclass(frozen=True)
+class Where:
+    """When a field is read: where another one of its spec has one of `values`; or any but these, if `other`."""
+
+    field: str
+    values: tuple[object, ...]
+    other: bool = False
+
+
 class Spec(BaseModel):
     """A frozen description of a part or a section; unknown keys are errors.
+
+    A spec says in `read_where` which of its fields are read only under certain values of others: `check` warns of what
+    was given and has no effect.
 
     Specs are equal if their classes have the same full name and all fields are equal: every load of a file narrows
     `Experiment` to the parts it finds, and what was computed from the fields does not count.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    read_where: ClassVar[Mapping[str, Where]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Spec) and _full_name(self) == _full_name(other) and _fields(self) == _fields(other)
@@ -99,6 +112,12 @@ class Registry(Generic[S]):
             raise PluginError(
                 f"{self.source} registers {self.axis} {name!r}, a name {taken} has taken; rename it, or leave the "
                 f"plugin out with AEGPO_BLOCK_PLUGINS={blame}"
+            )
+        named = {*spec.read_where, *(other.field for other in spec.read_where.values())}
+        if unknown := sorted(named - spec.model_fields.keys()):
+            raise PluginError(
+                f"{where} as {name!r}, whose 'read_where' names no field of it: {', '.join(map(repr, unknown))}; "
+                f"{suggestion(unknown[0], spec.model_fields)}"
             )
         lacking = signatures.refusal(spec, self.base)
         if lacking is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -13,10 +13,13 @@ from aegpo.core.addresses import has_user
 from aegpo.core.moments import missing_package
 from aegpo.core.places import LocalOrHub
 from aegpo.core.problems import Problem
-from aegpo.core.registry import Spec, expand_shorthand
+from aegpo.core.registry import Spec, Where, expand_shorthand
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+# Counts end where nothing is meant any more and arithmetic of 64 bits is still far from its end.
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+NotNegative = Annotated[int, Field(ge=0, le=1_000_000)]
+MOST_SEED = 2**63 - 1  # torch takes no more; and keyed noise takes none below 0
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -69,7 +72,7 @@ class PromptsSpec(Spec):
         default="refuse",
         description="held-out prompts that occur in training too: refuse to run, or drop them from training",
     )
-    seed: int = Field(default=0, description="which captions are drawn; the same for every arm and seed")
+    seed: Seed = Field(default=0, description="which captions are drawn; the same for every arm and seed")
 
 
 class TailSpec(Spec):
@@ -110,8 +113,10 @@ class RolloutsSpec(Spec):
 class PolicySpec(Spec):
     """What is trained: every weight, or low-rank adapters (then the base policy is the network without them)."""
 
+    read_where: ClassVar[Mapping[str, Where]] = dict.fromkeys(("rank", "alpha", "targets"), Where("train", ("lora",)))
+
     train: Literal["full", "lora"] = Field(default="full", description="full fine-tuning, or LoRA through peft")
-    rank: Positive = Field(default=32, description="LoRA rank")
+    rank: int = Field(default=32, ge=1, le=4096, description="LoRA rank")
     alpha: Positive = Field(default=64, description="LoRA alpha; the adapter's scale is alpha / rank")
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         default=None,
@@ -134,6 +139,8 @@ class ScheduleSpec(Spec):
     Updates are counted, not training steps. How many a run makes at most is known before it starts, so the rate is a
     function of the update's number alone, and a resumed run needs no more than its counter.
     """
+
+    read_where: ClassVar[Mapping[str, Where]] = {"final": Where("kind", ("cosine", "linear"))}
 
     kind: Literal["constant", "cosine", "linear"] = Field(
         default="constant",
@@ -179,9 +186,6 @@ class ScheduleSpec(Spec):
             if self.warmup >= updates:
                 message = f"the learning rate never reaches its peak: {made}; lower it to {updates - 1} or less"
                 yield Problem((*place, "warmup"), message, warning=True)
-            if self.final != type(self).model_fields["final"].default:
-                message = "has no effect under 'constant', which stays at the peak; remove it, or use cosine or linear"
-                yield Problem((*place, "final"), message, warning=True)
         elif self.warmup + 2 > updates:
             message = (
                 f"no way down for {self.kind!r} after a warm-up of {self.warmup}: {made}, and it takes "
@@ -193,12 +197,17 @@ class ScheduleSpec(Spec):
 class OptimizerSpec(Spec):
     """The optimizer, its learning rate, and how a step's transitions are dealt out to it."""
 
+    read_where: ClassVar[Mapping[str, Where]] = {
+        **dict.fromkeys(("betas", "epsilon"), Where("kind", ("adamw", "adam"))),
+        "momentum": Where("kind", ("sgd",)),
+    }
+
     kind: Literal["adamw", "adam", "sgd"] = Field(
         default="adamw",
         description="adamw: decoupled weight decay (arXiv 1711.05101; Flow-GRPO). adam: the decay is added to the "
         "gradient (arXiv 1412.6980, as torch has it). sgd: that too, with `momentum`",
     )
-    learning_rate: float = Field(default=3e-4, gt=0, description="the schedule's peak (Flow-GRPO, LoRA: 3e-4)")
+    learning_rate: float = Field(default=3e-4, gt=0, le=1000, description="the schedule's peak (Flow-GRPO, LoRA: 3e-4)")
     schedule: Annotated[ScheduleSpec, BeforeValidator(expand_shorthand)] = Field(
         default=ScheduleSpec(),
         description="the learning rate over the run's updates; a bare name is short for {kind: name}",
@@ -206,7 +215,9 @@ class OptimizerSpec(Spec):
     betas: tuple[Decay, Decay] = Field(
         default=(0.9, 0.999), description="adamw, adam: decay of the gradient's two moments"
     )
-    epsilon: float = Field(default=1e-8, gt=0, description="adamw, adam: added to the root of the second moment")
+    epsilon: float = Field(
+        default=1e-8, ge=1e-30, le=1, description="adamw, adam: added to the root of the second moment, in float32"
+    )
     momentum: Decay = Field(
         default=0.9,
         description="sgd: decay of the gradients' sum that is stepped along (He et al., arXiv 1512.03385: 0.9)",
@@ -214,6 +225,7 @@ class OptimizerSpec(Spec):
     weight_decay: float = Field(
         default=1e-4,
         ge=0,
+        le=1000,
         description="adamw: share of a weight taken off, per step and learning rate (Flow-GRPO: 1e-4); adam, sgd: so "
         "many times the weight are added to its gradient",
     )
@@ -223,7 +235,7 @@ class OptimizerSpec(Spec):
         "blockwise quantisation (arXiv 2110.02861; tensors of fewer than 4096 weights stay float32)",
     )
     max_grad_norm: float | None = Field(
-        default=1.0, gt=0, description="gradients are scaled down to this norm; null: never"
+        default=1.0, gt=0, le=1e9, description="gradients are scaled down to this norm; null: never"
     )
     rollouts_per_update: Positive | None = Field(
         default=None, description="rollouts whose edges make one optimizer step; null: all of the training step's"
@@ -261,18 +273,13 @@ class OptimizerSpec(Spec):
         return self.inner_epochs * math.ceil(rollouts / (self.rollouts_per_update or rollouts))
 
     def problems(self, updates: int) -> Iterator[Problem]:
-        """What does not go together or has no effect, in a run of at most `updates`."""
+        """What does not go together, in a run of at most `updates`."""
         if self.kind == "sgd" and self.moments == "8bit":
             message = "'8bit' is for the two moments of adamw and adam; use float32, or one of these as 'kind'"
             yield Problem(("optimizer", "moments"), message)
         elif (missing := missing_package(self.moments)) is not None:
             yield Problem(("optimizer", "moments"), missing)
         yield from self.schedule.problems(updates)
-        unread, readers = (("betas", "epsilon"), "adamw or adam") if self.kind == "sgd" else (("momentum",), "sgd")
-        for name, value in self:
-            if name in unread and value != type(self).model_fields[name].default:
-                message = f"has no effect under {self.kind!r}; remove it, or use {readers}"
-                yield Problem(("optimizer", name), message, warning=True)
 
 
 class CheckpointSpec(Spec):

@@ -38,8 +38,8 @@ class UniformAllocator(AllocatorSpec):
 class _SplitAllocator(AllocatorSpec):
     """Half of the prompts get `low` rollouts, the other half `high`."""
 
-    low: int = Field(8, ge=0, description="rollouts of the lower half (AEGPO, Sec. 4.1); 0: it is not asked")
-    high: int = Field(16, ge=2, description="rollouts of the upper half (AEGPO, Sec. 4.1)")
+    low: int = Field(8, ge=0, le=65536, description="rollouts of the lower half (AEGPO, Sec. 4.1); 0: it is not asked")
+    high: int = Field(16, ge=2, le=65536, description="rollouts of the upper half (AEGPO, Sec. 4.1)")
 
     def split(self, order: IntArray) -> IntArray:  # (P,) prompts from low to high -> (P,) counts
         """Counts for prompts ranked from the least to the most deserving."""
@@ -79,7 +79,7 @@ class RandomAllocator(_SplitAllocator):
 class _SignalSplit(_SplitAllocator):
     """A split by a signal at the batch median, after a warm-up."""
 
-    warmup: int = Field(1, ge=0, description="training steps with uniform allocation first (our choice)")
+    warmup: int = Field(1, ge=0, le=1_000_000, description="training steps with uniform allocation first (our choice)")
 
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)
         """`high` rollouts above the median of the signal it reads, `low` below it."""
@@ -90,6 +90,14 @@ class _SignalSplit(_SplitAllocator):
         if signals.step <= self.warmup or ranked[half - 1] == ranked[half]:
             return _uniform(signals.num_prompts, budget)
         return self.split(order)
+
+    def cautions(self, experiment: Experiment) -> Iterator[str]:
+        """A warm-up that ends before the run does."""
+        if self.warmup >= experiment.training_steps:
+            yield (
+                f"'warmup' {self.warmup} is all of the run's {experiment.training_steps} training steps, so the signal "
+                "never splits the prompts; lower it, or train longer"
+            )
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """As for every split; a signal of prompts; and warm-up needs an equal split of the same budget."""
@@ -150,8 +158,8 @@ class InvertedAllocator(_DeltaSplit):
 class _RewardAllocator(AllocatorSpec):
     """Counts within bounds by what is known of a prompt's rewards. It costs nothing."""
 
-    low: int = Field(8, ge=2, description="least rollouts of a prompt (AEGPO's lower half: 8)")
-    high: int = Field(16, ge=2, description="most rollouts of a prompt (AEGPO's upper half: 16)")
+    low: int = Field(8, ge=2, le=65536, description="least rollouts of a prompt (AEGPO's lower half: 8)")
+    high: int = Field(16, ge=2, le=65536, description="most rollouts of a prompt (AEGPO's upper half: 16)")
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """A budget between the bounds."""
@@ -210,7 +218,7 @@ class VarianceAllocator(_RewardAllocator):
 
     kind: Literal["variance"] = "variance"
     low: int = Field(
-        8, ge=3, description="least rollouts of a prompt; not 2, from where the third saves least (ours: 8)"
+        8, ge=3, le=65536, description="least rollouts of a prompt; not 2, from where the third saves least (ours: 8)"
     )
 
     def allocate(self, signals: Signals, budget: int, rng: np.random.Generator) -> IntArray:  # (P,)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 V = TypeVar("V", "FloatArray", "Tensor")
 NEARLY_ONE = 1.0 - 1e-6
+LEAST_NOISE = 1e-4
 
 
 def euler(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class FlowSde(_AffineSampler):
     """
 
     kind: Literal["flow-sde"] = "flow-sde"
-    noise_level: float = Field(0.7, ge=0, description="a: 0 is the deterministic step (Flow-GRPO, SD3.5: 0.7)")
+    noise_level: float = Field(0.7, ge=0, le=10, description="a: 0 is the deterministic step (Flow-GRPO, SD3.5: 0.7)")
 
     def coefficients(self, sigma: V, sigma_next: V, scale: V | None = None) -> tuple[V, V, V]:
         """(B,) twice, (B,) or None -> A_x, A_v and std, (B,) each; at noise level 0 exactly the Euler step's."""
@@ -152,8 +153,7 @@ class FlowSde(_AffineSampler):
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Learning from denoising steps needs noise."""
-        if self.noise_level == 0 and experiment.objective.process == "reverse":
-            yield "'noise_level' 0 makes every step deterministic: there would be nothing to learn from; Flow-GRPO: 0.7"
+        yield from too_quiet("noise_level", self.noise_level, "Flow-GRPO: 0.7", experiment)
 
 
 class DanceSde(_AffineSampler):
@@ -164,7 +164,9 @@ class DanceSde(_AffineSampler):
     """
 
     kind: Literal["dance-sde"] = "dance-sde"
-    eta: float = Field(0.3, ge=0, description="noise per square root of sigma (DanceGRPO, FLUX: 0.3; Hunyuan: 0.25)")
+    eta: float = Field(
+        0.3, ge=0, le=10, description="noise per square root of sigma (DanceGRPO, FLUX: 0.3; Hunyuan: 0.25)"
+    )
 
     def coefficients(self, sigma: V, sigma_next: V, scale: V | None = None) -> tuple[V, V, V]:
         """(B,) twice, (B,) or None -> A_x, A_v and std, (B,) each."""
@@ -172,8 +174,7 @@ class DanceSde(_AffineSampler):
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Learning from denoising steps needs noise."""
-        if self.eta == 0 and experiment.objective.process == "reverse":
-            yield "'eta' 0 makes every step deterministic: there would be nothing to learn from; DanceGRPO: 0.3"
+        yield from too_quiet("eta", self.eta, "DanceGRPO: 0.3", experiment)
 
 
 class CpsSampler(_AffineSampler):
@@ -220,8 +221,7 @@ class CpsSampler(_AffineSampler):
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Learning from denoising steps needs noise."""
-        if self.noise_level == 0 and experiment.objective.process == "reverse":
-            yield "'noise_level' 0 makes every step deterministic: there would be nothing to learn from; Flow-GRPO: 0.8"
+        yield from too_quiet("noise_level", self.noise_level, "Flow-GRPO: 0.8", experiment)
 
 
 class DdimSampler(_AffineSampler):
@@ -258,8 +258,20 @@ class DdimSampler(_AffineSampler):
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """Learning from denoising steps needs noise."""
-        if self.eta == 0 and experiment.objective.process == "reverse":
-            yield "'eta' 0 makes every step deterministic: there would be nothing to learn from; DDPO: 1"
+        yield from too_quiet("eta", self.eta, "DDPO: 1", experiment)
+
+
+def too_quiet(field: str, noise: float, published: str, experiment: Experiment) -> Iterator[str]:
+    """Whether denoising steps have too little noise to learn from them; in the forward process they need none."""
+    if noise >= LEAST_NOISE or experiment.objective.process != "reverse":
+        return
+    if noise == 0:
+        yield f"'{field}' 0 makes every step deterministic: there would be nothing to learn from; {published}"
+    else:
+        yield (
+            f"'{field}' {noise:g} is less noise than log-probabilities in float32 can be told apart by; at least "
+            f"{LEAST_NOISE:g}, and 0 for an objective of the forward process; {published}"
+        )
 
 
 def coefficient_preserving(sigma: V, sigma_next: V, kept: V, std: V) -> tuple[V, V, V]:

@@ -66,8 +66,8 @@ class BoundaryCurriculum(CurriculumSpec):
     """
 
     kind: Literal["boundary"] = "boundary"
-    low: float = Field(0.1, description="least mean reward of the boundary (our choice)")
-    high: float = Field(0.9, description="greatest mean reward of the boundary (our choice)")
+    low: float = Field(0.1, ge=-1e9, le=1e9, description="least mean reward of the boundary (our choice)")
+    high: float = Field(0.9, ge=-1e9, le=1e9, description="greatest mean reward of the boundary (our choice)")
     unseen: float = Field(0.25, ge=0, le=1, description="share of a step's prompts that are new (our choice)")
 
     @property

@@ -27,7 +27,7 @@ class ClipReward(LearnedRewardSpec):
     path: LocalOrHub = Field(
         OPENAI_LARGE, description="CLIP network with its tokenizer: a folder or a repository of the hub"
     )
-    factor: float = Field(100.0, gt=0, description="multiplies the cosine (torchmetrics: 100; the paper: 2.5)")
+    factor: float = Field(100.0, gt=0, le=1e6, description="multiplies the cosine (torchmetrics: 100; the paper: 2.5)")
 
     def build(self, device: torch.device) -> LearnedReward:
         """Loads network and tokenizer.

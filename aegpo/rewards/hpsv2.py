@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from aegpo.core.interfaces import Reward
 from aegpo.core.places import LocalOrHub
+from aegpo.core.registry import Where
 from aegpo.rewards.clip_family import LAION_HUGE, Clip, check_vocabulary, cleaned, load_words, padded
 from aegpo.rewards.hpsv2_checkpoint import to_clip
 from aegpo.rewards.learned import LearnedReward, LearnedRewardSpec
@@ -34,6 +35,7 @@ class Hpsv2Reward(LearnedRewardSpec):
     """
 
     kind: Literal["hpsv2"] = "hpsv2"
+    read_where: ClassVar[Mapping[str, Where]] = {"tokenizer": Where("backend", ("transformers",))}
     version: Literal["v2.0", "v2.1"] = Field("v2.1", description="which network (hpsv2.score's default is v2.0)")
     path: LocalOrHub = Field("xswu/HPSv2", description="the checkpoint: a file, a folder or a repository of the hub")
     tokenizer: LocalOrHub = Field(

@@ -28,7 +28,7 @@ class PickScoreReward(LearnedRewardSpec):
         "yuvalkirstain/PickScore_v1", description="the network: a folder or a repository of the hub"
     )
     tokenizer: LocalOrHub = Field(LAION_HUGE, description="CLIP's tokenizer: a folder or a repository of the hub")
-    divisor: float = Field(1.0, gt=0, description="divides the score (Flow-GRPO: 26)")
+    divisor: float = Field(1.0, gt=0, le=1e6, description="divides the score (Flow-GRPO: 26)")
 
     def build(self, device: torch.device) -> LearnedReward:
         """Loads network and tokenizer.

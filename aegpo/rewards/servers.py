@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from aegpo.core import bounded_json
 from aegpo.core.addresses import check_server
 from aegpo.core.parts import RewardSpec
+from aegpo.core.registry import Where
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.rewards.tokens import read_token, without_secrets
@@ -42,6 +43,7 @@ _HOPELESS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # of TLS, how
 class ServerRewardSpec(RewardSpec):
     """A reward that a server computes."""
 
+    read_where: ClassVar[Mapping[str, Where]] = {"backoff": Where("retries", (0,), other=True)}
     url: str = Field(description="where the server is, e.g. http://127.0.0.1:8000")
     timeout: float = Field(60.0, gt=0, le=_DAY, description="seconds a whole answer may take")
     retries: int = Field(5, ge=0, le=10**6, description="further attempts when the server is away, late or overloaded")

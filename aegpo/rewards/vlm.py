@@ -51,8 +51,8 @@ class VlmJudgeReward(VlmSpec):
         "a grade from 0 (not at all) to 10 (exactly), as a number alone in the last line.",
         description="what is asked; {prompt} stands for the prompt",
     )
-    lowest: float = Field(0.0, description="the worst grade")
-    highest: float = Field(10.0, description="the best grade")
+    lowest: float = Field(0.0, ge=-1e6, le=1e6, description="the worst grade")
+    highest: float = Field(10.0, ge=-1e6, le=1e6, description="the best grade")
 
     @field_validator("question")
     @classmethod

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,10 +64,22 @@ class HeldOut:
         """(B,) of each reward, for the policy that paints and for the base; and the images (B, [F,] 3, h, w)."""
         (images, scores), base_scores = self._painted(paint), dict(self.base_scores)
         if self._base_images is not None:
-            both = torch.cat([images, self._base_images.to(images.device)])
-            for label, values in _as_numpy(score(self._relative, both, (*self._prompts, *self._prompts))).items():
-                scores[label], base_scores[label] = values[: len(images)], values[len(images) :]
+            for label, (ours, bases) in self._compared(images, self._base_images.to(images.device)).items():
+                scores[label], base_scores[label] = ours, bases
         return self._in_order(scores), self._in_order(base_scores), images
+
+    def _compared(self, images: Tensor, base_images: Tensor) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """(B,) of each reward that compares, of the policy's images and of the base's, each pair by itself.
+
+        What the list asks twice is two pairs. Rewards take equal prompts for one group, so that the second is scored
+        after the first.
+        """
+        found = {scorer.label: (np.zeros(len(images)), np.zeros(len(images))) for scorer in self._relative}
+        for rows in _once_each(self._prompts):
+            both, prompts = torch.cat([images[rows], base_images[rows]]), [self._prompts[row] for row in rows]
+            for label, values in _as_numpy(score(self._relative, both, (*prompts, *prompts))).items():
+                found[label][0][rows], found[label][1][rows] = values[: len(rows)], values[len(rows) :]
+        return found
 
     def _painted(self, paint: Paint) -> tuple[Tensor, dict[str, FloatArray]]:
         """Images, and their scores where nothing is compared, some of which are found while others are painted."""
@@ -75,6 +89,19 @@ class HeldOut:
 
     def _in_order(self, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         return {label: scores[label] for label in self._labels}
+
+
+def _once_each(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The rows of prompts in as few lists as it takes for none to ask the same twice."""
+    lists: list[list[int]] = []
+    before: dict[tuple[str, tuple[Path, ...]], int] = {}
+    for row, prompt in enumerate(prompts):
+        nth = before.get(prompt.asked, 0)
+        before[prompt.asked] = nth + 1
+        if nth == len(lists):
+            lists.append([])
+        lists[nth].append(row)
+    return lists
 
 
 def _as_numpy(scores: Mapping[str, Tensor]) -> dict[str, FloatArray]:

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import command_line
 import pytest
@@ -223,7 +224,7 @@ def test_plugins_lists_every_part_with_its_first_line_and_who_ships_it():
 def test_plugins_of_one_part_shows_its_fields():
     shown = command_line.aegpo("plugins", "selectors/entropy-peak").stdout
     assert shown.startswith("selectors/entropy-peak, shipped by aegpo\n")
-    assert re.search(r"│ top_k +│ whole number, >= 1 +│ 4 +│ denoising steps chosen", shown)
+    assert re.search(r"│ top_k +│ whole number, >= 1, <= 1000 +│ 4 +│ denoising steps chosen", shown)
     assert re.search(r"│ scope +│ prompt \| batch +│ prompt +│", shown)
     assert re.search(r"│ last +│ true \| false +│ false +│", shown)
 
@@ -267,3 +268,24 @@ def test_every_command_and_option_has_help():
     for command in get_command(app).commands.values():
         assert command.help
         assert all(parameter.help for parameter in command.params)
+
+
+def test_every_number_of_the_command_line_has_bounds():
+    """And each of a list."""
+    numbers = {
+        f"{command.callback.__name__}: {name}": settings
+        for command in app.registered_commands
+        for name, hint in get_type_hints(command.callback, include_extras=True).items()
+        if get_origin(hint) is Annotated and re.search(r"\b(int|float)\b", str(get_args(hint)[0]))
+        for settings in hint.__metadata__
+    }
+    assert len(numbers) > 12
+    assert [name for name, settings in numbers.items() if None in (settings.min, settings.max)] == []
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "1e3", "0x10"])
+@pytest.mark.parametrize("words", [["run"], ["profile-entropy"], ["sample", "--prompt", "x"], ["evaluate"]])
+def test_a_seed_that_no_generator_takes_is_refused(words, seed):
+    shown = command_line.aegpo(words[0], "x.yaml", *words[1:], "--seed", seed)
+    assert shown.code == 2
+    assert "Invalid value for '--seed'" in shown.stderr

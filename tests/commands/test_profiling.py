@@ -273,6 +273,10 @@ MISTAKES = {
         ["{spec}", "--layers", "block*"],
         "no layer matches 'block*'; layers are transformer_blocks.0.attn, transformer_blocks.1.attn",
     ),
+    "a pattern without a layer beside one with": (
+        ["{spec}", "--layers", "*.0.attn", "--layers", "*.2.attn"],
+        "no layer matches '*.2.attn'; layers are transformer_blocks.0.attn, transformer_blocks.1.attn",
+    ),
     "prompts that are not there": (
         ["{spec}", "--prompts", "nope.txt"],
         "prompts: cannot read nope.txt: No such file or directory",

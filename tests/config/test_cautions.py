@@ -206,14 +206,20 @@ def test_an_optimizer_that_cannot_be_is_refused_with_its_place_and_what_would_be
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("optimizer={kind: sgd, betas: [0.9, 0.99]}", "optimizer.betas: has no effect under 'sgd'; remove it, or use"),
         (
-            "optimizer={kind: sgd, epsilon: 0.1}",
-            "optimizer.epsilon: has no effect under 'sgd'; remove it, or use adamw",
+            "optimizer={kind: sgd, betas: [0.9, 0.99]}",
+            "optimizer.betas: has no effect under 'kind: sgd'; remove it, or choose 'kind' adamw or adam",
         ),
-        ("optimizer={momentum: 0.5}", "optimizer.momentum: has no effect under 'adamw'; remove it, or use sgd"),
-        ("optimizer={kind: adam, momentum: 0.5}", "optimizer.momentum: has no effect under 'adam'; remove it, or use"),
-        ("optimizer.schedule={final: 0.5}", "optimizer.schedule.final: has no effect under 'constant', which stays at"),
+        ("optimizer={kind: sgd, epsilon: 0.1}", "optimizer.epsilon: has no effect under 'kind: sgd'; remove it"),
+        (
+            "optimizer={momentum: 0.5}",
+            "optimizer.momentum: has no effect under 'kind: adamw'; remove it, or choose 'kind' sgd",
+        ),
+        ("optimizer={kind: adam, momentum: 0.5}", "optimizer.momentum: has no effect under 'kind: adam'; remove it"),
+        (
+            "optimizer.schedule={final: 0.5}",
+            "optimizer.schedule.final: has no effect under 'kind: constant'; remove it, or choose 'kind' cosine or",
+        ),
         (
             "optimizer.schedule={warmup: 2}",
             "optimizer.schedule.warmup: the learning rate never reaches its peak: the run makes 2 optimizer updates at "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from worlds import BrightnessReward, GaussianSpec, small_experiment
 
@@ -22,6 +24,7 @@ from aegpo.core.sections import (
     PromptsSpec,
     RolloutsSpec,
     ScheduleSpec,
+    TailSpec,
 )
 from aegpo.method.allocators import EntropyAllocator, RandomAllocator, UniformAllocator
 from aegpo.method.objectives import ClippedObjective
@@ -61,6 +64,40 @@ def narrowed(registries):
 def builtin_specs():
     registries = load_registries(plugin_manager())
     return [entry.spec for registry in registries for entry in registry if entry.source == "aegpo"]
+
+
+def bounded(annotation: object, metadata: Sequence[object]) -> bool:
+    """Whether numbers of a field, or items of its lists, have a least and a greatest value; what has none needs none.
+
+    Items without bounds of their own are denoising steps, which their part compares with the trajectory.
+    """
+    if annotation not in (int, float):
+        found = [part for part in get_args(annotation) if part is not Ellipsis]
+        inner = [
+            (get_args(part)[0], getattr(get_args(part)[1], "metadata", ()))
+            for part in found
+            if get_origin(part) is Annotated
+        ]
+        plain = [(part, metadata) for part in found if get_origin(part) is not Annotated]
+        if get_origin(annotation) is tuple and found[0] is int:
+            return True
+        return get_origin(annotation) is Literal or all(bounded(*each) for each in (*inner, *plain))
+    low = any(isinstance(each, Ge | Gt) for each in metadata)
+    return low and any(isinstance(each, Le | Lt) for each in metadata)
+
+
+@pytest.mark.parametrize("spec", [*builtin_specs(), *SECTIONS, TailSpec], ids=lambda spec: spec.__name__)
+def test_every_number_has_bounds(spec):
+    fields = spec.model_fields.items()
+    assert [name for name, field in fields if not bounded(field.annotation, field.metadata)] == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+@pytest.mark.parametrize("spec", [EvaluationSpec, PromptsSpec, EntropySignal])
+def test_a_seed_is_from_0_to_what_64_bits_hold(spec, seed):
+    with pytest.raises(ValidationError, match="seed"):
+        spec(seed=seed)
+    assert spec(seed=2**63 - 1).seed == 2**63 - 1
 
 
 def test_the_box_holds_what_it_promises(registries):

@@ -51,6 +51,33 @@ def test_group_advantage_is_the_centred_reward_over_the_chosen_std(std, unbiased
     torch.testing.assert_close(credit(advantage, SCORES, SIDE_BY_SIDE), expected, atol=1e-6, rtol=1e-6)
 
 
+# Three leaves below one child and two below the other: their means round differently, as sums of weights do.
+UNEVEN = RolloutPlan(
+    prompt=(np.array([0, 1]), np.array([0, 0, 1, 1]), np.array([0] * 5 + [1] * 5)),
+    parent=(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3])),
+    noisy=(np.ones(4, bool), np.ones(10, bool)),
+    trained=(np.ones(4, bool), np.ones(10, bool)),
+)
+EVERY_KIND = [
+    *(GroupAdvantage(std=std, epsilon=1e-30, clip=None) for std in ("none", "group")),
+    GroupAdvantage(combine="per-reward"),
+    *(DepthAdvantage(weighting=how, least_std=0.0, epsilon=1e-30) for how in ("mean", "path")),
+    ProcessAdvantage(epsilon=1e-30),
+    RunningAdvantage(least=2, epsilon=1e-30),
+]
+
+
+@pytest.mark.parametrize("value", [0.1, 0.38 * 0.3 + 0.07, -7.7e5])
+@pytest.mark.parametrize("advantage", EVERY_KIND, ids=repr)
+def test_equal_rewards_of_a_prompt_earn_no_credit_at_all(advantage, value):
+    scores = np.stack([[value] * 5 + [0.1, 0.2, 0.3, 0.4, 0.5]] * 2, axis=1)
+    log_prob = (torch.linspace(-1, 1, 4), torch.linspace(-2, 0.3, 10))
+    found = credit(advantage.build(), scores, UNEVEN, (0.3, 0.7), log_prob)
+    of_first = torch.tensor([True, True, False, False] + [True] * 5 + [False] * 5)
+    assert not found[of_first].any()
+    assert found[~of_first].any()
+
+
 def test_rewards_are_summed_by_weight_first():
     scores = np.stack([SCORES, -SCORES, SCORES**2], axis=1)
     found = credit(GroupAdvantage(std="none"), scores, SIDE_BY_SIDE, weights=(2.0, 1.5, 0.0))

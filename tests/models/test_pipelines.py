@@ -239,6 +239,23 @@ def test_a_saved_lora_means_the_same_to_a_reader_that_knows_no_header_and_no_alp
         assert torch.allclose(up @ down, part.get_delta_weight("default"), atol=1e-6)
 
 
+def test_what_a_folder_or_its_network_never_reads_is_told(tmp_path, pipeline_folders):
+    schnell = pipelines.write_flux(tmp_path, guidance_embeds=False, dynamic_shift=False)
+    lora = PolicySpec(train="lora")
+
+    def told(folder, **fields):
+        model = spec_of("flux", folder, **fields)
+        return list(model.cautions(small_experiment(model, policy=lora)))
+
+    (caution,) = told(schnell, guidance=2.0)
+    assert caution.startswith("'guidance' 2 has no effect: this network has no guidance embedding; remove it, or set")
+    assert told(schnell) == told(schnell, true_guidance=2.0) == told(pipeline_folders["flux"], guidance=2.0) == []
+    (caution,) = told(schnell, revision="main")
+    assert caution.startswith("'revision' 'main' has no effect: 'path' is a folder")
+    (caution,) = told(schnell, offload_base=True)
+    assert caution.startswith("'offload_base' has no effect under 'policy.train: lora'")
+
+
 @pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_a_saved_pipeline_has_the_policy_in_it(kind, train, pipeline_folders, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -418,6 +419,12 @@ def test_a_pattern_that_matches_no_layer_is_refused_with_the_layers(tiny_model):
         "signals.entropy: no layer matches 'blocks.*', 'mid*'; layers are transformer_blocks.0.attn, "
         "transformer_blocks.1.attn"
     )
+
+
+@pytest.mark.parametrize("stray", ["transformer_blocks.7.*", ""])
+def test_each_pattern_matches_a_layer_or_is_refused_beside_one_that_does(tiny_model, stray):
+    with pytest.raises(AegpoError, match=f"no layer matches '{re.escape(stray)}'; layers are transformer_blocks.0"):
+        measure(probe_of(tiny_model, layers=("transformer_blocks.0.*", stray)), tiny_model)
 
 
 def test_a_network_without_softmax_attention_is_refused():

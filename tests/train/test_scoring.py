@@ -254,6 +254,15 @@ def test_a_group_wise_reward_is_evaluated_against_the_base_policy():
     assert np.allclose(scores["brightness"], 2 * base_scores["brightness"])
 
 
+def test_a_held_out_prompt_that_comes_twice_is_compared_pair_by_pair():
+    base = torch.stack([torch.full((3, 6, 6), shade) for shade in (0.5, 0.1, 0.3)])
+    painted = torch.stack([torch.full((3, 6, 6), shade) for shade in (0.6, 0.05, 0.2)])
+    held_out = HeldOut(build_scorers([Brighter()], CPU), asked(("one", "one", "two")), lambda _: base)
+    scores, base_scores, _ = held_out.evaluate(lambda _: painted)
+    assert scores["brighter"].tolist() == [1.0, 0.0, 0.0]
+    assert base_scores["brighter"].tolist() == [0.0, 1.0, 1.0]
+
+
 @pytest.fixture(scope="module")
 def flaky_run(tiny_weights):
     from aegpo.models.shapes import ShapesSpec

@@ -82,11 +82,33 @@ def deviations(score: Tensor, group: Tensor, unbiased: bool) -> Tensor:  # (N,)
 
 
 def centred(score: Tensor, group: Tensor) -> Tensor:  # (N,)
-    """Each value minus its group's mean."""
+    """Each value minus its group's mean; exactly 0 in a group of equal values, whose mean rounds."""
     size = int(group.max()) + 1
     total = score.new_zeros(size).index_add(0, group, score)
     members = score.new_zeros(size).index_add(0, group, score.new_ones(len(score)))
-    return score - (total / members)[group]
+    return (score - (total / members)[group]).masked_fill(alike(score, group)[group], 0.0)
+
+
+def alike(score: Tensor, group: Tensor) -> Tensor:  # (groups,) bool
+    """Whether the values of each group are all equal, bit for bit: then there is nothing to compare."""
+    import torch
+
+    ends = (score.new_full((int(group.max()) + 1,), sign * torch.inf) for sign in (1, -1))
+    least, most = (each.scatter_reduce(0, group, score, how) for each, how in zip(ends, ("amin", "amax"), strict=True))
+    return least == most
+
+
+def exact_where_alike(values: list[Tensor], leaves: Tensor, plan: RolloutPlan) -> list[Tensor]:  # T+1 tensors (N_i,)
+    """Values of nodes made of those of rollouts, but where a prompt's rollouts are alike that one value, unrounded."""
+    import torch
+
+    owner = torch.from_numpy(plan.group).to(leaves.device)
+    same = alike(leaves, owner)
+    if not bool(same.any()):
+        return values
+    common = leaves.new_zeros(len(same)).scatter(0, owner, leaves)
+    rows = (torch.from_numpy(prompts).to(leaves.device) for prompts in plan.prompt)
+    return [torch.where(same[row], common[row], value) for row, value in zip(rows, values, strict=True)]
 
 
 def standardised(unbiased: bool, epsilon: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -125,7 +147,7 @@ def trained(values: list[Tensor], plan: RolloutPlan) -> Tensor:  # (E,) float32
 
 
 def average_up(leaf_values: Tensor, plan: RolloutPlan) -> list[Tensor]:  # T+1 tensors (N_i,)
-    """The mean over the leaves below each node."""
+    """The mean over the leaves below each node; of leaves that are all the same in their prompt, exactly that."""
     import torch
 
     sums = [leaf_values]
@@ -133,7 +155,8 @@ def average_up(leaf_values: Tensor, plan: RolloutPlan) -> list[Tensor]:  # T+1 t
         parent = torch.from_numpy(plan.parent[level]).to(leaf_values.device)
         sums.append(leaf_values.new_zeros(len(plan.prompt[level])).index_add(0, parent, sums[-1]))
     counts = (torch.from_numpy(count).to(leaf_values.device) for count in plan.leaves)
-    return [total / count for total, count in zip(reversed(sums), counts, strict=True)]
+    means = [total / count for total, count in zip(reversed(sums), counts, strict=True)]
+    return exact_where_alike(means, leaf_values, plan)
 
 
 def clamped(values: Tensor, limit: float | None) -> Tensor:

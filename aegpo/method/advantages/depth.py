@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from aegpo.core.records import BoolArray, IntArray, RolloutPlan, Rollouts
+from aegpo.core.registry import Where
 from aegpo.method.advantages.credit import (
     CombiningAdvantage,
     Judged,
     average_up,
     clamped,
+    exact_where_alike,
     of_each_step,
     standardised,
     trained,
@@ -36,12 +39,13 @@ class DepthAdvantage(CombiningAdvantage):
     """
 
     kind: Literal["depth"] = "depth"
+    read_where: ClassVar[Mapping[str, Where]] = {"pruning_ratio": Where("pruning", ("none",), other=True)}
     weighting: Literal["mean", "path"] = Field(
         "mean", description="plain mean of the leaves below, or children weighted by softmax of their log-probability"
     )
-    epsilon: float = Field(1e-8, gt=0, description="added to the unbiased std of a depth (BranchGRPO)")
-    least_std: float = Field(1e-6, ge=0, description="depths that vary less than this get zero (BranchGRPO)")
-    clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never")
+    epsilon: float = Field(1e-8, gt=0, le=1, description="added to the unbiased std of a depth (BranchGRPO)")
+    least_std: float = Field(1e-6, ge=0, le=1e6, description="depths that vary less than this get zero (BranchGRPO)")
+    clip: float | None = Field(5.0, gt=0, le=1e6, description="advantages are cut off at +- this; null: never")
 
     pruning: Literal["none", "chain-start", "extremes"] = Field(
         "none", description="which edges after the last split keep their credit: all, or as BranchGRPO's mode 1 or 2"
@@ -90,7 +94,7 @@ class DepthAdvantage(CombiningAdvantage):
             share = (log_prob - highest[parent]).exp()
             total = share.new_zeros(size).index_add(0, parent, share)
             values.append(share.new_zeros(size).index_add(0, parent, share / total[parent] * values[-1]))
-        return values[::-1]
+        return exact_where_alike(values[::-1], score, rollouts.plan)
 
     def _level(self, value: Tensor, prompt: object) -> Tensor:  # (N_i,)
         import torch
@@ -100,7 +104,7 @@ class DepthAdvantage(CombiningAdvantage):
         for which in torch.unique(group):
             rows = group == which
             nodes = value[rows]
-            if len(nodes) > 1 and (deviation := nodes.std()) >= self.least_std:
+            if bool((nodes != nodes[0]).any()) and (deviation := nodes.std()) >= self.least_std:
                 credit[rows] = (nodes - nodes.mean()) / (deviation + self.epsilon)
         return credit
 
@@ -115,8 +119,8 @@ class ProcessAdvantage(CombiningAdvantage):
 
     kind: Literal["process"] = "process"
     unbiased: bool = Field(False, description="divide by n-1 in the std, or by n (TempFlow-GRPO)")
-    epsilon: float = Field(1e-4, gt=0, description="added to the std of a prompt's step (TempFlow-GRPO)")
-    clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never (all: 5)")
+    epsilon: float = Field(1e-4, gt=0, le=1, description="added to the std of a prompt's step (TempFlow-GRPO)")
+    clip: float | None = Field(5.0, gt=0, le=1e6, description="advantages are cut off at +- this; null: never (all: 5)")
 
     def normalised(self, score: Judged, rollouts: Rollouts) -> list[Tensor]:  # T+1 tensors (N_i,)
         """Scores -> the advantage of every node whose edge is trained; 0 for others."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import IntArray, RolloutPlan, Rollouts
+from aegpo.core.registry import Where
 from aegpo.method.advantages.credit import (
     CombiningAdvantage,
     Judged,
@@ -40,6 +41,9 @@ class GainAdvantage(CombiningAdvantage):
     """
 
     kind: Literal["gain"] = "gain"
+    read_where: ClassVar[Mapping[str, Where]] = dict.fromkeys(
+        ("unbiased", "epsilon"), Where("std", ("none",), other=True)
+    )
     over: Literal["before", "nothing"] = Field(
         "before",
         description="what the score after a step is compared with: that before it (DenseGRPO), or nothing (its "
@@ -51,8 +55,8 @@ class GainAdvantage(CombiningAdvantage):
         "centred gains, so that steps that decide little teach little (ours), or not",
     )
     unbiased: bool = Field(False, description="divide by n-1 in the std, or by n (Flow-GRPO, whose code it extends)")
-    epsilon: float = Field(1e-4, gt=0, description="added to the std (Flow-GRPO)")
-    clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never (all: 5)")
+    epsilon: float = Field(1e-4, gt=0, le=1, description="added to the std (Flow-GRPO)")
+    clip: float | None = Field(5.0, gt=0, le=1e6, description="advantages are cut off at +- this; null: never (all: 5)")
 
     def levels(self, plan: RolloutPlan) -> IntArray:
         """Before and after every step with a trained edge; after the last one there is the rollout's own score."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.records import Rollouts
+from aegpo.core.registry import Where
 from aegpo.method.advantages.credit import CombiningAdvantage, Judged, average_up, centred, clamped, deviations, trained
 
 if TYPE_CHECKING:
@@ -25,14 +26,22 @@ class GroupAdvantage(CombiningAdvantage):
     """
 
     kind: Literal["group"] = "group"
+    read_where: ClassVar[Mapping[str, Where]] = {
+        **dict.fromkeys(("unbiased", "epsilon"), Where("std", ("none",), other=True)),
+        "best_of_scope": Where("best_of", (None,), other=True),
+    }
     std: Literal["none", "group", "batch"] = Field(
         "group", description="divide by the group's std (DanceGRPO), the batch's (Flow-GRPO), or not (Dr. GRPO)"
     )
     unbiased: bool = Field(True, description="divide by n-1 in the std (DanceGRPO) or by n (Flow-GRPO)")
-    epsilon: float = Field(1e-4, gt=0, description="added to the std (Flow-GRPO 1e-4, DanceGRPO 1e-8)")
-    clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never (all: 5)")
+    epsilon: float = Field(1e-4, gt=0, le=1, description="added to the std (Flow-GRPO 1e-4, DanceGRPO 1e-8)")
+    clip: float | None = Field(5.0, gt=0, le=1e6, description="advantages are cut off at +- this; null: never (all: 5)")
     best_of: int | None = Field(
-        None, ge=2, multiple_of=2, description="rollouts that get credit, half best, half worst; null: all of them"
+        None,
+        ge=2,
+        le=65536,
+        multiple_of=2,
+        description="rollouts that get credit, half best, half worst; null: all of them",
     )
     best_of_scope: Literal["batch", "prompt"] = Field(
         "batch", description="`best_of` rollouts of the whole step (DanceGRPO's Hunyuan script), or of each prompt"

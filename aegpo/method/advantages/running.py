@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from aegpo.core.experiment import Experiment
 from aegpo.core.parts import AdvantageSpec
 from aegpo.core.records import IntArray, RolloutPlan, Rollouts, Scores
 from aegpo.method.advantages.credit import average_up, clamped, trained
@@ -22,10 +24,20 @@ class RunningAdvantage(AdvantageSpec):
     """
 
     kind: Literal["running"] = "running"
-    buffer: int = Field(32, ge=2, description="rewards a prompt remembers (DDPO: 16 or 32)")
-    least: int = Field(16, ge=2, description="rewards from which on they are used (DDPO: 16)")
-    epsilon: float = Field(1e-6, gt=0, description="added to the std (DDPO)")
-    clip: float | None = Field(5.0, gt=0, description="advantages are cut off at +- this; null: never (DDPO: 5)")
+    buffer: int = Field(32, ge=2, le=1_000_000, description="rewards a prompt remembers (DDPO: 16 or 32)")
+    least: int = Field(16, ge=2, le=1_000_000, description="rewards from which on they are used (DDPO: 16)")
+    epsilon: float = Field(1e-6, gt=0, le=1, description="added to the std (DDPO)")
+    clip: float | None = Field(
+        5.0, gt=0, le=1e6, description="advantages are cut off at +- this; null: never (DDPO: 5)"
+    )
+
+    def cautions(self, experiment: Experiment) -> Iterator[str]:
+        """A memory long enough to be used."""
+        if self.least > self.buffer:
+            yield (
+                f"'least' {self.least} is more than the {self.buffer} rewards of 'buffer', so what a prompt earned "
+                f"before is never used; lower 'least' to {self.buffer} or less, or use 'group'"
+            )
 
     def build(self) -> RunningStatistics:
         """The advantage with its memory."""
@@ -55,6 +67,8 @@ class RunningStatistics:
             kept = [*self._scores.get(prompt, []), *score[members].tolist()][-self._spec.buffer :]
             self._scores[prompt] = kept
             compared = score.new_tensor(kept) if len(kept) >= self._spec.least else score
+            if bool((compared == compared[0]).all()):  # whose mean rounds
+                compared = compared[:1]
             spread = compared.std(correction=0) + self._spec.epsilon
             advantage[members] = (score[members] - compared.mean()) / spread
         return trained(average_up(clamped(advantage, self._spec.clip), rollouts.plan), rollouts.plan)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import ObjectiveSpec
 from aegpo.core.records import Update
+from aegpo.core.registry import Where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,10 @@ class ReverseObjective(ObjectiveSpec):
     averaged over dimensions like the log-probability.
     """
 
-    beta: float = Field(0.0, ge=0, description="weight of the KL to the base policy, in the units of 'kl_units'")
+    read_where: ClassVar[Mapping[str, Where]] = {"kl_units": Where("beta", (0.0,), other=True)}
+    beta: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the KL to the base policy, in the units of 'kl_units'"
+    )
     kl_units: Literal["gaussian", "rate"] = Field(
         "gaussian",
         description="gaussian: divided by 2 std^2; rate: by 2 rate^2, which lacks the step's length (Flow-GRPO's code, "

@@ -24,7 +24,7 @@ class DivergenceMaskedObjective(ReverseObjective):
     kind: Literal["divergence-masked"] = "divergence-masked"
     needs_old: ClassVar[bool] = True
     threshold: float = Field(
-        1e-5, gt=0, description="KL to the sampling policy from which on a transition may be masked"
+        1e-5, gt=0, le=1e6, description="KL to the sampling policy from which on a transition may be masked"
     )
 
     def loss(self, update: Update) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -10,6 +10,7 @@ from pydantic import Field
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import ObjectiveSpec
 from aegpo.core.records import Renoised
+from aegpo.core.registry import Where
 from aegpo.method.objectives.clipped import clip_cautions, fitting_clip, mean_square, ratio_metrics, surrogate
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class MatchingObjective(ObjectiveSpec):
     """
 
     kind: Literal["awm"] = "awm"
+    read_where: ClassVar[Mapping[str, Where]] = {"power": Where("weight", ("ghuber",))}
     process: ClassVar[Literal["reverse", "forward"]] = "forward"
     needs_old: ClassVar[bool] = True
     clip: float | None = Field(
@@ -43,11 +45,15 @@ class MatchingObjective(ObjectiveSpec):
     )
     power: float = Field(0.25, gt=0, le=1, description="p of weight 'ghuber' (Flow-Factory: 0.25)")
     velocity_penalty: float = Field(
-        0.0, ge=0, description="weight of the squared distance to the base policy's velocity (Flow-Factory: optional)"
+        0.0,
+        ge=0,
+        le=1e6,
+        description="weight of the squared distance to the base policy's velocity (Flow-Factory: optional)",
     )
     old_penalty: float = Field(
         0.0,
         ge=0,
+        le=1e6,
         description="weight of the squared distance to the sampling policy's velocity (Flow-Factory: to an EMA)",
     )
 

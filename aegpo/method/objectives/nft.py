@@ -35,12 +35,20 @@ class NftObjective(ObjectiveSpec):
     needs_old: ClassVar[bool] = True
     keeps_old: ClassVar[bool] = True
     mixing: float = Field(
-        1.0, gt=0, description="b, how far the implicit policies are from the old one (config.beta: 1; OCR 0.1)"
+        1.0,
+        ge=1e-3,
+        le=1000,
+        description="b, how far the implicit policies are from the old one (config.beta: 1; OCR 0.1)",
     )
     velocity_penalty: float = Field(
-        1e-4, ge=0, description="weight of the squared distance to the base policy's velocity (config.train.beta: 1e-4)"
+        1e-4,
+        ge=0,
+        le=1e6,
+        description="weight of the squared distance to the base policy's velocity (config.train.beta: 1e-4)",
     )
-    limit: float = Field(5.0, gt=0, description="advantages beyond +- this count as wholly good or bad (all: 5)")
+    limit: float = Field(
+        5.0, ge=1e-3, le=1e6, description="advantages beyond +- this count as wholly good or bad (all: 5)"
+    )
     credit: Literal["all", "positive", "negative", "binary"] = Field(
         "all", description="which advantages count: all, those above 0, those below 0, or only their sign"
     )

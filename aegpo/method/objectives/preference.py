@@ -42,7 +42,8 @@ class PreferenceObjective(ObjectiveSpec):
     keeps_old: ClassVar[bool] = True
     sharpness: float = Field(
         100.0,
-        gt=0,
+        ge=1e-3,
+        le=1e6,
         description="b, of mean squared distances; larger: groups that are told apart well count less (Appendix E: "
         "100; its README: 10 to 100)",
     )
@@ -56,6 +57,7 @@ class PreferenceObjective(ObjectiveSpec):
     velocity_penalty: float = Field(
         0.02,
         ge=0,
+        le=1e6,
         description="weight of the squared distance to the base policy's velocity (config/dgpo.py, config.train.beta: "
         "0.02; its README: 1e-3)",
     )

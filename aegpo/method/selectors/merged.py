@@ -29,9 +29,12 @@ class MergedSelector(SelectorSpec):
     """
 
     kind: Literal["merged"] = "merged"
-    start: int = Field(1, ge=0, description="the first step of the run, from 0 (E-GRPO's code: 1)")
+    start: int = Field(1, ge=0, le=1000, description="the first step of the run, from 0 (E-GRPO's code: 1)")
     length: int = Field(
-        2, ge=2, description="how many steps are joined (E-GRPO merges steps of low entropy; its script, of 16: none)"
+        2,
+        ge=2,
+        le=1000,
+        description="how many steps are joined (E-GRPO merges steps of low entropy; its script, of 16: none)",
     )
 
     def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)

@@ -56,7 +56,7 @@ class _PeakSelector(_SignalSelector):
     local_maxima: bool = Field(
         False, description="local maxima first, then the highest other steps (our choice: plain top-K)"
     )
-    min_gap: int = Field(1, ge=1, description="least distance between chosen steps; 1: neighbours are allowed")
+    min_gap: int = Field(1, ge=1, le=1000, description="least distance between chosen steps; 1: neighbours are allowed")
 
     def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)
         """The `top_k` highest values of the signal among the measured steps; earlier steps win ties."""

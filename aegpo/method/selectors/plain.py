@@ -31,7 +31,7 @@ class Selector(SelectorSpec):
 class CountedSelector(Selector):
     """What selectors of a fixed number of steps share: `top_k` must be available."""
 
-    top_k: int = Field(4, ge=1, description="denoising steps chosen for each prompt (AEGPO, Sec. 4.2)")
+    top_k: int = Field(4, ge=1, le=1000, description="denoising steps chosen for each prompt (AEGPO, Sec. 4.2)")
 
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """No more steps than there are."""

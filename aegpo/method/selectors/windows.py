@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +12,7 @@ from pydantic import Field
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import SelectorSpec
 from aegpo.core.records import BoolArray
+from aegpo.core.registry import Where
 from aegpo.core.signals import Signals
 from aegpo.method.selectors.plain import Selector, same_steps
 
@@ -24,9 +25,11 @@ class WindowSelector(Selector):
     """
 
     kind: Literal["window"] = "window"
-    width: int = Field(3, ge=1, description="neighbouring steps (Flow-GRPO-Fast, SD3.5 and FLUX: 3)")
-    low: int = Field(0, ge=0, description="the first step the window may hold")
-    high: int = Field(5, ge=1, description="the first step it may no longer hold (Flow-GRPO-Fast: T / 2, so 5 of 10)")
+    width: int = Field(3, ge=1, le=1000, description="neighbouring steps (Flow-GRPO-Fast, SD3.5 and FLUX: 3)")
+    low: int = Field(0, ge=0, le=1000, description="the first step the window may hold")
+    high: int = Field(
+        5, ge=1, le=1000, description="the first step it may no longer hold (Flow-GRPO-Fast: T / 2, so 5 of 10)"
+    )
 
     def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)
         """The window, at one place for all prompts."""
@@ -60,16 +63,27 @@ class SlidingWindowSelector(SelectorSpec):
     """
 
     kind: Literal["sliding-window"] = "sliding-window"
-    width: int = Field(4, ge=1, description="neighbouring steps (MixGRPO: 4)")
+    read_where: ClassVar[Mapping[str, Where]] = {
+        **dict.fromkeys(("interval", "shift", "roll_back"), Where("strategy", ("random",), other=True)),
+        "least_interval": Where("strategy", ("decay",)),
+        **dict.fromkeys(("threshold", "decay_rate"), Where("strategy", ("exp-decay",))),
+    }
+    width: int = Field(4, ge=1, le=1000, description="neighbouring steps (MixGRPO: 4)")
     strategy: Literal["progressive", "random", "decay", "exp-decay"] = Field(
         "progressive", description="how the window moves (MixGRPO's scripts: progressive)"
     )
-    interval: int = Field(25, ge=1, description="training steps at one place (MixGRPO: 25; MixGRPO-Flash: 20)")
-    shift: int = Field(1, ge=0, description="how far it moves; 0: it stays at the first steps (MixGRPO: 1; Flash*: 0)")
+    interval: int = Field(
+        25, ge=1, le=1_000_000, description="training steps at one place (MixGRPO: 25; MixGRPO-Flash: 20)"
+    )
+    shift: int = Field(
+        1, ge=0, le=1000, description="how far it moves; 0: it stays at the first steps (MixGRPO: 1; Flash*: 0)"
+    )
     roll_back: bool = Field(False, description="start over at the end, or stay there")
-    least_interval: int | None = Field(None, ge=1, description="of `decay`; null: a quarter of `interval`, as MixGRPO")
-    threshold: int = Field(13, ge=0, description="start from which `exp-decay` hastens (MixGRPO: 13)")
-    decay_rate: float = Field(0.1, ge=0, description="of `exp-decay` (MixGRPO: 0.1)")
+    least_interval: int | None = Field(
+        None, ge=1, le=1_000_000, description="of `decay`; null: a quarter of `interval`, as MixGRPO"
+    )
+    threshold: int = Field(13, ge=0, le=1000, description="start from which `exp-decay` hastens (MixGRPO: 13)")
+    decay_rate: float = Field(0.1, ge=0, le=100, description="of `exp-decay` (MixGRPO: 0.1)")
 
     def select(self, signals: Signals, rng: np.random.Generator) -> BoolArray:  # (P, T)
         """The window of this training step, at one place for all prompts."""
@@ -121,11 +135,20 @@ class DepthPrunedSelector(Selector):
     """
 
     kind: Literal["depth-pruned"] = "depth-pruned"
-    width: int = Field(4, ge=1, description="depths in the window (BranchGRPO's script: 15 to 18, README: 5 depths)")
-    deepest: int | None = Field(None, ge=1, description="deepest pruned depth at first; null: T - 2 (18 of 20)")
-    interval: int | None = Field(30, ge=1, description="training steps between two moves (BranchGRPO: 30); null: never")
-    stop_depth: int = Field(9, ge=1, description="depth the window does not move above (BranchGRPO: the last split, 9)")
-    until: int | None = Field(None, ge=1, description="last training step with pruning; null: all")
+    read_where: ClassVar[Mapping[str, Where]] = {"stop_depth": Where("interval", (None,), other=True)}
+    width: int = Field(
+        4, ge=1, le=1000, description="depths in the window (BranchGRPO's script: 15 to 18, README: 5 depths)"
+    )
+    deepest: int | None = Field(
+        None, ge=1, le=1000, description="deepest pruned depth at first; null: T - 2 (18 of 20)"
+    )
+    interval: int | None = Field(
+        30, ge=1, le=1_000_000, description="training steps between two moves (BranchGRPO: 30); null: never"
+    )
+    stop_depth: int = Field(
+        9, ge=1, le=1000, description="depth the window does not move above (BranchGRPO: the last split, 9)"
+    )
+    until: int | None = Field(None, ge=1, le=1_000_000, description="last training step with pruning; null: all")
 
     def window(self, step: int, steps: int) -> range:
         """The pruned denoising steps in training step `step` of a trajectory of `steps`."""

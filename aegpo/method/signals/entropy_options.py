@@ -13,7 +13,7 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
 from aegpo.core.records import FloatArray, Per
-from aegpo.core.sections import NotNegative, Positive
+from aegpo.core.sections import NotNegative, Positive, Seed
 from aegpo.core.signals import SignalCost
 from aegpo.errors import SettingError
 
@@ -45,7 +45,7 @@ class EntropyOptions(SignalSpec):
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default=("*",), description="layers whose mean is taken, by name; * and ? are wildcards"
     )
-    samples: Positive = Field(default=1, description="start noises of each prompt whose curves are averaged")
+    samples: int = Field(default=1, ge=1, le=1000, description="start noises of each prompt whose curves are averaged")
     refresh: Positive = Field(
         default=1,
         description="training steps for which a prompt's curve holds; then it is measured when it comes again",
@@ -68,7 +68,7 @@ class EntropyOptions(SignalSpec):
         "both in nats, relative = (H - H_base) / H_base; the paper speaks of an absolute difference and of a relative "
         "change (our choice: absolute)",
     )
-    seed: int = Field(
+    seed: Seed = Field(
         default=0, description="start noise of the probe trajectories, fixed for each prompt, and which rows"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -209,6 +209,7 @@ class _LayerMean:
         self._spec = spec
         self._values: list[Tensor] = []  # (B,) each
         self._seen: dict[str, str] = {}  # layer -> kind
+        self._measured: set[str] = set()  # layers
 
     def see(self, call: AttentionCall) -> None:
         """Measures a call of a chosen layer, if it has the block."""
@@ -218,16 +219,23 @@ class _LayerMean:
             found = measure_call(call, wanted, rows=self._spec.rows, seed=self._spec.seed, masses=False)
             if self._spec.block in found:
                 self._values.append(found[self._spec.block].entropy.mean(dim=1))
+                self._measured.add(call.layer)
 
     def mean(self) -> Tensor:  # (B,)
         """The mean over layers.
 
         Raises:
-            SettingError: if no call was measured; the message says why.
+            SettingError: if no call was measured, or none of a layer that one of the patterns names; the message says
+                why.
         """
-        if not self._values:
-            raise SettingError(nothing_measured(self._spec.block, self._spec.layers, self._seen), "signals", "entropy")
+        if idle := without_layer(self._spec.layers, self._measured):
+            raise SettingError(nothing_measured(self._spec.block, idle, self._seen), "signals", "entropy")
         return torch.stack(self._values).mean(dim=0)
+
+
+def without_layer(patterns: Sequence[str], layers: Collection[str]) -> list[str]:
+    """The patterns that name none of the layers."""
+    return [pattern for pattern in patterns if not any(fnmatchcase(layer, pattern) for layer in layers)]
 
 
 def nothing_measured(block: str, patterns: Sequence[str], seen: Mapping[str, str]) -> str:

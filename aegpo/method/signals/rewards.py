@@ -16,6 +16,7 @@ from aegpo.core.signals import Measurement
 if TYPE_CHECKING:
     from torch import Tensor
 
+LEAST = 2  # rewards that have a spread
 REWARD_MEAN, REWARD_STD = "reward-mean", "reward-std"
 
 
@@ -50,6 +51,8 @@ class RewardHistory:
             prompt = prompts[row]
             visits, variance, mean = self._known.get(prompt.index, (0, 0.0, 0.0))
             own, visits = values[group == row], visits + 1
+            if (own == own[0]).all():  # a mean and a spread that do not round
+                own = own[:1].repeat(LEAST)
             variance += (float(own.var(ddof=1)) - variance) / visits
             self._known[prompt.index] = (visits, variance, mean + (float(own.mean()) - mean) / visits)
 

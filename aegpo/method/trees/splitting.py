@@ -124,7 +124,7 @@ class BranchingTree(_Tree):
     """
 
     kind: Literal["branching"] = "branching"
-    factor: int = Field(2, ge=2, description="children of a node at a split (AEGPO and BranchGRPO: 2)")
+    factor: int = Field(2, ge=2, le=65536, description="children of a node at a split (AEGPO and BranchGRPO: 2)")
     splits: tuple[int, ...] | None = Field(
         None, min_length=1, description="steps that split and are noisy (BranchGRPO: 0, 3, 6, 9); null: the chosen ones"
     )
@@ -134,7 +134,7 @@ class BranchingTree(_Tree):
     split_noise: float = Field(
         1.0,
         gt=0,
-        allow_inf_nan=False,
+        le=100,
         description="factor of the noise rate at splits, on the edges of siblings (BranchGRPO's script: 4, and with "
         "`std_only` at the sampler as published)",
     )

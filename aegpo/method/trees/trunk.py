@@ -26,7 +26,9 @@ class TrunkTree(TreeSpec):
     """
 
     kind: Literal["trunk"] = "trunk"
-    trunks: int = Field(1, ge=1, description="deterministic trajectories of a prompt (TempFlow-GRPO: 4 seeds)")
+    trunks: int = Field(
+        1, ge=1, le=65536, description="deterministic trajectories of a prompt (TempFlow-GRPO: 4 seeds)"
+    )
 
     def plan(self, counts: IntArray, steps: BoolArray, rng: np.random.Generator) -> RolloutPlan:
         """One or more trunks a prompt, each prompt's with exactly its `counts` leaves.

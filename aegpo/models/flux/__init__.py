@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.experiment import Experiment
 from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.core.places import LocalOrHub
 from aegpo.core.records import FloatArray
+from aegpo.core.registry import Where
+from aegpo.errors import AegpoError
 from aegpo.models.pipeline.family import Family
+from aegpo.models.pipeline.options import read_with
 from aegpo.models.pipeline.packing import PATCH
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
@@ -43,14 +47,18 @@ class FluxSpec(PipelineSpec):
         "ff_context.net.0.proj",
         "ff_context.net.2",
     )
+    read_where: ClassVar[Mapping[str, Where]] = read_with("true_guidance")
     path: LocalOrHub = Field(
         "black-forest-labs/FLUX.1-dev", description="folder that `save_pretrained` wrote, or a hub id"
     )
     guidance: float = Field(
-        3.5, ge=0, description="what dev's guidance embedding is told (the pipeline's default: 3.5); schnell has none"
+        3.5,
+        ge=0,
+        le=1000,
+        description="what dev's guidance embedding is told (the pipeline's default: 3.5); schnell has none",
     )
     true_guidance: float = Field(
-        1.0, ge=1, description="classifier-free guidance with a second evaluation; 1: none, as published"
+        1.0, ge=1, le=1000, description="classifier-free guidance with a second evaluation; 1: none, as published"
     )
     max_sequence_length: int = Field(
         512, ge=1, le=512, description="tokens T5 reads (the pipeline's default: 512; schnell: 256)"
@@ -80,3 +88,19 @@ class FluxSpec(PipelineSpec):
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """Tokens and width of the text, and width of the pooled embedding, for a network's config."""
         return self.max_sequence_length, int(config["joint_attention_dim"]), int(config["pooled_projection_dim"])
+
+    def cautions(self, experiment: Experiment) -> Iterator[str]:
+        """A guidance that the network is never told, as schnell."""
+        yield from super().cautions(experiment)
+        default = type(self).model_fields["guidance"].default
+        if self.guidance == default:
+            return
+        try:
+            config = self.config_at_hand(self.network)
+        except AegpoError:
+            return  # which `problems` says
+        if config and not config.get("guidance_embeds", False):
+            yield (
+                f"'guidance' {self.guidance:g} has no effect: this network has no guidance embedding; remove it, or "
+                "set 'true_guidance'"
+            )

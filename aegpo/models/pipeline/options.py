@@ -12,6 +12,7 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.parts import ModelSpec
 from aegpo.core.places import LocalOrHub
 from aegpo.core.records import FloatArray
+from aegpo.core.registry import Where
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
 from aegpo.models.pipeline.family import Family
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 PIXELS_PER_LATENT = 8  # of every published VAE here
 CLIP_TOKENS = 77  # of every published CLIP here
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
+
+
+def read_with(guidance: str) -> dict[str, Where]:
+    """What only classifier-free guidance reads, for a spec whose field of that name is its scale, 1 for none."""
+    return dict.fromkeys(("negative_prompt", "guidance_gradient"), Where(guidance, (1.0,), other=True))
 
 
 class PipelineOptions(ModelSpec):
@@ -168,6 +174,14 @@ class PipelineOptions(ModelSpec):
                     "for; choose at most that"
                 )
 
+    def _check_steps(self, steps: int) -> None:
+        levels = self.sigmas(steps)
+        if not bool((levels[1:] < levels[:-1]).all()):
+            raise AegpoError(
+                f"model {self.kind!r}: its scheduler gives {steps} denoising steps noise levels that do not fall at "
+                "each of them; take fewer, or another 'timestep_spacing' in its scheduler_config.json"
+            )
+
     def problems(self, experiment: Experiment) -> Iterator[str]:
         """What can be seen without loading: where the pipeline is, its class, its scheduler, and the sizes."""
         try:
@@ -175,11 +189,19 @@ class PipelineOptions(ModelSpec):
             folder = folder_at_hand(self.path, self.revision)
             if folder is not None:
                 check_class(self.kind, self.path, folder, self.pipeline_class)
-            self.sigmas(experiment.rollouts.denoising_steps)
+            training, evaluation = experiment.rollouts.denoising_steps, experiment.evaluation
             self.check_size(self.height, self.width)
-            evaluation = experiment.evaluation
             self.check_size(evaluation.height or self.height, evaluation.width or self.width)
+            for steps in dict.fromkeys((training, evaluation.denoising_steps or training)):
+                self._check_steps(steps)
         except AegpoError as error:
             yield str(error)
         if self.compile and (missing := missing_compiler()) is not None:
             yield f"model {self.kind!r}: {missing}"
+
+    def cautions(self, experiment: Experiment) -> Iterator[str]:
+        """What a folder, adapters or a network without an input for it leave without effect."""
+        if self.revision is not None and Path(self.path).expanduser().is_dir():
+            yield f"'revision' {self.revision!r} has no effect: 'path' is a folder, which has no revisions; remove it"
+        if self.offload_base and experiment.policy.train == "lora":
+            yield "'offload_base' has no effect under 'policy.train: lora', which keeps no frozen copy; remove it"

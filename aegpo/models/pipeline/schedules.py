@@ -115,8 +115,18 @@ class DdimSchedule:
         return np.append(table[self.times(steps)], last)
 
     def times(self, steps: int) -> np.ndarray[Any, np.dtype[np.int64]]:  # (steps,) falling
-        """The training times of a trajectory."""
+        """The training times of a trajectory.
+
+        Raises:
+            AegpoError: if there are fewer.
+        """
         most = self.num_train_timesteps
+        there = most - self.steps_offset if self.timestep_spacing == "leading" else most
+        if steps > there:
+            raise AegpoError(
+                f"{steps} denoising steps need as many times, but the scheduler has {there} of its "
+                f"{most} ({self.timestep_spacing!r} spacing); at most {there}"
+            )
         if self.timestep_spacing == "leading":
             return np.arange(steps)[::-1] * (most // steps) + self.steps_offset
         if self.timestep_spacing == "trailing":

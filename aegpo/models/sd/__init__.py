@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.core.places import LocalOrHub
+from aegpo.core.registry import Where
 from aegpo.models.pipeline.family import Family
-from aegpo.models.pipeline.options import CLIP_TOKENS
+from aegpo.models.pipeline.options import CLIP_TOKENS, read_with
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
 from aegpo.models.pipeline.unet import NOISE, UnetSpec
 
@@ -28,6 +29,7 @@ class SdSpec(UnetSpec):
     """
 
     kind: Literal["sd"] = "sd"
+    read_where: ClassVar[Mapping[str, Where]] = read_with("guidance")
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     unneeded: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
@@ -35,7 +37,10 @@ class SdSpec(UnetSpec):
         "stable-diffusion-v1-5/stable-diffusion-v1-5", description="folder that `save_pretrained` wrote, or a hub id"
     )
     guidance: float = Field(
-        7.5, ge=1, description="classifier-free guidance everywhere; 1: none (the pipeline's default: 7.5; DDPO: 5)"
+        7.5,
+        ge=1,
+        le=1000,
+        description="classifier-free guidance everywhere; 1: none (the pipeline's default: 7.5; DDPO: 5)",
     )
 
     def schedule(self) -> DdimSchedule:

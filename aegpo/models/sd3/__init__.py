@@ -10,8 +10,9 @@ from pydantic import Field
 from aegpo.core.parts import ATTENTION_TARGETS, JOINT_BLOCKS
 from aegpo.core.places import LocalOrHub
 from aegpo.core.records import FloatArray
+from aegpo.core.registry import Where
 from aegpo.models.pipeline.family import Family
-from aegpo.models.pipeline.options import CLIP_TOKENS
+from aegpo.models.pipeline.options import CLIP_TOKENS, read_with
 from aegpo.models.pipeline.schedules import FlowSchedule, flow_schedule
 from aegpo.models.pipeline.spec import PipelineSpec
 
@@ -42,6 +43,7 @@ class Sd3Spec(PipelineSpec):
     """
 
     kind: Literal["sd3"] = "sd3"
+    read_where: ClassVar[Mapping[str, Where]] = read_with("guidance")
     pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
     network_class: ClassVar[str] = "SD3Transformer2DModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
@@ -53,7 +55,7 @@ class Sd3Spec(PipelineSpec):
         "stabilityai/stable-diffusion-3.5-medium", description="folder that `save_pretrained` wrote, or a hub id"
     )
     guidance: float = Field(
-        4.5, ge=1, description="classifier-free guidance everywhere; 1: none (Flow-GRPO, SD 3.5-M: 4.5)"
+        4.5, ge=1, le=1000, description="classifier-free guidance everywhere; 1: none (Flow-GRPO, SD 3.5-M: 4.5)"
     )
     max_sequence_length: int = Field(256, ge=1, le=512, description="tokens T5 reads (the pipeline's default: 256)")
 

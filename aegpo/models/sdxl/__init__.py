@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from aegpo.core.places import LocalOrHub
+from aegpo.core.registry import Where
 from aegpo.core.sections import Positive
 from aegpo.models.pipeline.family import Family
-from aegpo.models.pipeline.options import CLIP_TOKENS
+from aegpo.models.pipeline.options import CLIP_TOKENS, read_with
 from aegpo.models.pipeline.unet import UnetSpec
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class SdxlSpec(UnetSpec):
     """
 
     kind: Literal["sdxl"] = "sdxl"
+    read_where: ClassVar[Mapping[str, Where]] = read_with("guidance")
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     unneeded: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
@@ -48,7 +50,7 @@ class SdxlSpec(UnetSpec):
     height: Positive = Field(1024, description="of images in training, in pixels; the network is told")
     width: Positive = Field(1024, description="of images in training, in pixels; the network is told")
     guidance: float = Field(
-        5.0, ge=1, description="classifier-free guidance everywhere; 1: none (the pipeline's default: 5)"
+        5.0, ge=1, le=1000, description="classifier-free guidance everywhere; 1: none (the pipeline's default: 5)"
     )
 
     def family(self, network: Any, device: torch.device) -> Family:

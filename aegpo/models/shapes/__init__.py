@@ -28,6 +28,7 @@ class ShapesSpec(ModelSpec):
     guidance: float = Field(
         1.0,
         ge=1,
+        le=1000,
         description="classifier-free guidance in rollouts, training and evaluation; 1: none, else two forwards",
     )
     weights: Path | None = Field(None, description="folder of tools/train_shapes.py; default: the shipped weights")

@@ -17,7 +17,7 @@ from aegpo.attention.entropy import Block, attention_entropy, blocks_of, measure
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
 from aegpo.errors import AegpoError
 from aegpo.method.samplers import euler, final_latents, start_latents
-from aegpo.method.signals.entropy_probe import nothing_measured
+from aegpo.method.signals.entropy_probe import nothing_measured, without_layer
 from aegpo.train.execution import Execution
 from aegpo.train.noise import prompt_noise
 
@@ -142,8 +142,8 @@ class _Record:
 def _joined(records: Sequence[_Record], images: Tensor, latent_shape: tuple[int, ...]) -> Profile:
     seen = records[0].kinds
     chosen = [layer for layer in seen if any(layer == key for key, _ in records[0].steps[0])]
-    if not chosen:
-        raise AegpoError(nothing_measured("joint", records[0].patterns, seen))
+    if idle := without_layer(records[0].patterns, chosen):
+        raise AegpoError(nothing_measured("joint", idle, seen))
     blocks = dict.fromkeys(block for step in records[0].steps for _, block in step)
     return Profile(
         layers=tuple(chosen),

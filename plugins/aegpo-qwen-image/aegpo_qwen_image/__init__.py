@@ -35,6 +35,9 @@ class QwenImageSpec(PipelineSpec):
     """
 
     kind: Literal["qwen-image"] = "qwen-image"
+    read_where: ClassVar[Mapping[str, aegpo.Where]] = dict.fromkeys(
+        ("negative_prompt", "guidance_gradient"), aegpo.Where("guidance", (1.0,), other=True)
+    )
     pipeline_class: ClassVar[str] = "QwenImagePipeline"
     network_class: ClassVar[str] = "QwenImageTransformer2DModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
@@ -58,6 +61,7 @@ class QwenImageSpec(PipelineSpec):
     guidance: float = Field(
         default=4.0,
         ge=1,
+        le=1000,
         description="the pipeline's `true_cfg_scale`: classifier-free guidance, brought back to the conditional "
         "prediction's norm; 1: none (the pipeline's default and Flow-GRPO's: 4)",
     )

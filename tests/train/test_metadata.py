@@ -19,7 +19,7 @@ from aegpo.core.parts import RewardSpec
 from aegpo.core.records import Prompt
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
 from aegpo.errors import AegpoError, ContractError, RewardError
-from aegpo.prompts.lists import problems
+from aegpo.prompts.problems import problems
 from aegpo.report.profile.evidence import measure_reward_std, rewards_at
 from aegpo.report.profile.groups import group_values
 from aegpo.report.profile.target import ProfileRequest, find_target
@@ -133,6 +133,7 @@ def test_prompts_to_validate_on_must_have_what_the_rewards_need(tmp_path):
     (tmp_path / "x.yaml").write_text(
         f"name: x\nmodel: shapes\nrewards: [wanted-brightness]\n"
         f"prompts: {{train: {sources['train']}, evaluation: {sources['evaluation']}}}\n"
+        "rollouts: {prompts_per_step: 2, rollouts_per_step: 8}\n"
     )
     (tmp_path / "mine.txt").write_text("a red circle\n")
     request = ProfileRequest(tmp_path / "x.yaml", tmp_path / "mine.txt", validate=True)

@@ -39,8 +39,8 @@ from aegpo.prompts.lists import lacking, numbered, quoted, read_prompts
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
 from aegpo.rewards.servers import asked
-from aegpo.runs.manifest import source_state, versions
 from aegpo.runs.opening import FoundRun, common_experiment, find_arm
+from aegpo.runs.software import source_state, versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

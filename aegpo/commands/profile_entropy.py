@@ -31,7 +31,6 @@ from aegpo.report.profile.tables import headline, spark_lines, tables
 from aegpo.report.profile.target import ProfileRequest, Target, find_target
 from aegpo.report.profile.wording import evidence_tables, findings
 from aegpo.report.terminal import print_table
-from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
 
 __all__ = ["ProfileRequest", "profile"]
@@ -99,8 +98,7 @@ class _Subject:
             base = self.measure()
         policy = told = None
         if self.target.folder is not None:
-            checkpoint = load_step(self.target.checkpoints, self.target.step, self.engine.policy.device)
-            self.engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+            self.target.load(self.target.step, self.engine)
             policy = self.measure()
             told = self._told()
         return analyse(self.target, base, policy, told)

@@ -20,7 +20,7 @@ from aegpo.core.parts import TrackerSpec
 from aegpo.core.processes import DISK_REFUSED, PARENT, refuse_several_processes
 from aegpo.core.registries import Registries
 from aegpo.core.registry import suggestion
-from aegpo.errors import AegpoError, DiskError
+from aegpo.errors import AegpoError, CheckpointError, DiskError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.rewards.servers import asked
 from aegpo.runs.child_processes import (
@@ -35,10 +35,13 @@ from aegpo.runs.child_processes import (
 )
 from aegpo.runs.folders import Run, locked, run_folder, start_over, write_order
 from aegpo.runs.manifest import (
+    at_its_base,
     begun_threads,
     changed_batches,
     changed_versions,
     check_manifest,
+    identity,
+    keep_base,
     moved_places,
     note_threads,
     open_manifest,
@@ -46,11 +49,15 @@ from aegpo.runs.manifest import (
 from aegpo.runs.observers import Observers
 from aegpo.runs.opening import Options, begun_runs
 from aegpo.runs.progress import Record, display
+from aegpo.runs.resuming import check_counted
 from aegpo.runs.threads import allowed, fewer_threads
 from aegpo.runs.trackers import JsonlTracker
 
 if TYPE_CHECKING:
     import pluggy
+
+    from aegpo.runs.checkpoints import Checkpoint
+    from aegpo.train.engine import Engine
 
 OUT = Path("runs")
 
@@ -142,7 +149,7 @@ def _of_file(request: LaunchRequest, registries: Registries, errors: Console) ->
             _say(errors, f"warning: {warning}")
     folder = request.out / file.name
     try:
-        write_order(folder, tuple(file.arms), file.seeds, file.verdict)
+        write_order(folder, tuple(file.arms), file.seeds, file.verdict, lambda line: _say(errors, f"warning: {line}"))
     except OSError as error:
         raise AegpoError(
             f"--out {request.out}: cannot be written to: {error.strerror}; choose another folder"
@@ -205,13 +212,16 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
         from aegpo.train.engine import Engine
 
         manifest = open_manifest(run, distributions(manager), allowed(torch.get_num_threads()))
+        run = at_its_base(run, manifest)
         for change in changed_versions(manifest):
             _say(console, f"{run.label}: goes on with other versions than it began with: {change}")
         for change in changed_batches(run, manifest):
             _say(console, f"{run.label}: goes on with another micro-batch than it began with: {change}")
         for change in moved_places(run, manifest):
             _say(console, f"{run.label}: goes on with what was moved since it began: {change}")
-        checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line))
+        whose = identity(manifest)
+        checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line), run=whose)
+        check_counted(run.folder, checkpoint)
         info = run.info(0 if checkpoint is None else checkpoint.step, owes_evaluation(checkpoint))
         _use_threads(run, manifest["threads"], info.first_step, console)
         observers = Observers(manager, info, lambda line: _say(console, f"{run.label}: {line}"))
@@ -219,18 +229,35 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
             tracker = spec.build(run.folder)
             check_tracker(spec.kind, tracker)
             observers.add(f"tracker {spec.kind!r}", tracker, spec.on_error, spec.kind == "jsonl")
+        base = keep_base(run)
         engine = Engine.build(run.experiment)
+        keep_base(run, base)  # which may have been downloaded, or written over, while it was loaded
         for line in engine.unused:
             _say(console, f"{run.label}: {line}")
         if checkpoint is not None:
-            engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+            _take_up(engine, checkpoint, run)
         for name, part in engine.parts().items():
             observers.add(name, part)
-        outcome = Loop(engine, info, observers).run(stop.wanted)
+        outcome = Loop(engine, info, observers, whose).run(stop.wanted)
         if outcome == "interrupted":
             return INTERRUPTED
         run.mark_finished(info.training_steps)
         return 0
+
+
+def _take_up(engine: Engine, checkpoint: Checkpoint, run: Run) -> None:
+    """Gives the engine the state of a checkpoint.
+
+    Raises:
+        CheckpointError: if it is not of this engine.
+    """
+    try:
+        engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+    except CheckpointError as error:
+        path = run.checkpoints / f"step-{checkpoint.step:06d}"
+        raise CheckpointError(
+            f"{path}: {error}; or delete it to go on from an earlier one, or start the run over with --fresh"
+        ) from error
 
 
 @contextmanager

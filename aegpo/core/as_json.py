@@ -34,7 +34,10 @@ def loads(text: str | bytes) -> Any:
     Raises:
         ValueError: if it is not JSON.
     """
-    return json.loads(text, object_hook=_number)
+    try:
+        return json.loads(text, object_hook=_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _named(value: Any) -> Any:

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a row to a file of JSON lines; it is on disk when this returns."""
+def append(path: Path, content: bytes) -> None:
+    """Adds to the end of a file, which is made if need be; it is on disk when this returns."""
     new = not path.exists()
     with path.open("ab") as file:
-        file.write(dumps(row).encode() + b"\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     if new:

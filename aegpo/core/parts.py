@@ -82,6 +82,11 @@ class ModelSpec(PartSpec):
         """What one prompt's encoding takes on disk at most; None: none is kept there."""
         return None
 
+    @property
+    def base_folder(self) -> Path | None:
+        """The folder of the weights, by which a run knows its base again; None: not there yet, or there is none."""
+        return None
+
     def footprint(self, experiment: Any) -> Footprint | None:
         """What a run needs in memory, or None where that is not worth a look."""
         return None

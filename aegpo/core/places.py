@@ -70,6 +70,15 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def cache_folder(given: Path | None) -> Path:
+    """`given`, else $AEGPO_CACHE, else $XDG_CACHE_HOME/aegpo, else ~/.cache/aegpo."""
+    if given is not None:
+        return given.expanduser()
+    if own := os.environ.get("AEGPO_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aegpo"
+
+
 def same_file(one: Path, other: Path) -> bool:
     """True if both are there and are the same."""
     try:

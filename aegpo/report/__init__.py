@@ -1,7 +1,7 @@
 """Report: what an experiment's runs say. Who won, by how much, and how sure that is.
 
-`recorded` reads the runs, `summary` computes every number, `verdict` and `tables` say them, `figures` draws them, and
-`page` and `terminal` show them. `profile` reports attention entropy.
+`recorded` reads the runs (`recorded_run` each), `summary` computes every number, `verdict` and `tables` say them,
+`figures` draws them, and `page` and `terminal` show them. `profile` reports attention entropy.
 
 Imports runs and the rooms above it.
 """

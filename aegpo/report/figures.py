@@ -10,7 +10,8 @@ import numpy as np
 from aegpo.core.records import FloatArray, IntArray
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.report.contrasts import Contrast
-from aegpo.report.recorded import IDLE_STAGES, RecordedRun, Study
+from aegpo.report.recorded import Study
+from aegpo.report.recorded_run import IDLE_STAGES, RecordedRun
 from aegpo.report.scores import Score
 from aegpo.report.statistics import Interval
 from aegpo.report.style import (

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aegpo.report.plots import Plot
-from aegpo.report.recorded import RecordedRun, Study
+from aegpo.report.recorded import Study
+from aegpo.report.recorded_run import RecordedRun
 from aegpo.report.style import looks
 from aegpo.report.summary import Summary
 from aegpo.report.tables import (

@@ -11,7 +11,8 @@ from aegpo.core.records import FloatArray
 from aegpo.report.contrasts import Contrast, Gains, contrasts, corrected, gain_interval, table_of_means
 from aegpo.report.pooled import uneven_p
 from aegpo.report.reaching import TARGET_SHARE, Path, Target
-from aegpo.report.recorded import RecordedRun, Study
+from aegpo.report.recorded import Study
+from aegpo.report.recorded_run import RecordedRun
 from aegpo.report.statistics import Interval
 
 WORK = "work"  # the metric of a training step that costs add up

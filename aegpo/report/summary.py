@@ -12,7 +12,8 @@ from aegpo.core.records import FloatArray
 from aegpo.method.signals.entropy_options import ENTROPY
 from aegpo.report.contrasts import Contrast
 from aegpo.report.reaching import Reach, Target, reaching
-from aegpo.report.recorded import RecordedRun, Study
+from aegpo.report.recorded import Study
+from aegpo.report.recorded_run import RecordedRun
 from aegpo.report.scores import (
     SIGNAL_FORWARDS,
     EqualCost,

@@ -2,7 +2,7 @@
 
     checkpoints/step-000010/
         policy.safetensors     one file for each prefix of the tensors' names: policy, ema, optimizer, rng, part
-        state.json             everything that is not a tensor
+        state.json             everything that is not a tensor, and which run it is of
         checksums.json         SHA-256 of the files above, written last
 
 A checkpoint is written into a hidden folder beside and renamed when all of it is on disk. Nothing is pickled, so a
@@ -15,7 +15,7 @@ import hashlib
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]  # policy/..., ema/..., optimizer/..., rng/..., part/<axis>/...
     state: dict[str, Any]  # JSON: dict, list, str, int, float, bool, None
+    run: Mapping[str, Any] | None = None  # what tells its run from others, as JSON; before 0.2 it was not noted
+    records: Mapping[str, Any] | None = None  # what the run had recorded, see `resuming.counted`; nor was that
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -71,12 +73,18 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):
-        shutil.rmtree(leftover)
+    for leftover in (*folder.glob(".step-*.tmp"), *folder.glob(".replaced-step-*.tmp")):
+        _remove(leftover)
     temporary = folder / f".step-{checkpoint.step:06d}.tmp"
     temporary.mkdir()
     _write_files(temporary, checkpoint)
     final = folder / f"step-{checkpoint.step:06d}"
+    if final.exists() and not final.is_dir():
+        shutil.rmtree(temporary)
+        raise CheckpointError(
+            f"{final} is a file where the checkpoint of step {checkpoint.step} goes; move it, then give the same "
+            "command again"
+        )
     if final.exists():
         # A folder cannot be replaced in one step; until the new one is in place, load_latest finds the old one here.
         final.rename(_cleared(folder / f".replaced-{final.name}"))
@@ -87,7 +95,10 @@ def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_latest(
-    folder: Path, device: torch.device | str = "cpu", report: Callable[[str], None] | None = None
+    folder: Path,
+    device: torch.device | str = "cpu",
+    report: Callable[[str], None] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Checkpoint | None:
     """The newest intact checkpoint below `folder`, or None if none was ever written.
 
@@ -95,14 +106,17 @@ def load_latest(
         folder: what `save` got.
         device: where the tensors go.
         report: gets a line for each damaged checkpoint that is passed over; default: `warnings.warn`.
+        run: what tells the run from others; a checkpoint of another one is as good as damaged.
 
     Raises:
-        CheckpointError: if there are checkpoints and every one is damaged.
+        CheckpointError: if there are checkpoints and every one is damaged, or `folder` is none.
     """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file where a folder goes; move it, or start the run over with --fresh")
     damages: list[str] = []
     for _, path in _checkpoints(folder):
         try:
-            return _load(path, device)
+            return _load(path, device, run)
         except CheckpointError as damage:
             damages.append(f"{path.name}: {damage}")
             message = f"a checkpoint is damaged and passed over: {path}: {damage}"
@@ -121,8 +135,23 @@ def steps_in(folder: Path) -> tuple[int, ...]:
     return tuple(sorted({step for step, path in _checkpoints(folder) if not path.name.startswith(".")}))
 
 
+def noted_records(folder: Path) -> Mapping[str, Any]:
+    """What the newest checkpoint below `folder` notes of the run's records; nothing if it notes none, or is damaged."""
+    for _, path in _checkpoints(folder)[:1]:
+        try:
+            _checked(path, [_STATE])
+            return _read_state(path).get("records") or {}
+        except CheckpointError:
+            return {}  # no record of results: it is told when a run goes on from it, or its weights are asked for
+    return {}
+
+
 def load_step(
-    folder: Path, step: int, device: torch.device | str = "cpu", prefixes: Sequence[str] | None = None
+    folder: Path,
+    step: int,
+    device: torch.device | str = "cpu",
+    prefixes: Sequence[str] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """The checkpoint of one training step.
 
@@ -131,16 +160,17 @@ def load_step(
         step: of the checkpoint.
         device: where the tensors go.
         prefixes: of the tensors that are read, such as "policy"; None: all of them.
+        run: what tells the run from others; None: it may be of any.
 
     Raises:
-        CheckpointError: if there is none, or it is damaged; the message names those there are.
+        CheckpointError: if there is none, it is damaged or of another run; the message names those there are.
     """
     path, known = folder / f"step-{step:06d}", steps_in(folder)
     if step not in known:
         there = ", ".join(map(str, known)) or "none"
         raise CheckpointError(f"no checkpoint of step {step} in {folder}; those there are: {there}")
     try:
-        return _load(path, device, prefixes)
+        return _load(path, device, run, prefixes)
     except CheckpointError as error:
         others = ", ".join(str(each) for each in known if each != step) or "none"
         raise CheckpointError(f"{path} is damaged: {error}; other checkpoints: {others}") from error
@@ -152,6 +182,9 @@ def _write_files(target: Path, checkpoint: Checkpoint) -> None:
     for prefix, tensors in _by_prefix(checkpoint.tensors).items():
         save_file(tensors, target / f"{prefix}.safetensors")
     state = {"format": FORMAT, "step": checkpoint.step, "state": checkpoint.state}
+    state |= {"files": sorted(path.name for path in target.iterdir())}
+    state |= {} if checkpoint.run is None else {"run": dict(checkpoint.run)}
+    state |= {} if checkpoint.records is None else {"records": dict(checkpoint.records)}
     (target / _STATE).write_text(dumps(state, indent=1))
     sums = {path.name: _checksum(path) for path in sorted(target.iterdir())}
     (target / _CHECKSUMS).write_text(dumps({"format": FORMAT, "sha256": sums}, indent=1))
@@ -177,27 +210,66 @@ def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _load(path: Path, device: torch.device | str, prefixes: Sequence[str] | None = None) -> Checkpoint:
+def _load(
+    path: Path, device: torch.device | str, run: Mapping[str, Any] | None, prefixes: Sequence[str] | None = None
+) -> Checkpoint:
     """One checkpoint, after every byte of it was checked."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    names = _checked(path)
+    content = _read_state(path)
+    for name in content.get("files", ()):
+        if name not in names:
+            raise CheckpointError(f"{name} is missing")
+    whose = content.get("run")
+    if run is not None and whose not in (None, dict(run)):
+        raise CheckpointError(f"{_STATE} is of another run, {_told(whose)}; this one is {_told(run)}")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if name.endswith(".safetensors") and (prefixes is None or name.removesuffix(".safetensors") in prefixes):
+            try:
+                tensors |= load_file(path / name, device=str(device))
+            except SafetensorError as error:
+                raise CheckpointError(f"{name} cannot be read: {error}") from error
+    return Checkpoint(content["step"], tensors, content["state"], whose, content.get("records"))
+
+
+def _checked(path: Path, only: Collection[str] | None = None) -> list[str]:
+    """The names of a checkpoint's files, all of which, or `only` some, were found to have their checksums."""
     sums = _read_json(path / _CHECKSUMS).get("sha256")
     if not isinstance(sums, dict) or _STATE not in sums:
         raise CheckpointError(f"{_CHECKSUMS} lists no checksums")
     for name, expected in sums.items():
         file = path / name
+        if Path(name).name != name:
+            raise CheckpointError(f"{_CHECKSUMS} lists {name!r}, which is no file of it")
+        if only is not None and name not in only:
+            continue
         if not file.is_file():
             raise CheckpointError(f"{name} is missing")
         if _checksum(file) != expected:
             raise CheckpointError(
                 f"{name} has a wrong checksum ({file.stat().st_size} bytes); it was changed or cut short"
             )
-    content = _read_json(path / _STATE)
-    tensors: dict[str, Tensor] = {}
-    for name in sums:
-        if name.endswith(".safetensors") and (prefixes is None or name.removesuffix(".safetensors") in prefixes):
-            tensors |= load_file(path / name, device=str(device))
-    return Checkpoint(content["step"], tensors, content["state"])
+    return list(sums)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    content, step = _read_json(path / _STATE), _step_of(path)
+    if type(content.get("step")) is not int or not isinstance(content.get("state"), dict):
+        raise CheckpointError(f"{_STATE} has no 'step' and 'state'")
+    if step is not None and content["step"] != step:
+        raise CheckpointError(f"{_STATE} is of step {content['step']}")
+    return content
+
+
+def _told(run: object) -> str:
+    """How messages call a run."""
+    if not isinstance(run, Mapping):
+        return repr(run)
+    digest = str(run.get("experiment", ""))[:8]
+    return f"arm {run.get('arm')!r}, seed {run.get('seed')}" + (f", experiment {digest}" if digest else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -221,7 +293,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) newest first; of two of one step, the one in place before the one it was about to replace."""
     if not folder.is_dir():
         return []
-    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
     matches.sort(key=lambda pair: (-int(pair[0]["step"]), pair[0]["hidden"] is not None))
     return [(int(match["step"]), path) for match, path in matches]
 
@@ -237,7 +309,20 @@ def _prune(folder: Path, newest: int, keep: int) -> None:
             shutil.rmtree(trash)
 
 
+def _step_of(path: Path) -> int | None:
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match["step"])
+
+
 def _cleared(path: Path) -> Path:
     if path.exists():
-        shutil.rmtree(path)
+        _remove(path)
     return path
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a stranger's file of its name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -73,6 +73,7 @@ class Failure:
 
     child: Child
     code: int
+    why: str = ""  # it could not be started
 
     @property
     def reason(self) -> str:
@@ -82,6 +83,8 @@ class Failure:
         return said.removeprefix("error: ")
 
     def __str__(self) -> str:
+        if self.why:
+            return f"{self.child.label} failed: it could not be started: {self.why}"
         how = f"exit code {self.code}" if self.code >= 0 else f"killed by {signal.Signals(-self.code).name}"
         lines = self.child.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         tail = "\n".join(f"  | {line}" for line in lines)
@@ -110,7 +113,12 @@ def run_children(
         while working or (waiting and not told):
             for slot, share in enumerate(shares):
                 if slot not in working and waiting and not told:
-                    working[slot] = _Working(waiting.popleft(), share, shown)
+                    child = waiting.popleft()
+                    try:
+                        working[slot] = _Working(child, share, shown)
+                    except OSError as error:
+                        why = f"{error.filename or child.log}: {error.strerror}; move or mend it"
+                        failures.append(Failure(child, 1, f"{why}, then give the same command again"))
             for slot, each in list(working.items()):
                 code = each.look(told)
                 if code is not None:

@@ -12,20 +12,39 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from aegpo.core.as_json import loads
+from aegpo.config.validation import validate
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import write_json
 from aegpo.core.reports import RunInfo
 from aegpo.core.verdicts import VerdictSpec
-from aegpo.errors import AegpoError
+from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.evaluations import evaluated_steps
+from aegpo.runs.records import read_document, write_document
 
-_LOCK = ".lock"
+ORDER, FINISHED = "order.json", "finished.json"
+_LOCK, _PID = ".lock", 20  # bytes of a process id
+_REMOVE_ORDER = "delete it: the experiment's command writes it anew"
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which runs belong to an experiment, and what its report compares."""
+
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    verdict: VerdictSpec = field(default_factory=VerdictSpec)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        asked = self.verdict.model_dump(mode="json", exclude_none=True)
+        return {"arms": list(self.arms), "seeds": list(self.seeds), **asked}
 
 
 @dataclass(frozen=True)
@@ -60,12 +79,16 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True if every training step is done and recorded."""
-        return (self.folder / "finished.json").exists()
+        """True if every training step is done and recorded.
+
+        Raises:
+            CheckpointError: if the note that says so is damaged.
+        """
+        return is_finished(self.folder, self.experiment.training_steps)
 
     def mark_finished(self, step: int) -> None:
         """Notes that nothing is left to do."""
-        write_json(self.folder / "finished.json", {"step": step})
+        write_json(self.folder / FINISHED, {"step": step})
 
 
 def run_folder(out: Path, name: str, arm: str, seed: int) -> Path:
@@ -73,13 +96,66 @@ def run_folder(out: Path, name: str, arm: str, seed: int) -> Path:
     return out / name / arm / f"seed-{seed}"
 
 
-def write_order(folder: Path, arms: Sequence[str], seeds: Sequence[int], verdict: VerdictSpec) -> None:
-    """Notes beside the arms which runs belong to the experiment, in which order, and what its report compares."""
+def is_finished(folder: Path, training_steps: int) -> bool:
+    """True if a run folder notes that every training step is done and recorded.
+
+    Raises:
+        CheckpointError: if the note is damaged.
+    """
+    path, way_out = folder / FINISHED, "delete it: the same command then goes on from the newest checkpoint"
+    if not path.exists():
+        return False
+    step = read_document(path, ("step",), way_out).get("step")
+    if step != training_steps:
+        raise CheckpointError(f"{path} says {step!r} for the last step, but the run has {training_steps}; {way_out}")
+    return True
+
+
+def write_order(
+    folder: Path,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    verdict: VerdictSpec,
+    say: Callable[[str], None] = warnings.warn,
+) -> None:
+    """Notes beside the arms which runs belong to the experiment, in which order, and what its report compares.
+
+    What is there and damaged is written anew, for nothing is lost with it: `say` gets a line.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "order.json"
-    order = {"arms": list(arms), "seeds": list(seeds), **verdict.model_dump(mode="json", exclude_none=True)}
-    if not path.exists() or loads(path.read_bytes()) != order:
-        write_json(path, order)
+    path, order = folder / ORDER, Order(tuple(arms), tuple(seeds), verdict)
+    if path.is_dir():
+        raise AegpoError(f"{path} is a folder where a file goes; move it, or choose another --out")
+    try:
+        if path.exists() and read_order(folder).plain() == order.plain():
+            return
+    except AegpoError as error:
+        say(str(error).replace(_REMOVE_ORDER, "it is written anew"))
+    write_document(path, order.plain())
+
+
+def read_order(folder: Path) -> Order:
+    """What `write_order` wrote.
+
+    Raises:
+        CheckpointError: if it is damaged.
+        AegpoError: if it asks for comparisons that make no sense.
+    """
+    path = folder / ORDER
+    order = read_document(path, ("arms", "seeds", *VerdictSpec.model_fields), _REMOVE_ORDER)
+    arms, seeds = order.get("arms", ()), order.get("seeds", ())
+    if not _list_of(str, arms) or not _list_of(int, seeds):
+        raise CheckpointError(f"cannot read {path}: it does not list 'arms' and 'seeds'; {_REMOVE_ORDER}")
+    verdict, found = validate(VerdictSpec, {key: order[key] for key in VerdictSpec.model_fields if key in order})
+    wrong = [*found, *(verdict.problems(arms) if verdict is not None else ())]
+    if verdict is None or wrong:
+        places = "; ".join(f"{'.'.join(map(str, each.location))}: {each.message}" for each in wrong)
+        raise AegpoError(f"cannot read {path}: {places}; mend it, or give the experiment file to 'aegpo run' again")
+    return Order(tuple(arms), tuple(seeds), verdict)
+
+
+def _list_of(kind: type, value: object) -> bool:
+    return isinstance(value, list) and all(type(each) is kind for each in value)
 
 
 @contextmanager
@@ -95,6 +171,8 @@ def locked(folder: Path) -> Iterator[None]:
     from filelock import lock_descriptor
 
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / _LOCK).is_dir():
+        raise AegpoError(f"{folder / _LOCK} is a folder where the lock goes; remove it")
     with (folder / _LOCK).open("ab+", buffering=0) as file:
         try:
             free = lock_descriptor(file.fileno(), blocking=False)
@@ -105,9 +183,9 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         file.seek(1)  # Windows lets others read what is behind the byte that is locked
         if not free:
+            holder = file.read(_PID).decode(errors="replace")
             raise AegpoError(
-                f"process {file.read().decode() or '(unknown)'} is running {folder}; wait for it or end it, or choose "
-                "another --out"
+                f"process {holder or '(unknown)'} is running {folder}; wait for it or end it, or choose another --out"
             )
         file.truncate(0)
         file.write(f" {os.getpid()}".encode())

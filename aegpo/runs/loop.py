@@ -7,13 +7,14 @@ A checkpoint says which evaluation was the last, so that one that failed is made
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from aegpo.core.reports import RunInfo
 from aegpo.errors import CheckpointError, MemoryShortageError, ObserverError, RewardError
 from aegpo.runs import checkpoints
 from aegpo.runs.observers import Observers
+from aegpo.runs.resuming import counted
 from aegpo.train.engine import Engine, Snapshot
 
 _Known = RewardError | MemoryShortageError | ObserverError
@@ -22,9 +23,11 @@ _Known = RewardError | MemoryShortageError | ObserverError
 class Loop:
     """One run from where it stands to its end."""
 
-    def __init__(self, engine: Engine, run: RunInfo, observers: Observers) -> None:
-        """`engine` has the state of `run.first_step`."""
-        self._engine, self._run, self._observers = engine, run, observers
+    def __init__(
+        self, engine: Engine, run: RunInfo, observers: Observers, identity: Mapping[str, Any] | None = None
+    ) -> None:
+        """`engine` has the state of `run.first_step`; checkpoints note `identity`, what tells the run from others."""
+        self._engine, self._run, self._observers, self._identity = engine, run, observers, identity
         self._done = self._saved = run.first_step  # training steps
         self._evaluated: int | None = None  # the step of the last evaluation
 
@@ -109,7 +112,7 @@ class Loop:
         engine.sources.write(number)
         tensors, state = engine.state_dict(earlier)
         state["owes_evaluation"] = self._due(engine.experiment.evaluation.every) and self._evaluated != number
-        checkpoint = checkpoints.Checkpoint(number, tensors, state)
+        checkpoint = checkpoints.Checkpoint(number, tensors, state, self._identity, counted(self._run.folder))
         path = checkpoints.save(self._run.folder / "checkpoints", checkpoint, engine.experiment.checkpoint.keep)
         self._saved = number
         self._tell(lambda: self._observers.saved(number, path))

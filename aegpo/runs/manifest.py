@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import hashlib
 import json
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aegpo.config.older import modern
 from aegpo.config.validation import validate
-from aegpo.core.as_json import loads
 from aegpo.core.experiment import Experiment
-from aegpo.core.files import write_json
 from aegpo.core.places import named_places
 from aegpo.core.problems import Location
 from aegpo.core.registry import Spec
 from aegpo.errors import CheckpointError
+from aegpo.runs.bases import Base, base_of, check_base, pinned
 from aegpo.runs.folders import Run
 from aegpo.runs.places import FROM_ROOT, KEY, moved, same_place
+from aegpo.runs.records import read_document, write_document
 from aegpo.runs.rules import RULES, changed_rules
+from aegpo.runs.software import LIBRARIES, source_state, versions
 
 FORMAT = 1
+_NEEDED = {"arm": str, "seed": int, "experiment": dict, "versions": dict, "threads": int}
+_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "threads_changed")
 _ABSENT = object()
-_LIBRARIES = (
-    "accelerate",
-    "aegpo",
-    "bitsandbytes",
-    "diffusers",
-    "huggingface_hub",
-    "numpy",
-    "peft",
-    "pillow",
-    "pluggy",
-    "pydantic",
-    "safetensors",
-    "torch",
-    "transformers",
-)
-_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -112,7 +97,7 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
             "rules": dict(RULES),
             "threads": threads,
         }
-        write_json(path, manifest)
+        write_document(path, manifest)
     return read_manifest(run.folder)
 
 
@@ -133,26 +118,66 @@ def note_threads(run: Run, threads: int, step: int) -> None:
     manifest = read_manifest(run.folder)
     change = {"after_step": step, "from": manifest["threads"], "to": threads}
     changes = [*manifest.get("threads_changed", []), change]
-    write_json(run.folder / "manifest.json", {**manifest, "threads": threads, "threads_changed": changes})
+    write_document(run.folder / "manifest.json", {**manifest, "threads": threads, "threads_changed": changes})
+
+
+def keep_base(run: Run, loaded: Base | None = None) -> Base | None:
+    """Notes in the manifest which base the run is trained from, once its weights are there; later refuses another one.
+
+    Args:
+        run: of which nothing is learned, or something.
+        loaded: what this said before the model was loaded.
+
+    Raises:
+        CheckpointError: if the run has learned something from another base, or files were changed while they were
+            loaded.
+    """
+    manifest = read_manifest(run.folder)
+    noted, base = manifest.get("base"), base_of(run.experiment.model)
+    if loaded is not None and base != loaded and "hub" not in loaded:
+        raise CheckpointError(
+            f"{run.experiment.model.base_folder} was changed while {run.label} loaded it; give the same command again "
+            "when all of it is written"
+        )
+    if _learned(run):  # what 0.1 began has no note, and gets none: nobody knows what it was trained from
+        check_base(run.folder, noted, run.experiment.model)
+    elif base is not None and base != noted:
+        write_document(run.folder / "manifest.json", {**manifest, "base": dict(base)})
+    return base
+
+
+def at_its_base(run: Run, manifest: Mapping[str, Any]) -> Run:
+    """The run with its model at the commit of the hub that it was trained from, if it has learned something."""
+    return replace(run, experiment=pinned(run.experiment, manifest.get("base"))) if _learned(run) else run
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder.
 
     Raises:
-        CheckpointError: if it is missing, is not JSON or has another format.
+        CheckpointError: if it is missing, is damaged or has another format.
     """
     path = folder / "manifest.json"
-    try:
-        manifest = loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; start the run over with --fresh") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_document(path, _KEYS, "put it back, or start the run over with --fresh")
+    if manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a manifest of format {FORMAT}, the only one this version of aegpo reads; start the run "
             "over with --fresh, or choose another --out"
         )
+    for name, kind in _NEEDED.items():
+        if type(manifest.get(name)) is not kind:
+            raise CheckpointError(
+                f"{path} has no {name!r} that is a {kind.__name__}, so it is damaged; put it back, or start the run "
+                "over with --fresh"
+            )
     return manifest
+
+
+def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a run from others, for its checkpoints: arm, seed, and SHA-256 of the experiment it was begun with."""
+    experiment = json.dumps(manifest["experiment"], sort_keys=True).encode()
+    begun = hashlib.sha256(experiment).hexdigest()
+    return {"arm": manifest["arm"], "seed": manifest["seed"], "experiment": begun}
 
 
 def check_manifest(run: Run) -> None:
@@ -230,8 +255,13 @@ def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> l
             moved=place in named and moved(before, after),
         )
         for place, before, after in _pairs(old, now, ())
-        if not (place in named and same_place(before, after, manifest))
+        if not (place in named and same_place(before, after, manifest)) and not _pins(place, after, manifest)
     ]
+
+
+def _pins(place: Location, after: Any, manifest: Mapping[str, Any]) -> bool:
+    """True if a change only says by its commit which base the run was trained from."""
+    return place == ("model", "revision") and after == (manifest.get("base") or {}).get("commit", _ABSENT)
 
 
 def _change(place: Location, old: Any, new: Any, *, by_default: bool = False, moved: bool = False) -> Change:
@@ -298,38 +328,5 @@ def _shown(value: Any) -> str:
 
 def changed_versions(manifest: Mapping[str, Any]) -> list[str]:
     """Libraries whose version is not the one the run was begun with: bits may differ from a run without a break."""
-    begun = dict.fromkeys(_LIBRARIES) | manifest["versions"]  # an older manifest names fewer libraries
+    begun = dict.fromkeys(LIBRARIES) | manifest["versions"]  # an older manifest names fewer libraries
     return differences(begun, versions())
-
-
-def versions() -> dict[str, str | None]:
-    """Version of Python and of every library that can change a number; None where one is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def source_state(folder: Path = _PACKAGE) -> dict[str, Any]:
-    """Which source code runs: git's `commit` of it, and whether it is `dirty`, changed since.
-
-    Both are None where the code is in no repository, as in an installed wheel; also if the folder it was installed
-    into happens to lie in one.
-    """
-    tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
-    commit = None if tracked is None else _git(folder, "rev-parse", "HEAD")
-    changed = None if commit is None else _git(folder, "status", "--porcelain", "--", ".")
-    return {"commit": commit, "dirty": None if changed is None else changed != ""}
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """What git prints, or None if it fails or is not there."""
-    try:
-        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None

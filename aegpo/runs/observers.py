@@ -16,12 +16,12 @@ from typing import Any, Literal
 import pluggy
 
 from aegpo.core import first_edition
-from aegpo.core.as_json import loads
-from aegpo.core.files import append_row, refused
+from aegpo.core.files import refused
 from aegpo.core.hookspecs import Outcome
 from aegpo.core.parts import OnError
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, ObserverError, PluginError
+from aegpo.runs.records import DroppedRow, RowFile, read_rows
 
 DROPPED = "dropped.jsonl"
 Event = Literal[
@@ -137,7 +137,7 @@ class Observers:
     def _drop(self, dropped: Dropped) -> None:
         self._left_out.add(dropped.observer)
         self._say(f"{dropped.observer} failed with {dropped.error}; the run goes on without it")
-        append_row(self._run.folder / DROPPED, vars(dropped))
+        RowFile(self._run.folder / DROPPED).append(vars(dropped))
 
     def _blamed(self, event: Event, name: str, error: Exception) -> Exception:
         if isinstance(error, OSError) and refused(error, self._run.folder) and name == self._record:
@@ -158,9 +158,10 @@ def _declared(title: str, observer: object) -> OnError:
 
 
 def read_dropped(folder: Path) -> tuple[Dropped, ...]:
-    """The observers that a run was left without; nothing where none was."""
-    path = folder / DROPPED
-    if not path.exists():
-        return ()
-    rows = (loads(line) for line in path.read_bytes().split(b"\n") if line)
+    """The observers that a run was left without; nothing where none was.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    rows = read_rows(folder / DROPPED, DroppedRow).whole()
     return tuple(Dropped(row["step"], row["event"], row["observer"], row["error"]) for row in rows)

@@ -21,12 +21,16 @@ from aegpo.core.experiment import Experiment, experiment_type
 from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.runs import checkpoints
+from aegpo.runs.bases import Base, check_base, pinned
 from aegpo.runs.folders import Run
-from aegpo.runs.manifest import read_manifest
+from aegpo.runs.manifest import identity, read_manifest
 from aegpo.runs.places import read_places
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from aegpo.runs.checkpoints import Checkpoint
 
 MANIFEST = "manifest.json"
 
@@ -49,6 +53,7 @@ class FoundRun:
     experiment: Experiment
     step: int
     steps: tuple[int, ...]  # of all its checkpoints
+    base: Base | None = None  # that it was trained from; what 0.1 began does not say
 
     @property
     def label(self) -> str:
@@ -69,12 +74,22 @@ class FoundRun:
         """The trained weights by name, on the CPU: the averaged ones where the run keeps them, as evaluation does.
 
         Raises:
-            CheckpointError: if the checkpoint is damaged.
+            CheckpointError: if the checkpoint is damaged or of another run, or the model has another base by now.
         """
-        loaded = checkpoints.load_step(self.checkpoints, self.step, prefixes=("policy", "ema"))
+        loaded = self.load(self.step, prefixes=("policy", "ema"))
         averaged = any(name.startswith("ema/") for name in loaded.tensors)
         prefix = "ema/" if averaged else "policy/"
         return {name.removeprefix(prefix): value for name, value in loaded.tensors.items() if name.startswith(prefix)}
+
+    def load(self, step: int, device: torch.device | str = "cpu", prefixes: Sequence[str] | None = None) -> Checkpoint:
+        """A checkpoint of the run, for the model of its experiment, which is loaded.
+
+        Raises:
+            CheckpointError: if it is damaged or of another run, or the model has another base by now.
+        """
+        check_base(self.folder, self.base, self.experiment.model)
+        whose = identity(read_manifest(self.folder))
+        return checkpoints.load_step(self.checkpoints, step, device, prefixes, run=whose)
 
 
 def find_run(
@@ -164,7 +179,7 @@ def read_run(folder: Path, registries: Registries, checkpoint: int | None) -> Fo
     """One run at one of its checkpoints.
 
     Raises:
-        AegpoError: if its manifest cannot be read, or it has no such checkpoint.
+        AegpoError: if its manifest cannot be read, it has no such checkpoint, or its base is another one by now.
     """
     manifest, experiment = _read(folder, registries)
     steps = checkpoints.steps_in(folder / "checkpoints")
@@ -174,7 +189,9 @@ def read_run(folder: Path, registries: Registries, checkpoint: int | None) -> Fo
         there = ", ".join(map(str, steps))
         raise CheckpointError(f"{folder} has no checkpoint of step {checkpoint}; those there are: {there}")
     step = steps[-1] if checkpoint is None else checkpoint
-    return FoundRun(folder, manifest["arm"], manifest["seed"], experiment, step, steps)
+    base = manifest.get("base")
+    check_base(folder, base, experiment.model)
+    return FoundRun(folder, manifest["arm"], manifest["seed"], experiment, step, steps, base)
 
 
 def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experiment]:
@@ -182,7 +199,7 @@ def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experim
     manifest = read_manifest(folder)
     try:
         data = read_places(folder, manifest, experiment_type(registries), deepcopy(modern(manifest["experiment"])))
-        return manifest, parse_experiment(data, registries)
+        return manifest, pinned(parse_experiment(data, registries), manifest.get("base"))
     except SpecError as error:
         begun = manifest["versions"].get("aegpo")
         raise AegpoError(

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from pydantic import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from aegpo.core.as_json import loads
+from aegpo.runs.records import Row, parse_row
 
 REWARD = "reward"  # metric of a step: weighted reward, mean over rollouts
 # metrics of a step: velocity evaluations for rollouts and for signals, which version 0.1 called a probe
@@ -52,12 +53,29 @@ class Standing:
         return "evaluation " + ", ".join(f"{label} {value:.3f}" for label, value in self.evaluation.items())
 
 
+class _Told(Row):
+    """Of a row, what is shown."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Step(_Told):
+    metrics: dict[str, float]
+
+
+class _Scored(_Told):
+    scores: dict[str, list[float]]
+
+
 class Record:
-    """Reads the growing record of a run, `metrics.jsonl` and `evaluations.jsonl`, while another process writes it."""
+    """Reads the growing record of a run, `metrics.jsonl` and `evaluations.jsonl`, while another process writes it.
+
+    It reads up to the first row that is damaged: whoever runs the run, or reports it, says what is wrong with it.
+    """
 
     def __init__(self, folder: Path, total: int) -> None:
-        self._metrics = _Tail(folder / "metrics.jsonl")
-        self._evaluations = _Tail(folder / "evaluations.jsonl")
+        self._metrics = _Tail(folder / "metrics.jsonl", _Step)
+        self._evaluations = _Tail(folder / "evaluations.jsonl", _Scored)
         self._start = Standing(0, total)
         self._standing = self._start
 
@@ -78,8 +96,8 @@ class Record:
 class _Tail:
     """The lines a JSON-lines file gained since the last look."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, kind: type[Row]) -> None:
+        self._path, self._kind = path, kind
         self.rewind()
 
     def rewind(self) -> None:
@@ -91,17 +109,15 @@ class _Tail:
             return False
         return not self._path.exists() or self._path.stat().st_ino != self._inode
 
-    def rows(self, until: int | None) -> Iterator[dict[str, Any]]:
-        if not self._path.exists():
+    def rows(self, until: int | None) -> Iterator[Mapping[str, Any]]:
+        if not self._path.is_file():
             return
         with self._path.open("rb") as file:
             self._inode = self._path.stat().st_ino
             file.seek(self._offset)
             for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                row = loads(line)
-                if until is not None and row["step"] > until:
+                row = parse_row(line, self._kind)
+                if isinstance(row, str) or (until is not None and row["step"] > until):
                     break
                 self._offset += len(line)
                 yield row

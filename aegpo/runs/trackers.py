@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from aegpo.core.as_json import loads
-from aegpo.core.files import append_row, write_atomically
+from aegpo.core.files import write_atomically
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.parts import TrackerSpec
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
-from aegpo.errors import AegpoError, CheckpointError
-from aegpo.runs.evaluations import unevaluated
+from aegpo.errors import AegpoError
 from aegpo.runs.filmstrips import side_by_side
+from aegpo.runs.records import RowFile
+from aegpo.runs.resuming import EVALUATIONS, IMAGES, METRICS, TIMING, go_on, image_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +53,10 @@ class JsonlTracker(TrackerSpec):
 
     def build(self, folder: Path) -> JsonlObserver:
         """An observer that writes into the run's folder."""
-        return JsonlObserver(folder)
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        return JsonlObserver(folder, lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False))
 
 
 class TensorboardTracker(TrackerSpec):
@@ -76,54 +81,39 @@ class TensorboardTracker(TrackerSpec):
 
 
 class JsonlObserver:
-    """Writes `metrics.jsonl`, `evaluations.jsonl`, `timing.jsonl` and `images/step-000000.png`.
+    """Writes `metrics.jsonl`, `evaluations.jsonl`, `timing.jsonl` and `images/step-000000.png`: see `runs.records`.
 
     Everything but `timing.jsonl` is deterministic: an interrupted and resumed run has the same bytes as one without
     a break. Rows are on disk before the checkpoint of their step is written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.metrics = folder / "metrics.jsonl"
-        self.evaluations = folder / "evaluations.jsonl"
-        self.timing = folder / "timing.jsonl"
-        self.images = folder / "images"
+    def __init__(self, folder: Path, say: Callable[[str], None] | None = None) -> None:
+        """`say` gets a line for each image that is gone when a run goes on; default: `warnings.warn`."""
+        self._say = say or warnings.warn
+        self._metrics, self._evaluations, self._timing = (folder / name for name in (METRICS, EVALUATIONS, TIMING))
+        self._images = folder / IMAGES
+        self._files: dict[Path, RowFile] = {}  # once the run has begun
 
     @hookimpl
     def aegpo_on_run_start(self, run: RunInfo) -> None:
-        """Forgets what was recorded beyond the checkpoint, half-written rows included."""
-        self.images.mkdir(parents=True, exist_ok=True)
-        kept = _keep_rows(self.metrics, run.first_step)
-        evaluated = _keep_rows(self.evaluations, run.first_step)
-        _keep_rows(self.timing, run.first_step)
-        if kept != list(range(1, run.first_step + 1)):
-            raise CheckpointError(
-                f"the checkpoint was written after step {run.first_step}, but {self.metrics} holds {len(kept)} of the "
-                f"{run.first_step} rows before it; put the file back, or start the run over with --fresh"
-            )
-        done = run.first_step - 1 if run.owes_evaluation else run.first_step
-        lost = unevaluated(evaluated, run.evaluated_steps, done) if run.first_step > 0 else ""
-        if lost:
-            raise CheckpointError(
-                f"the checkpoint was written after step {run.first_step}, but {self.evaluations} lacks {lost}; put the "
-                "file back, or start the run over with --fresh"
-            )
-        for image in self.images.glob("step-*.png"):
-            if int(image.stem.removeprefix("step-")) > done:
-                image.unlink()
+        """Checks what earlier starts recorded, and forgets what was recorded beyond the checkpoint."""
+        go_on(run, self._say)
+        self._files = {path: RowFile(path) for path in (self._metrics, self._evaluations, self._timing)}
 
     @hookimpl
     def aegpo_on_step_end(self, run: RunInfo, report: StepReport) -> None:
         """Adds the step's rows."""
-        append_row(self.timing, {"step": report.step, "seconds": dict(report.seconds)})
-        append_row(self.metrics, _metrics_row(report))
+        self._files[self._timing].append({"step": report.step, "seconds": dict(report.seconds)})
+        self._files[self._metrics].append(_metrics_row(report))
 
     @hookimpl
     def aegpo_on_evaluation(self, run: RunInfo, step: int, evaluation: Evaluation) -> None:
         """Adds the evaluation's row, and its images."""
-        write_atomically(self.images / f"step-{step:06d}.png", grid_png(evaluation.images))
-        append_row(self.timing, {"step": step, "seconds": {"evaluation": evaluation.seconds}})
-        append_row(self.evaluations, {"step": step, **_evaluation_row(evaluation)})
+        image = grid_png(evaluation.images)
+        write_atomically(self._images / image_name(step), image)
+        self._files[self._timing].append({"step": step, "seconds": {"evaluation": evaluation.seconds}})
+        seen = {"image_sha256": hashlib.sha256(image).hexdigest()}
+        self._files[self._evaluations].append({"step": step, **_evaluation_row(evaluation), **seen})
 
 
 def _metrics_row(report: StepReport) -> dict[str, Any]:
@@ -150,37 +140,6 @@ def _evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "base_scores": {label: scores.tolist() for label, scores in evaluation.base_scores.items()},
         "prompts": list(evaluation.prompts),
     }
-
-
-def _keep_rows(path: Path, last_step: int) -> list[int]:
-    """Cuts a file after the rows of `last_step` and returns the steps of the rows kept.
-
-    Without a checkpoint a run starts at step 0, which records its evaluation again: then nothing is kept.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    kept, steps = 0, []
-    for line in content.splitlines(keepends=True):
-        step = _step_of(line)
-        if step is None or step > last_step or last_step == 0:
-            break
-        kept += len(line)
-        steps.append(step)
-    if kept < len(content):
-        write_atomically(path, content[:kept])
-    return steps
-
-
-def _step_of(line: bytes) -> int | None:
-    """The step of a row, or None if the row is not whole."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        step = loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int) else None
 
 
 def grid_png(images: Tensor) -> bytes:

@@ -21,7 +21,7 @@ from aegpo.core.memory import enough_memory, lower
 from aegpo.core.records import Prompt, Rollouts, Scores
 from aegpo.core.reports import StepReport
 from aegpo.core.signatures import built
-from aegpo.errors import AegpoError
+from aegpo.errors import AegpoError, CheckpointError
 from aegpo.method.advantages.credit import crediting
 from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, residual_noise, scored_levels, table_of
@@ -226,7 +226,17 @@ class Engine:
         return tensors, state
 
     def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` returned; the next step is the one after it."""
+        """Takes back what `state_dict` returned; the next step is the one after it.
+
+        Raises:
+            CheckpointError: if it is of another network, or lacks what every state has.
+        """
+        if (
+            "rng/torch" not in tensors
+            or type(state.get("updates")) is not int
+            or not isinstance(state.get("parts"), dict)
+        ):
+            raise CheckpointError("the checkpoint lacks the generator's state, 'updates' or 'parts'")
         self.learner.load_state_dict(tensors, state["updates"])
         if self.policy.precision.scaler is not None:
             self.policy.precision.scaler.load_state_dict(state["scaler"])

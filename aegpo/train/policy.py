@@ -14,6 +14,7 @@ from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model, Preparable, Sampler
 from aegpo.core.memory import enough_memory, lower
+from aegpo.core.places import named_places
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.core.signatures import built
@@ -143,10 +144,16 @@ class Policy:
         return self.weights.active(self.weights.old)
 
     def identity(self) -> dict[str, Any]:
-        """What the base policy's answers depend on, as JSON; asked before anything is learned."""
+        """What the base policy's answers depend on, as JSON; asked before anything is learned.
+
+        Where its weights are is not part of it: they may be moved, and what is in them is.
+        """
         spec = self.experiment
         how = {"storage": spec.rollouts.storage, "precision": spec.precision, "sigmas": self.sigmas.tolist()}
-        return {**how, "model": spec.model.model_dump(mode="json"), "weights": fingerprint(self.model.policy)}
+        model = spec.model.model_dump(mode="json")
+        places = {"revision", *(str(place.location[0]) for place in named_places(type(spec.model), model))}
+        told = {name: value for name, value in model.items() if name not in places}
+        return {**how, "model": told, "weights": fingerprint(self.model.policy)}
 
     # --- how it is executed ------------------------------------------------------------------------------------------
 
@@ -287,7 +294,14 @@ class Weights:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state_dict` returned."""
+        """Takes back what `state_dict` returned.
+
+        Raises:
+            CheckpointError: if they are not this network's.
+        """
+        expected = self.state_dict()
+        found = {name: value for name, value in state.items() if name.split("/", 1)[0] in ("policy", "ema", "old")}
+        _check_fits("the checkpoint", expected, found)
         assign(self.trained, {name: state[f"policy/{name}"] for name in self.trained})
         for prefix, kept in self._copies().items():
             for name, value in kept.values.items():

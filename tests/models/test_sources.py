@@ -15,9 +15,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from worlds import CPU, asked, small_experiment
 
+from aegpo.core.places import cache_folder
 from aegpo.errors import AegpoError
 from aegpo.models.flux import FluxSpec
-from aegpo.models.pipeline.prompts import cache_folder
 from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec

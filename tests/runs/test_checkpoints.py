@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from aegpo.errors import CheckpointError
-from aegpo.runs.checkpoints import Checkpoint, load_latest, save
+from aegpo.runs.checkpoints import Checkpoint, load_latest, load_step, save
 
 DTYPES = [
     torch.float32,
@@ -222,6 +223,44 @@ def test_if_all_are_damaged_the_error_names_each_and_the_way_out(tmp_path):
     assert message.endswith("put back an intact one, or start the run over with --fresh")
 
 
+def test_a_checkpoint_of_another_run_is_as_good_as_damaged(tmp_path):
+    mine, other = ({"arm": "grpo", "seed": seed, "experiment": "a" * 64} for seed in (0, 1))
+    save(tmp_path, dataclasses.replace(checkpoint(5), run=mine), keep=2)
+    save(tmp_path, dataclasses.replace(checkpoint(10), run=other), keep=2)
+    reports = []
+    loaded = load_latest(tmp_path, report=reports.append, run=mine)
+    assert loaded.step == 5
+    assert "step-000010: state.json is of another run, arm 'grpo', seed 1, experiment aaaaaaaa; this" in reports[0]
+    with pytest.raises(CheckpointError, match="is of another run"):
+        load_step(tmp_path, 10, run=mine)
+    assert load_step(tmp_path, 10, run=other).step == 10
+    save(tmp_path, checkpoint(15), keep=2)  # as versions wrote it that noted no run
+    assert load_latest(tmp_path, run=mine).step == 15
+
+
+def test_a_checkpoint_under_the_name_of_another_step_or_without_one_of_its_files_is_damaged(tmp_path):
+    save(tmp_path, checkpoint(5), keep=2).rename(tmp_path / "step-000007")
+    with pytest.raises(CheckpointError, match=r"state\.json is of step 5"):
+        load_step(tmp_path, 7)
+    path = save(tmp_path / "other", checkpoint(5), keep=2)
+    (path / "rng.safetensors").unlink()
+    sums = json.loads((path / "checksums.json").read_text())
+    del sums["sha256"]["rng.safetensors"]
+    (path / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(CheckpointError, match=r"rng\.safetensors is missing"):
+        load_step(tmp_path / "other", 5)
+
+
+def test_strangers_files_among_checkpoints_are_left_alone(tmp_path):
+    for name in ("step-000007", "step-abc", ".x.tmp"):
+        (tmp_path / name).write_text("x")
+    save(tmp_path, checkpoint(5), keep=1)
+    assert load_latest(tmp_path).step == 5
+    assert names(tmp_path) == [".x.tmp", "step-000005", "step-000007", "step-abc"]
+    with pytest.raises(CheckpointError, match="is a file where the checkpoint of step 7 goes; move it"):
+        save(tmp_path, checkpoint(7), keep=1)
+
+
 def test_a_damaged_checkpoint_can_be_written_again(tmp_path):
     save(tmp_path, checkpoint(5), keep=2)
     cut_short(save(tmp_path, checkpoint(10), keep=2))
@@ -252,7 +291,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from aegpo.runs.checkpoints import Checkpoint, load_latest, save
+from aegpo.runs.checkpoints import Checkpoint, load_latest, load_step, save
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 latest = load_latest(folder, report=lambda line: sys.exit("damaged: " + line))

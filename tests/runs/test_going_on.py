@@ -17,6 +17,7 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs import manifest as manifests
 from aegpo.runs.folders import Run, run_folder
 from aegpo.runs.rules import RULES, changed_rules
+from aegpo.runs.software import source_state
 
 EXPERIMENT = """
 name: tiny
@@ -209,33 +210,33 @@ def test_the_commit_is_that_of_the_packages_own_source_wherever_it_is_run(packag
     git(tmp_path / "work", "init", "-q")
     git(tmp_path / "work", "commit", "-q", "--allow-empty", "-m", "of the working directory")
     monkeypatch.chdir(tmp_path / "work")
-    assert manifests.source_state(package) == {"commit": git(package, "rev-parse", "HEAD"), "dirty": False}
+    assert source_state(package) == {"commit": git(package, "rev-parse", "HEAD"), "dirty": False}
 
 
 @pytest.mark.parametrize("changed", ["runs/manifest.py", "new.py"])
 def test_source_that_was_changed_or_added_to_is_dirty(package, changed):
     (package / changed).write_text("changed = True\n")
-    assert manifests.source_state(package)["dirty"] is True
+    assert source_state(package)["dirty"] is True
 
 
 def test_what_is_beside_the_source_makes_it_not_dirty(package):
     (package.parent / "notes.txt").write_text("mine")
-    assert manifests.source_state(package)["dirty"] is False
+    assert source_state(package)["dirty"] is False
 
 
 def test_a_package_installed_into_a_folder_of_some_repository_has_no_commit(package):
     installed = package.parent / "environment" / "site-packages" / "aegpo"
     installed.mkdir(parents=True)
     (installed / "__init__.py").write_text("")
-    assert manifests.source_state(installed) == {"commit": None, "dirty": None}
+    assert source_state(installed) == {"commit": None, "dirty": None}
 
 
 def test_a_package_outside_of_any_repository_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     (tmp_path / "aegpo").mkdir()
-    assert manifests.source_state(tmp_path / "aegpo") == {"commit": None, "dirty": None}
+    assert source_state(tmp_path / "aegpo") == {"commit": None, "dirty": None}
 
 
 def test_a_manifest_says_which_code_wrote_it(path):
     manifest = manifests.read_manifest(begun(path).folder)
-    assert {name: manifest[name] for name in ("commit", "dirty")} == manifests.source_state()
+    assert {name: manifest[name] for name in ("commit", "dirty")} == source_state()

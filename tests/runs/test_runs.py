@@ -16,6 +16,7 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs import folders
 from aegpo.runs import manifest as manifests
 from aegpo.runs.folders import Run
+from aegpo.runs.software import versions
 
 EXPERIMENT = """
 name: tiny
@@ -175,15 +176,23 @@ def test_another_version_of_a_library_is_noticed(run):
     manifest = begin(run)
     assert manifests.changed_versions(manifest) == []
     manifest["versions"]["numpy"] = "1.0"
-    assert manifests.changed_versions(manifest) == [f'numpy: "1.0" -> "{manifests.versions()["numpy"]}"']
+    assert manifests.changed_versions(manifest) == [f'numpy: "1.0" -> "{versions()["numpy"]}"']
 
 
 def test_a_run_is_finished_once_it_is_marked(run):
     begin(run)
     assert not run.finished
-    run.mark_finished(4)
+    run.mark_finished(40)
     assert run.finished
-    assert json.loads((run.folder / "finished.json").read_text()) == {"step": 4}
+    assert json.loads((run.folder / "finished.json").read_text()) == {"step": 40}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"step": 39}\n', b'{"stap": 40}\n', b"[" * 100_000, b"\xff"])
+def test_a_damaged_note_that_a_run_is_finished_is_refused(run, content):
+    begin(run)
+    (run.folder / "finished.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"finished\.json.*; delete it: .* goes on from the newest checkpoint"):
+        _ = run.finished
 
 
 HOLDER = """
@@ -240,15 +249,22 @@ def test_the_order_and_what_is_compared_are_noted_and_rewritten_only_when_they_c
     folder = tmp_path / "smoke"
     folders.write_order(folder, ["grpo", "aegpo"], [0, 1], VerdictSpec())
     path = folder / "order.json"
-    assert json.loads(path.read_text()) == {"arms": ["grpo", "aegpo"], "seeds": [0, 1]}
+    assert folders.read_order(folder) == folders.Order(("grpo", "aegpo"), (0, 1))
     written = path.stat().st_ino
     folders.write_order(folder, ["grpo", "aegpo"], [0, 1], VerdictSpec())
     assert path.stat().st_ino == written
     folders.write_order(folder, ["grpo"], [0], VerdictSpec())
-    assert json.loads(path.read_text()) == {"arms": ["grpo"], "seeds": [0]}
+    assert folders.read_order(folder) == folders.Order(("grpo",), (0,))
+    path.write_text('{"arms": ["grpo"], "seeds": [0]}')  # as versions wrote it that knew no checksum
+    assert folders.read_order(folder) == folders.Order(("grpo",), (0,))
+    path.write_text(path.read_text().replace("grpo", "grp\\u00f6", 1) + "x")
+    said: list[str] = []
+    folders.write_order(folder, ["grpo"], [0], VerdictSpec(), said.append)
+    assert folders.read_order(folder) == folders.Order(("grpo",), (0,))
+    assert said == [f"cannot read {path}: it is not JSON: Extra data: line 1 column 38 (char 37); it is written anew"]
     asked = {"comparisons": [["aegpo", "grpo"]], "margin": 0.02, "target": 0.8}
     folders.write_order(folder, ["grpo", "aegpo"], [0], VerdictSpec(**asked))
-    assert json.loads(path.read_text()) == {"arms": ["grpo", "aegpo"], "seeds": [0], **asked}
+    assert folders.read_order(folder).plain() == {"arms": ["grpo", "aegpo"], "seeds": [0], **asked}
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import io
 import json
 import subprocess
@@ -93,7 +94,8 @@ def test_metrics_have_a_row_for_each_training_step(tmp_path):
     record(tmp_path)
     recorded = rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in recorded] == [1, 2, 3, 4]
-    assert recorded[0] == {
+    assert list(recorded[0])[-1] == "crc32"
+    assert {key: value for key, value in recorded[0].items() if key != "crc32"} == {
         "step": 1,
         "metrics": {"reward": 0.1, "forwards": 18.0, "signal_forwards": 6.0},
         "prompts": [5, 2],
@@ -115,11 +117,12 @@ def test_evaluations_images_and_timings_have_files_of_their_own(tmp_path):
     record(tmp_path)
     evaluations = rows(tmp_path / "evaluations.jsonl")
     assert [row["step"] for row in evaluations] == [0, 2, 4]
-    assert evaluations[1] == {
+    assert {key: value for key, value in evaluations[1].items() if key != "crc32"} == {
         "step": 2,
         "scores": {"scene": [0.625, 0.375]},
         "base_scores": {"scene": [0.5, 0.25]},
         "prompts": ["a red circle", "two squares"],
+        "image_sha256": hashlib.sha256((tmp_path / "images" / "step-000002.png").read_bytes()).hexdigest(),
     }
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == ["step-000000.png", "step-000002.png", "step-000004.png"]
@@ -168,7 +171,7 @@ def test_rows_that_the_checkpoint_counts_but_the_record_lacks_are_an_error(tmp_p
     record(tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:1] + lines[2:]))
-    with pytest.raises(CheckpointError, match=r"after step 4, but .* holds 3 of the 4 rows .*--fresh"):
+    with pytest.raises(CheckpointError, match=r"after step 4, but .* holds 1 of the 4 rows .*\(line 2 .*--fresh"):
         record(tmp_path, first_step=4)
 
 
@@ -176,9 +179,9 @@ def test_rows_that_the_checkpoint_counts_but_the_record_lacks_are_an_error(tmp_p
     ("kept", "lost"),
     [
         ((), "the evaluation before training and the evaluations after steps 2, 4"),
-        ((1, 2), "the evaluation before training"),
+        ((1, 2), r"the evaluation before training and the evaluations after steps 2, 4 \(line 1 was changed, .*\)"),
         ((0,), "the evaluations after steps 2, 4"),
-        ((0, 2), "the evaluation after step 2"),
+        ((0, 2), r"the evaluations after steps 2, 4 \(line 2 was changed, .*\)"),
     ],
 )
 def test_evaluations_that_the_checkpoint_counts_but_the_record_lacks_are_an_error(kept, lost, tmp_path):

@@ -179,12 +179,13 @@ class EntropyProbe:
         """Puts the base policy's new curves on disk."""
         self._base.write(step)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The last curves of the policy by prompt, where they hold for longer than their own step."""
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of the base, and the policy's last curves by prompt where they outlast their own step."""
+        noted: dict[str, Any] = {"known": self._base.known()}
         if not self._kept or self._spec.refresh == 1:
-            return {}
+            return noted
         kept = list(self._kept.items())
-        state = {
+        state = noted | {
             "prompt": torch.tensor([prompt for prompt, _ in kept]),
             "step": torch.tensor([each.step for _, each in kept]),
             "entropy": torch.from_numpy(np.stack([each.curve for _, each in kept])),
@@ -192,10 +193,11 @@ class EntropyProbe:
         base = [each.base for _, each in kept if each.base is not None]
         return {**state, "base": torch.from_numpy(np.stack(base))} if base else state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` returned."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned; the base's curves are in files, which `open` reads."""
+        self._base.expect(state.get("known"))  # versions before 0.2 noted nothing
         self._kept = {}
-        if state:
+        if "prompt" in state:
             prompts, steps, curves = state["prompt"].tolist(), state["step"].tolist(), state["entropy"].numpy()
             base = state["base"].numpy() if "base" in state else [None] * len(prompts)
             rows = zip(prompts, steps, curves, base, strict=True)

@@ -112,6 +112,11 @@ class PipelineOptions(ModelSpec):
         return self.noise_levels(steps, self.height, self.width)
 
     @property
+    def base_folder(self) -> Path | None:
+        """The folder of the pipeline; None where a hub id has not been downloaded."""
+        return folder_at_hand(self.path, self.revision)
+
+    @property
     def dimensions(self) -> int | None:
         """C x H x W of the latents; None where the VAE's config cannot be read, which `problems` says."""
         try:

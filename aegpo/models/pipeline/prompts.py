@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aegpo.core.places import cache_folder
 from aegpo.core.records import Conditioning
 from aegpo.errors import AegpoError
 from aegpo.models.pipeline.loading import load_pipeline
@@ -100,15 +101,6 @@ class PromptEncoder:
         key = json.dumps({**self._identity, "text": text, "negative": negative}, sort_keys=True)
         name = hashlib.sha256(key.encode()).hexdigest()
         return self._cache / name[:2] / f"{name}.safetensors"
-
-
-def cache_folder(given: Path | None) -> Path:
-    """`given`, else $AEGPO_CACHE, else $XDG_CACHE_HOME/aegpo, else ~/.cache/aegpo."""
-    if given is not None:
-        return given.expanduser()
-    if own := os.environ.get("AEGPO_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aegpo"
 
 
 def _columns(cond: Conditioning) -> dict[str, Tensor]:

@@ -38,6 +38,11 @@ class ShapesSpec(ModelSpec):
         """C x H x W of the latents, which are pixels."""
         return 3 * 24 * 24
 
+    @property
+    def base_folder(self) -> Path | None:
+        """The folder of the weights."""
+        return self.weights or WEIGHTS
+
     def sigmas(self, steps: int) -> FloatArray:  # (steps+1,)
         """Equal steps from 1 to 0."""
         return np.linspace(1.0, 0.0, steps + 1)

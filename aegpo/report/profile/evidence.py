@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from aegpo.report.profile.groups import SQUARED_NORM, group_values
 from aegpo.report.profile.measure import Profile
 from aegpo.report.profile.other_signals import measure_signals
 from aegpo.report.statistics import Interval, bootstrap_interval, holm, permutation_p, spearman
-from aegpo.runs.checkpoints import load_step
 from aegpo.train.engine import Engine
 from aegpo.train.noise import StepNoise, prompt_noise
 from aegpo.train.rollouts import roll_out, sample_deterministic
@@ -216,14 +214,14 @@ def prompt_evidence(
     `remeasure` profiles the policy that the engine has now.
     """
     earlier, later = checkpoint_pair(analysis.target.step, analysis.target.steps)
-    _restore(engine, analysis.target.checkpoints, later)
+    analysis.target.load(later, engine)
     after, then = rewards_at(engine, analysis.target.prompts), None
     if earlier == 0:
         then = analysis.policy if later == analysis.target.step else remeasure()
         with engine.policy.base():
             before = rewards_at(engine, analysis.target.prompts)
     else:
-        _restore(engine, analysis.target.checkpoints, earlier)
+        analysis.target.load(earlier, engine)
         before = rewards_at(engine, analysis.target.prompts)
         then = analysis.policy if earlier == analysis.target.step else remeasure()
     assert then is not None, "asked of runs only"
@@ -276,11 +274,6 @@ def _resampled(one: FloatArray, other: FloatArray) -> Callable[[IntArray], float
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
-
-
-def _restore(engine: Engine, checkpoints: Path, step: int) -> None:
-    checkpoint = load_step(checkpoints, step, engine.policy.device)
-    engine.load_state_dict(checkpoint.tensors, checkpoint.state)
 
 
 def gather(analysis: Analysis, engine: Engine, remeasure: Remeasure, say: Say, signals: Sequence[str] = ()) -> Evidence:

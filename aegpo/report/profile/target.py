@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.experiment import Experiment
@@ -17,7 +17,10 @@ from aegpo.errors import AegpoError
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
 from aegpo.prompts.lists import read_prompts, refuse_lacking
 from aegpo.report.profile.other_signals import source_of
-from aegpo.runs.opening import Options, find_run
+from aegpo.runs.opening import FoundRun, Options, find_run
+
+if TYPE_CHECKING:
+    from aegpo.train.engine import Engine
 
 READS = frozenset((ENTROPY, ENTROPY_DELTA))  # what of a profile parts may read
 
@@ -51,6 +54,7 @@ class Target:
     folder: Path | None = None  # of the run; None: the base alone
     step: int = 0  # of the checkpoint; 0: the base
     steps: tuple[int, ...] = ()  # of all its checkpoints
+    run: FoundRun | None = None  # None: the base alone
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -63,11 +67,15 @@ class Target:
         name = f"{self.experiment.name}, arm {self.arm}"
         return name if self.folder is None else f"{name}, seed {self.seed}, step {self.step}"
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run keeps its checkpoints."""
-        assert self.folder is not None, "asked of a run only"
-        return self.folder / "checkpoints"
+    def load(self, step: int, engine: Engine) -> None:
+        """Gives the engine the state of one of the run's checkpoints.
+
+        Raises:
+            CheckpointError: if it is damaged or of another run, or the model has another base by now.
+        """
+        assert self.run is not None, "asked of a run only"
+        checkpoint = self.run.load(step, engine.policy.device)
+        engine.load_state_dict(checkpoint.tensors, checkpoint.state)
 
     @property
     def default_out(self) -> Path:
@@ -126,4 +134,4 @@ def _of_run(request: ProfileRequest, registries: Registries) -> Target:
         raise AegpoError("--set changes an experiment file; the experiment of a run is in its manifest, as it was run")
     options = Options(() if request.arm is None else (request.arm,), () if request.seed is None else (request.seed,))
     run = find_run(request.path, registries, request.checkpoint, options)
-    return Target(run.experiment, run.arm, run.seed, (), run.folder, run.step, run.steps)
+    return Target(run.experiment, run.arm, run.seed, (), run.folder, run.step, run.steps, run)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from damage import sign
 from served import Evil, serving
 
 LAST = "tiny/main/seed-0/checkpoints/step-000004"
@@ -31,10 +32,19 @@ def copied(theirs, tmp_path) -> Path:
 
 def changed_manifest(folder: Path, **changes) -> None:
     """Changes sections of the experiment that the run's manifest names."""
-    path = folder / "tiny/main/seed-0/manifest.json"
-    manifest = json.loads(path.read_text())
+    path, manifest = unsigned_manifest(folder)
     manifest["experiment"] |= changes
     path.write_text(json.dumps(manifest))
+    state = json.loads((folder / LAST / "state.json").read_text())
+    (folder / LAST / "state.json").write_text(json.dumps({key: state[key] for key in state if key != "run"}))
+    sign(folder / LAST)  # a stranger knows how
+
+
+def unsigned_manifest(folder: Path) -> tuple[Path, dict]:
+    """The run's manifest as one of a version that wrote neither its checksum nor what is in the weights."""
+    path = folder / "tiny/main/seed-0/manifest.json"
+    manifest = json.loads(path.read_text())
+    return path, {key: value for key, value in manifest.items() if key not in ("crc32", "base")}
 
 
 def pickles_in_place_of_weights(folder: Path, evil: bytes) -> int:
@@ -82,8 +92,7 @@ def test_code_beside_weights_is_not_run_and_nobody_is_asked_whether_to(warm, tin
 def test_code_in_a_run_folder_and_plugins_that_its_manifest_names_are_not_imported(warm, copied):
     for name in ("plugin.py", "sitecustomize.py", "tiny.py", "aegpo_theirs.py"):
         (copied / "tiny/main/seed-0" / name).write_text(CODE)
-    path = copied / "tiny/main/seed-0/manifest.json"
-    manifest = json.loads(path.read_text())
+    path, manifest = unsigned_manifest(copied)
     path.write_text(json.dumps(manifest | {"plugins": [["aegpo_theirs", "1"], ["tiny/main/seed-0/plugin.py", "1"]]}))
     for words in (("sample", "."), ("run", ".")):
         ended = warm(words, copied)

@@ -7,11 +7,16 @@ class AegpoError(Exception):
     """A mistake in the user's input, in a plugin or in a run folder; the message says what would be right."""
 
     location: tuple[str | int, ...] = ()  # the keys of the experiment it is about, where that is known
+    part: tuple[str, str] | None = None  # whose fault it is: such as "reward", and its kind there
 
     @property
     def message(self) -> str:
         """What is wrong, without the place."""
         return str(self.args[0])
+
+
+class UserInterrupt(KeyboardInterrupt):
+    """The user's Ctrl-C, where the command line watches for it: any other KeyboardInterrupt was raised by a part."""
 
 
 class SettingError(AegpoError):

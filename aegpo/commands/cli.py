@@ -14,7 +14,9 @@ import typer
 
 from aegpo import __version__
 from aegpo.commands.streams import harmless, lenient
+from aegpo.commands.unblamed import blaming_plugins
 from aegpo.core.files import refused, way_out
+from aegpo.core.foreign import watching_for_the_user
 from aegpo.core.processes import DISK_REFUSED, PARENT
 from aegpo.errors import AegpoError, ContractError, DiskError, ObserverError
 
@@ -74,12 +76,15 @@ def main() -> None:
 def _run_command() -> None:
     """Ends with the exit code of a command, its mistakes told."""
     try:
-        app()
+        with watching_for_the_user(), blaming_plugins():
+            app()
     except AegpoError as error:
         cause = error.__cause__
         if isinstance(error, (ContractError, ObserverError)) and cause and not isinstance(cause, AegpoError):
             traceback.print_exception(cause)  # a part's own failure: its author needs the place
-        print(harmless(f"error: {error}"), file=sys.stderr)
+        from aegpo.core.registries import with_shipper
+
+        print(harmless(f"error: {with_shipper(error, str(error))}"), file=sys.stderr)
         sys.exit(DISK_REFUSED if isinstance(error, DiskError) and PARENT in os.environ else 2)
     except OSError as error:
         if not refused(error):

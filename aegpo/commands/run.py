@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,18 @@ from rich.console import Console
 
 from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.files import open_folder, refused, way_out
+from aegpo.core.foreign import blaming, of_user
 from aegpo.core.hookspecs import check_tracker
 from aegpo.core.parts import TrackerSpec
 from aegpo.core.processes import DISK_REFUSED, PARENT, refuse_several_processes
 from aegpo.core.registries import Registries
 from aegpo.core.registry import suggestion
+from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, CheckpointError, DiskError
 from aegpo.plugin.manager import distributions, load_registries, plugin_manager
 from aegpo.rewards.servers import asked
 from aegpo.runs.child_processes import (
+    GOES_ON,
     INTERRUPTED,
     Child,
     StopSignals,
@@ -109,10 +113,12 @@ def launch(request: LaunchRequest) -> int:
     allowed(1)  # a number of threads that is none is told before anything is written, too
     try:
         code = _launch(request, Console(), Console(stderr=True))
-    except KeyboardInterrupt:  # before the first run, or a second Ctrl-C
+    except KeyboardInterrupt as error:  # before the first run, or a second Ctrl-C
+        if not of_user(error):
+            raise
         code = INTERRUPTED
     if code == INTERRUPTED:
-        _say(Console(stderr=True), f"interrupted; to go on:  {shlex.join(['aegpo', *request.command()])}")
+        _say(Console(stderr=True), f"{GOES_ON}  {shlex.join(['aegpo', *request.command()])}")
     return code
 
 
@@ -226,8 +232,9 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
         _use_threads(run, manifest["threads"], info.first_step, console)
         observers = Observers(manager, info, lambda line: _say(console, f"{run.label}: {line}"))
         for spec in _trackers(run):
-            tracker = spec.build(run.folder)
-            check_tracker(spec.kind, tracker)
+            tracker = built("tracker", spec.kind, partial(spec.build, run.folder))
+            with blaming("tracker", spec.kind):
+                check_tracker(spec.kind, tracker)
             observers.add(f"tracker {spec.kind!r}", tracker, spec.on_error, spec.kind == "jsonl")
         base = keep_base(run)
         engine = Engine.build(run.experiment)
@@ -329,7 +336,8 @@ def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, er
 def _child(request: LaunchRequest, run: Run) -> Child:
     one = replace(request, arms=(run.arm,), seeds=(run.seed,), jobs=None, fresh=False, report=False)
     command = [sys.executable, "-m", "aegpo", *one.command()]
-    return Child(run.label, command, run.folder, run.log, run.experiment.training_steps, begun_threads(run))
+    steps, threads = run.experiment.training_steps, begun_threads(run)
+    return Child(run.label, command, run.folder, run.log, steps, threads, lambda: run.finished)
 
 
 def _say(console: Console, line: str) -> None:

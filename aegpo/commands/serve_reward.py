@@ -18,6 +18,7 @@ from aegpo.config.marks import refuse
 from aegpo.config.parsing import parse
 from aegpo.config.validation import validate
 from aegpo.core import contracts, first_edition
+from aegpo.core.foreign import of_user
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.registry import Registry
@@ -63,7 +64,7 @@ def serve(request: ServeRequest, registry: Registry[RewardSpec]) -> None:
     except ImportError as error:
         raise AegpoError(f'serve-reward needs {error.name}; run  pip install "aegpo[serve]"') from error
     listening = _listen(request.host, request.port)
-    reward = built("reward", spec.label, partial(spec.build, _device(request.device)), Reward)
+    reward = built("reward", spec.label, partial(spec.build, _device(request.device)), Reward, kind=spec.kind)
     host, port = listening.getsockname()[:2]
     print(f"serving reward {spec.label!r} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     app = make_app(Scoring(spec, reward), token, request.max_bytes)
@@ -136,7 +137,9 @@ class Scoring:
             contracts.check_scores(self.spec.label, scores, prompts)
         except AegpoError as error:  # of these images; the same question has the same answer
             return 422, {"detail": str(error)}
-        except Exception as error:
+        except BaseException as error:  # a reward that exits does not end the server
+            if of_user(error):
+                raise
             traceback.print_exc()
             return 500, {"detail": f"reward {self.spec.label!r} failed with {first_edition.told(error, 'reward')}"}
         return 200, {"scores": scores.tolist()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -12,8 +13,10 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from aegpo.core.foreign import blaming
 from aegpo.core.problems import Location
 from aegpo.core.registry import Spec, kind_of, suggestion
+from aegpo.errors import AegpoError
 
 S = TypeVar("S", bound=Spec)
 _STRICT_ONLY = {"int_type", "float_type", "bool_type", "string_type"}
@@ -37,15 +40,56 @@ def validate(spec: type[S], data: Mapping[str, Any]) -> tuple[S | None, list[Fin
     errors: list[ErrorDetails] = []  # of pydantic
     value: S | None = None
     try:
-        value = spec.model_validate(data)
+        value = _valid(spec, data)
     except ValidationError as error:
         errors += [each for each in error.errors(include_url=False) if not _is_echo(each)]
     try:
-        spec.model_validate(_with_tuples(data), strict=True)
+        _valid(spec, _with_tuples(data), strict=True)
     except ValidationError as error:
         errors += [each for each in error.errors(include_url=False) if each["type"] in _STRICT_ONLY]
     findings = list(dict.fromkeys([*_findings(spec, errors), *_without_kind(_members(spec), data, ())]))
     return (None if findings else value), findings
+
+
+def _valid(spec: type[S], data: Mapping[str, Any], strict: bool | None = None) -> S:
+    """The spec of plain data.
+
+    Raises:
+        ValidationError: if the data is wrong.
+        ContractError: if a part's own validation fails otherwise; it is blamed.
+    """
+    try:
+        return spec.model_validate(data, strict=strict)
+    except (ValidationError, AegpoError):
+        raise
+    except BaseException:
+        for part, kind, own, given in _parts(_members(spec), data, ()):
+            with blaming(part, str(given.get("name") or kind), kind=kind), suppress(ValidationError):
+                own.model_validate(given, strict=strict)
+        raise
+
+
+def _parts(types: list[Any], data: object, place: Location) -> Iterator[tuple[str, str, type[Spec], Mapping[str, Any]]]:
+    """The parts that data names, innermost first: kind of part, name, class and data of each."""
+    if isinstance(data, list | tuple):
+        for index, item in enumerate(data):
+            members = [member for kind in types for member in _members(_item(kind, index))]
+            yield from _parts(members, item, (*place, index))
+    given = {"kind": data} if isinstance(data, str) else data
+    if not isinstance(given, Mapping):
+        return
+    classes = _specs(types)
+    own = next((each for each in classes if kind_of(each) == given.get("kind")), None)
+    inside = own or (classes[0] if len(classes) == 1 else None)
+    for name, field in {} if inside is None else inside.model_fields.items():
+        if name in given:
+            yield from _parts(_members(field.annotation), given[name], (*place, name))
+    if own is not None and kind_of(own) is not None:
+        words = [each for each in place if isinstance(each, str)]
+        yield _SINGULAR.get(words[-1], words[-1]), str(kind_of(own)), own, given
+
+
+_SINGULAR = {"rewards": "reward", "trackers": "tracker"}  # keys that hold several parts
 
 
 def _with_tuples(data: Any) -> Any:

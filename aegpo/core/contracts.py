@@ -8,48 +8,24 @@ are only read through their own methods, so this module imports none either.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aegpo.core import first_edition
-from aegpo.core.memory import is_shortage
+from aegpo.core.foreign import blamed as blamed
+from aegpo.core.foreign import blaming as blaming
 from aegpo.core.records import BoolArray, Conditioning, FloatArray, Gaussian, IntArray, Media, Per, Prompt, RolloutPlan
 from aegpo.core.signals import Measurement, Signals
 from aegpo.core.steps import check_steps, kinds, splits_last
-from aegpo.errors import AegpoError, ContractError
+from aegpo.errors import ContractError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _RANKS: Mapping[Media, int] = {"image": 4, "video": 5}
 LEAST_GROUP = 2  # rollouts a group needs to be compared
-
-
-@contextmanager
-def blaming(part: str, name: str) -> Iterator[None]:
-    """Inside, a part is called or what it returned is checked: what it raises is told with its kind and name.
-
-    Errors that say what would be right pass with their words, and get the part's key in an experiment as their
-    location; a lack of memory passes as it is, for it is no part's fault.
-
-    Raises:
-        ContractError: if the part fails; its cause is the part's own error.
-    """
-    try:
-        yield
-    except AegpoError as error:
-        error.location = error.location or (part,)
-        raise
-    except Exception as error:
-        if is_shortage(error):
-            raise
-        failed = ContractError(f"{part} {name!r} failed with {first_edition.told(error, part)}")
-        failed.location = (part,)
-        raise failed from error
 
 
 def check_measurement(name: str, provides: Mapping[str, Per], found: Measurement, signals: Signals) -> None:
@@ -105,6 +81,9 @@ def check_plan(name: str, plan: RolloutPlan, counts: IntArray, steps: BoolArray)
 
 def check_forest(who: str, plan: RolloutPlan, counts: IntArray, num_steps: int) -> None:
     """Any plan, whoever made it: a proper forest with `counts` leaves a prompt, children in the order of parents."""
+    given: object = plan
+    if not isinstance(given, RolloutPlan):
+        raise ContractError(f"{who} planned a {type(given).__name__}; an aegpo.RolloutPlan was asked")
     _check_levels(who, plan, num_steps)
     _check_start(who, plan)
     for level in range(num_steps):
@@ -174,6 +153,9 @@ def check_sigmas(name: str, sigmas: Tensor, steps: int, partial: bool = False) -
 
 def check_conditioning(name: str, conditioning: Conditioning, prompts: Sequence[Prompt]) -> None:
     """A model's conditioning: the leading dimension of every tensor is P."""
+    given: object = conditioning
+    if not isinstance(given, Conditioning):
+        raise ContractError(f"model {name!r} encoded a {type(given).__name__}; an aegpo.Conditioning was asked")
     tensors = {"text": conditioning.text, "pooled": conditioning.pooled, "mask": conditioning.mask}
     tensors |= {f"extra.{name}": tensor for name, tensor in conditioning.extra.items()}
     for field, tensor in tensors.items():
@@ -184,14 +166,15 @@ def check_conditioning(name: str, conditioning: Conditioning, prompts: Sequence[
 
 
 def check_velocity(name: str, velocity: Tensor, latents: Tensor) -> None:
-    """A model's velocity: shaped like the latents and floating; a NaN is caught in the images, without a wait here."""
+    """A model's velocity: shaped like the latents and floating; its values are looked at later, without a wait here."""
     _check_tensor(f"model {name!r}", "a velocity", velocity, tuple(latents.shape), _FLOATING)
 
 
 def check_images(name: str, images: Tensor, count: int, media: Media = "image") -> None:
     """A model's images (N, 3, h, w), or videos (N, F, 3, h, w) if that is its `media`: finite and in [0, 1]."""
     who = f"model {name!r}"
-    shape = tuple(images.shape)
+    given: object = images
+    shape = tuple(getattr(given, "shape", ()))
     if len(shape) != _RANKS[media] or shape[0] != count or shape[-3] != 3 or 0 in shape:
         asked = f"({count}, 3, h, w)" if media == "image" else f"({count}, F, 3, h, w)"
         other = "" if len(shape) == _RANKS[media] else f"; its spec says media = {media!r}"
@@ -202,27 +185,39 @@ def check_images(name: str, images: Tensor, count: int, media: Media = "image") 
         raise ContractError(f"{who} decoded pixels from {low:g} to {high:g}; images lie in [0, 1]")
 
 
-def check_transition(name: str, gaussian: Gaussian, latents: Tensor) -> None:
-    """A sampler's transition: float32 mean like the latents, and a finite std of at least 0 for each."""
+def check_transition(name: str, gaussian: Gaussian, latents: Tensor, values: bool = True) -> None:
+    """A sampler's transition: float32 mean like the latents, and a finite std of at least 0 for each.
+
+    Without a look at the `values`, for which the device would have to be waited for.
+    """
     who = f"sampler {name!r}"
+    given: object = gaussian
+    if not isinstance(given, Gaussian):
+        raise ContractError(f"{who} returned a {type(given).__name__}; an aegpo.Gaussian was asked")
     _check_tensor(who, "a mean", gaussian.mean, tuple(latents.shape), ("float32",))
     _check_tensor(who, "a std", gaussian.std, (len(latents),), ("float32",))
+    if not values:
+        return
+    _check_finite(who, "returned a mean with", gaussian.mean)
     _check_finite(who, "returned a std with", gaussian.std)
     if bool((gaussian.std < 0).any()):
         raise ContractError(f"{who} returned a std of {float(gaussian.std.min()):g}; it must be at least 0")
 
 
-def check_log_prob(name: str, log_prob: Tensor, latents: Tensor) -> None:
+def check_log_prob(name: str, log_prob: Tensor, latents: Tensor, values: bool = True) -> None:
     """A sampler's (B,) log-density: float32 and finite."""
     who = f"sampler {name!r}"
     _check_tensor(who, "log-probabilities", log_prob, (len(latents),), ("float32",))
-    _check_finite(who, "returned", log_prob)
+    if values:
+        _check_finite(who, "returned", log_prob)
 
 
 def check_scores(name: str, scores: Tensor, prompts: Sequence[Prompt]) -> None:
     """A reward's (N,) scores: float32 and finite; the message names the prompt."""
     who = f"reward {name!r}"
     _check_tensor(who, "scores", scores, (len(prompts),), ("float32",))
+    if scores.is_meta:
+        raise ContractError(f"{who} returned scores on the device 'meta', which have no values")
     broken = (~scores.isfinite()).nonzero()
     if len(broken):
         raise ContractError(f"{who} returned a non-finite score for prompt {prompts[int(broken[0])].text!r}")
@@ -242,6 +237,14 @@ def check_report(axis: str, name: str, report: Mapping[str, float]) -> None:
             raise ContractError(f"{axis} {name!r} reported {value!r} as {what!r}; a finite number was asked")
 
 
+def check_learned(name: str, learned: tuple[Tensor, Mapping[str, Tensor]]) -> None:
+    """What an objective returns: a loss, and metrics by name."""
+    given: object = learned
+    if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
+        what = type(given).__name__ if not isinstance(given, tuple) else str([type(each).__name__ for each in given])
+        raise ContractError(f"objective {name!r} returned {what}; a loss and a mapping of metrics were asked")
+
+
 def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int) -> None:
     """An objective's (B,) loss, finite and with a gradient, and its (B,) metrics."""
     who = f"objective {name!r}"
@@ -255,6 +258,13 @@ def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int
             f"{who} returned a loss without a gradient; it must depend on 'log_prob', 'mean' or 'velocity'"
         )
     _check_finite(who, "returned", loss)
+
+
+def check_decay(name: str, kept: float) -> None:
+    """What an objective's sampling policy keeps of itself: a number of [0, 1]."""
+    given: object = kept
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
+        raise ContractError(f"objective {name!r} returned {given!r} from old_decay(step); a number of [0, 1] was asked")
 
 
 _OWN_METRICS = {"loss", "ratio_error", "learning_rate", "grad_norm", "updated_edges", "reward", "reward_std"}

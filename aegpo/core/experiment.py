@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, create_model, model_validator
 
-from aegpo.core import contracts
+from aegpo.core import contracts, promises
 from aegpo.core.idle import idle
 from aegpo.core.media import why_unread
 from aegpo.core.parts import (
@@ -153,12 +153,20 @@ class Experiment(Spec):
     @cached_property
     def sigmas(self) -> FloatArray:  # (T+1,)
         """The noise levels of training."""
-        return np.asarray(self.model.sigmas(self.rollouts.denoising_steps), dtype=np.float64)
+        steps = self.rollouts.denoising_steps
+        with contracts.blaming("model", self.model.kind):
+            levels = np.asarray(self.model.sigmas(steps))
+            promises.check_levels(self.model.kind, levels, steps)
+        return levels.astype(np.float64)
 
     @cached_property
     def step_table(self) -> StepTable:
         """The coefficients of the sampler's steps in training."""
-        return self.sampler.table(self.sigmas)
+        sigmas = self.sigmas
+        with contracts.blaming("sampler", self.sampler.kind):
+            table = self.sampler.table(sigmas)
+            promises.check_table(self.sampler.kind, table, len(sigmas) - 1)
+        return table
 
     @property
     def updates(self) -> int:
@@ -187,8 +195,9 @@ class Experiment(Spec):
         unread = [source for kind, source in self.signals.items() if kind not in self.sources]
         yield from idle(self, unread, self.evaluation.rewards, self.prompts)
         for field, part in {"model": self.model, **self.algorithm()}.items():
-            yield from (Problem((field,), message) for message in part.problems(self))
-            yield from (Problem((field,), message, warning=True) for message in part.cautions(self))
+            for verb, warning in ((part.problems, False), (part.cautions, True)):
+                found = promises.said(field, part.kind, partial(verb, self))
+                yield from (Problem((field,), message, warning) for message in found)
 
     def _wrong_counts(self) -> Iterator[Problem]:
         rollouts, chunk = self.rollouts, self.optimizer.rollouts_per_update
@@ -274,7 +283,7 @@ class Experiment(Spec):
                     ("signals", kind, "kind"), f"stands under {kind!r}; a source's key is its kind, {source.kind!r}"
                 )
         for kind, source in self.sources.items():
-            for found in source.problems(self):
+            for found in promises.said("signals", kind, partial(source.problems, self), Problem):
                 yield replace(found, location=("signals", kind, *found.location))
 
 

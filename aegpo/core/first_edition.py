@@ -77,17 +77,18 @@ def takes_strings(own: Signature, asked: Signature) -> bool:
     )
 
 
-def told(error: Exception, part: str) -> str:
+def told(error: BaseException, part: str) -> str:
     """A failure by its type and words, with what to write instead if the part was written for aegpo 0.1.
 
     Args:
         error: how it failed.
         part: its kind, such as ``reward``.
     """
-    return f"{type(error).__name__}: {error}{_advice(error, part)}"
+    said = " ".join(str(error).split())  # an error is one line; the part's own traceback has all its words
+    return f"{type(error).__name__}: {said}{_advice(error, part)}" if said else f"{type(error).__name__}"
 
 
-def _advice(error: Exception, part: str) -> str:
+def _advice(error: BaseException, part: str) -> str:
     if isinstance(error, AttributeError):
         instead = READ.get((type(error.obj).__name__, error.name or ""))
         if instead is not None:
@@ -97,7 +98,7 @@ def _advice(error: Exception, part: str) -> str:
     return ""
 
 
-def _wants_strings(error: Exception) -> bool:
+def _wants_strings(error: BaseException) -> bool:
     stringly = isinstance(error, AttributeError) and isinstance(error.obj, Prompt) and error.name in dir(str)
     unknown = isinstance(error, KeyError) and bool(error.args) and isinstance(error.args[0], Prompt)
     mistaken = isinstance(error, TypeError) and _STRING_WANTED.search(str(error)) is not None

@@ -19,7 +19,8 @@ from aegpo.core.parts import (
     TrackerSpec,
     TreeSpec,
 )
-from aegpo.core.registry import Registry, Spec
+from aegpo.core.registry import Registry, Spec, shipper
+from aegpo.errors import AegpoError
 
 PART_AXES: Mapping[str, type[Spec]] = {
     "models": ModelSpec,
@@ -60,8 +61,19 @@ class Registries:
 
     def of(self, axis: str) -> Registry[Any]:
         """The registry that an experiment's key such as `allocator` chooses from."""
-        plural = "curricula" if axis == "curriculum" else f"{axis}s"
-        return next(registry for registry in self if registry.axis == plural)
+        return next(registry for registry in self if registry.axis == _plural(axis))
 
     def __iter__(self) -> Iterator[Registry[Any]]:
         return (getattr(self, axis) for axis in PART_AXES)
+
+
+def with_shipper(error: AegpoError, words: str) -> str:
+    """The words of an error, with who ships the part that it blames, if that is a plugin."""
+    base = None if error.part is None else PART_AXES.get(_plural(error.part[0]))
+    source = None if base is None or error.part is None else shipper(base, error.part[1])
+    what, *rest = words.split("\n")
+    return "\n".join([what if source is None else f"{what} (shipped by {source})", *rest])
+
+
+def _plural(part: str) -> str:
+    return {"curriculum": "curricula", "signals": "signals"}.get(part, f"{part}s")

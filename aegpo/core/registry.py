@@ -45,6 +45,7 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     read_where: ClassVar[Mapping[str, Where]] = {}
+    _shipped_by: ClassVar[str] = "aegpo"  # the distribution, or the module as it was named; set where it is registered
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Spec) and _full_name(self) == _full_name(other) and _fields(self) == _fields(other)
@@ -125,6 +126,7 @@ class Registry(Generic[S]):
                 f"{where} as {name!r}, which {lacking}; mend it, or leave the plugin out with "
                 f"AEGPO_BLOCK_PLUGINS={self.source}"
             )
+        spec._shipped_by = self.source
         self._entries[name] = Entry(name, spec, self.source)
 
     def get(self, name: str) -> type[S]:
@@ -172,6 +174,27 @@ def kind_of(spec: type[Spec]) -> str | None:
         return None
     names = get_args(field.annotation)
     return names[0] if len(names) == 1 and isinstance(names[0], str) else None
+
+
+def shipper(base: type[Spec], kind: str) -> str | None:
+    """Who ships the registered part of a kind, unless it is aegpo itself."""
+    for spec in base.__subclasses__():
+        of = spec._shipped_by if kind_of(spec) == kind else shipper(spec, kind)
+        if of not in (None, "aegpo"):
+            return of
+    return None
+
+
+def shippers() -> dict[str, str]:
+    """Who ships the plugins that registered parts, by the name of their module or package."""
+    found: dict[str, str] = {}
+    waiting: list[type[Spec]] = [Spec]
+    while waiting:
+        spec = waiting.pop()
+        waiting += spec.__subclasses__()
+        if vars(spec).get("_shipped_by", "aegpo") != "aegpo":
+            found[spec.__module__.partition(".")[0]] = spec._shipped_by
+    return found
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:

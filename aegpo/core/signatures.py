@@ -59,7 +59,7 @@ def _lacking(spec: type[BaseModel], base: type[BaseModel]) -> Iterator[str]:
             yield f"{wrong}, or define  {_written('build', base)}  to return another object"
 
 
-def built(part: str, name: str, build: Callable[[], P], *protocols: type) -> P:
+def built(part: str, name: str, build: Callable[[], P], *protocols: type, kind: str | None = None) -> P:
     """Builds a part, and returns it if it has all that one of the protocols asks for.
 
     Args:
@@ -67,12 +67,13 @@ def built(part: str, name: str, build: Callable[[], P], *protocols: type) -> P:
         name: its name.
         build: of its spec.
         protocols: one of which it must fulfil.
+        kind: what it is registered as, where it has a name of its own.
 
     Raises:
         ContractError: if it cannot be built, lacks a verb or an attribute, or has a verb that cannot be called as it
             will be.
     """
-    with blaming(part, name):
+    with blaming(part, name, kind=kind):
         made = build()
         wrong = _first(made, protocols, data=True)
         if wrong is not None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from aegpo.core import contracts
+from aegpo.core import contracts, promises
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Curriculum
+from aegpo.core.interfaces import Advantage, Curriculum
 from aegpo.core.records import IntArray, RolloutPlan, Signal
 from aegpo.core.sections import DatasetPrompts
 from aegpo.core.signals import SignalCost, Signals
+from aegpo.core.signatures import built
 from aegpo.method.planning import made_up_signals, plan_steps, scored_levels
 from aegpo.prompts.lists import read_prompts, refuse_few, refuse_shared
 
@@ -99,7 +101,9 @@ def _cost(experiment: Experiment, prompts: int) -> Cost:
     leaves = _range(plan.num_rollouts for plan in plans)
     update = update_work(experiment)
     seen = min(prompts, experiment.rollouts.prompts_per_step * experiment.training_steps)
-    candidates, each_encoding = _candidates(experiment, prompts), experiment.model.encoding_bytes
+    candidates = _candidates(experiment, prompts)
+    with contracts.blaming("model", experiment.model.kind):
+        each_encoding = experiment.model.encoding_bytes
     sources = _sources(experiment)
     times = [_measurements(experiment, prompts, each.refresh) for each in sources]
     measured = sum(each.policy * count for each, count in zip(sources, times, strict=True))
@@ -122,15 +126,16 @@ def _cost(experiment: Experiment, prompts: int) -> Cost:
 def update_work(experiment: Experiment) -> int:
     """What learning from one trained edge costs in forwards: every pass over it, and each frozen policy there."""
     objective = experiment.objective
-    passes = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
-    # in the reverse process the rollout had the velocity of the policy that sampled
-    return passes + (objective.needs_old and objective.process == "forward")
+    with contracts.blaming("objective", objective.kind):
+        passes = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
+        # in the reverse process the rollout had the velocity of the policy that sampled
+        return passes + (objective.needs_old and objective.process == "forward")
 
 
 def _sources(experiment: Experiment) -> list[SignalCost]:
     """What each measured source spends on a prompt."""
     steps = experiment.rollouts.denoising_steps
-    return [source.cost(steps) for source in experiment.sources.values()]
+    return [promises.cost_of(source, steps) for source in experiment.sources.values()]
 
 
 def _measurements(experiment: Experiment, prompts: int, refresh: int) -> int:
@@ -145,7 +150,10 @@ def _measurements(experiment: Experiment, prompts: int, refresh: int) -> int:
     unknown = {name: Signal("prompt", np.full(prompts, np.nan)) for name in experiment.curriculum.reads}
     for step in range(1, experiment.training_steps + 1):
         known = Signals(step, prompts, experiment.sigmas, unknown)
-        for prompt in curriculum.choose(known, per_step, np.random.default_rng(step)).tolist():
+        with contracts.blaming("curriculum", experiment.curriculum.kind):
+            chosen = curriculum.choose(known, per_step, np.random.default_rng(step))
+            contracts.check_choice(experiment.curriculum.kind, chosen, prompts, per_step)
+        for prompt in chosen.tolist():
             if measured.get(prompt, -refresh) <= step - refresh:
                 measured[prompt] = step
                 total += 1
@@ -153,8 +161,8 @@ def _measurements(experiment: Experiment, prompts: int, refresh: int) -> int:
 
 
 def _curriculum(experiment: Experiment, prompts: int) -> Curriculum:
-    with contracts.blaming("curriculum", experiment.curriculum.kind):
-        return experiment.curriculum.build(prompts, experiment.rollouts.prompts_per_step, experiment.seed)
+    spec, per_step = experiment.curriculum, experiment.rollouts.prompts_per_step
+    return built("curriculum", spec.kind, partial(spec.build, prompts, per_step, experiment.seed), Curriculum)
 
 
 def _candidates(experiment: Experiment, prompts: int) -> int:
@@ -178,7 +186,7 @@ def _predicted(experiment: Experiment, plans: Sequence[RolloutPlan]) -> Range:
     Under made-up signals that must be measured all prompts explore at much the same steps; in a run each may have steps
     of its own, so that the levels of all these plans may be asked for at once.
     """
-    advantage = experiment.advantage.build()
+    advantage = built("advantage", experiment.advantage.kind, experiment.advantage.build, Advantage)
     asked = [scored_levels(experiment, advantage, plan) for plan in plans]
     least = min(_nodes(plan, levels) for plan, levels in zip(plans, asked, strict=True))
     if any(source.policy for source in _sources(experiment)):

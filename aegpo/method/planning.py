@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aegpo.core import contracts, steps
+from aegpo.core import contracts, promises, steps, untouched
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Advantage, Allocator, Merging, TimestepSelector, Tree
 from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Per, RolloutPlan, Signal, StepTable
+from aegpo.core.registries import with_shipper
 from aegpo.core.sections import TailSpec
 from aegpo.core.signals import Signals
 from aegpo.core.signatures import built
@@ -75,13 +76,14 @@ class Planner:
             PlanError: if the tree cannot have these rollouts with these steps.
         """
         spec, budget = self.experiment, self.experiment.rollouts.rollouts_per_step
-        with contracts.blaming("allocator", spec.allocator.kind):
+        with contracts.blaming("allocator", spec.allocator.kind, once=True):
             counts = self.allocator.allocate(signals, budget, rng)
             contracts.check_counts(spec.allocator.kind, counts, signals, budget)
-        with contracts.blaming("selector", spec.selector.kind):
+        with contracts.blaming("selector", spec.selector.kind, once=True):
             selected = self.selector.select(signals, rng)
             contracts.check_selection(spec.selector.kind, selected, signals)
-        with contracts.blaming("tree", spec.tree.kind):
+        counts, selected = untouched.read_only(counts), untouched.read_only(selected)
+        with contracts.blaming("tree", spec.tree.kind, once=True):
             plan = self._grown(counts, selected, rng)
         plan = self._merged(plan, counts, selected)
         with contracts.blaming("objective", spec.objective.kind):
@@ -100,8 +102,9 @@ class Planner:
     def _grown(self, counts: IntArray, selected: BoolArray, rng: np.random.Generator) -> RolloutPlan:
         """The tree's forest; a tree never hears of prompts that were given no rollouts."""
         asked = np.flatnonzero(counts)
-        plan = self.tree.plan(counts[asked], selected[asked], rng)
-        contracts.check_plan(self.experiment.tree.kind, plan, counts[asked], selected[asked])
+        given = untouched.read_only(counts[asked]), untouched.read_only(selected[asked])
+        plan = self.tree.plan(*given, rng)
+        contracts.check_plan(self.experiment.tree.kind, plan, *given)
         return plan if len(asked) == len(counts) else _of_step(plan, asked)
 
     def _merged(self, plan: RolloutPlan, counts: IntArray, selected: BoolArray) -> RolloutPlan:
@@ -110,7 +113,7 @@ class Planner:
             return plan
         kind = self.experiment.selector.kind
         with contracts.blaming("selector", kind):
-            until = self.selector.merge(selected)
+            until = self.selector.merge(selected)  # read only
             steps.check_ends(kind, until, selected)
             merged = with_merged(plan, until)
             contracts.check_forest(f"selector {kind!r}", merged, counts, plan.num_steps)
@@ -130,10 +133,14 @@ def table_of(experiment: Experiment, plan: RolloutPlan) -> StepTable:
     """
     if plan.scale is None and plan.until is None:
         return experiment.step_table
-    if plan.scale is not None:
-        steps.check_scaling(experiment.sampler.kind, experiment.sampler.build())
-    kinds, sigmas = steps.kinds(plan), experiment.sigmas if plan.tail is None else plan.tail.sigmas
-    return experiment.sampler.table_between(sigmas[kinds.level], sigmas[kinds.until], kinds.scale)
+    sampler, kinds = experiment.sampler, steps.kinds(plan)
+    sigmas = experiment.sigmas if plan.tail is None else plan.tail.sigmas
+    with contracts.blaming("sampler", sampler.kind):
+        if plan.scale is not None:
+            steps.check_scaling(sampler.kind, sampler.build())
+        table = sampler.table_between(sigmas[kinds.level], sigmas[kinds.until], kinds.scale)
+        promises.check_table(sampler.kind, table, len(kinds.level))
+    return table
 
 
 def _check_solver(tail: TailSpec, plan: RolloutPlan) -> None:
@@ -166,13 +173,14 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     Plans are made for the first training step and for late ones, where allocators and windows do something else.
     """
     plans: list[RolloutPlan] = []
-    signals, advantage = list(made_up_signals(experiment)), experiment.advantage.build()
+    signals, kind = list(made_up_signals(experiment)), experiment.advantage.kind
+    advantage = built("advantage", kind, experiment.advantage.build, Advantage)
     for known in signals[:2] + signals[-2:]:
         try:
             plans.append(plan_step(experiment, known))
             scored_levels(experiment, advantage, plans[-1])
         except (PlanError, ContractError, SettingError) as error:
-            yield Problem(error.location, error.message)
+            yield Problem(error.location, with_shipper(error, error.message))
             return
     if not any(plan.trained_edges for plan in plans):
         yield Problem(
@@ -221,10 +229,15 @@ def made_up_signals(experiment: Experiment) -> Iterator[Signals]:
     prompts, steps = experiment.rollouts.prompts_per_step, experiment.rollouts.denoising_steps
     foreseen, invented = dict[str, Signal](), dict[str, tuple[SignalSpec, Per]]()
     for source in experiment.sources.values():
-        foreseen |= source.foreseen(experiment)
+        with contracts.blaming("signals", source.kind):
+            foreseen |= source.foreseen(experiment)
         invented |= {name: (source, per) for name, per in source.provides.items() if name not in foreseen}
     known, rng = Signals(FIRST, prompts, experiment.sigmas, foreseen), np.random.default_rng(0)
-    free = {name for name, (source, per) in invented.items() if per == "prompt" and source.cost(steps).policy == 0}
+    free = {
+        name
+        for name, (source, per) in invented.items()
+        if per == "prompt" and promises.cost_of(source, steps).policy == 0
+    }
     if len(free) == len(invented):
         stride = max(1, (experiment.training_steps - FIRST) // (_DRAWS - 1))  # the whole run: windows slide
         for index in range(_DRAWS):
@@ -250,7 +263,9 @@ def _made_up(source: SignalSpec, per: Per, table: FloatArray, spread: FloatArray
         return spread
     steps = table.shape[1]
     values = table.copy()
-    values[:, np.setdiff1d(np.arange(steps), source.measured(steps))] = np.nan
+    with contracts.blaming("signals", source.kind):
+        measured = source.measured(steps)
+    values[:, np.setdiff1d(np.arange(steps), measured)] = np.nan
     return values if per == "prompt-step" else values.mean(axis=0)
 
 
@@ -284,7 +299,7 @@ def asked_levels(kind: str, advantage: object, plan: RolloutPlan) -> IntArray:
     Raises:
         ContractError: if it fails, or returns what its interface forbids.
     """
-    with crediting(kind):
+    with crediting(kind), untouched.sparing("advantage", kind, plan):
         if not isinstance(advantage, Advantage):
             raise ContractError(
                 f"advantage {kind!r} has no levels(plan): {FIRST_EDITION}; use scores.leaves in estimate(scores, "

@@ -19,6 +19,8 @@ import pluggy
 
 from aegpo.core import hookspecs
 from aegpo.core.declared import check_declared
+from aegpo.core.first_edition import told
+from aegpo.core.foreign import Common, of_user
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Registry, Spec, suggestion
 from aegpo.errors import PluginError
@@ -106,7 +108,8 @@ def distributions(manager: pluggy.PluginManager) -> tuple[tuple[str, str], ...]:
 
 def _installed() -> Iterator[_Candidate]:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (_distribution(entry), entry.name)):
-        yield _Candidate(entry.name, entry.module, entry)
+        named = entry.pattern.match(entry.value)
+        yield _Candidate(entry.name, entry.value if named is None else entry.module, entry)
 
 
 def _distribution(entry: EntryPoint) -> tuple[str, str]:  # (name, version)
@@ -149,18 +152,31 @@ def _register(manager: pluggy.PluginManager, candidate: _Candidate) -> None:
 
 
 def _import(candidate: _Candidate) -> object:
+    common = Common.now()
     try:
-        if candidate.entry is not None:
-            return candidate.entry.load()
-        if candidate.module.endswith(".py"):
-            return _import_file(Path(candidate.module))
-        return importlib.import_module(candidate.module)
-    except Exception as error:  # a plugin may fail in any way; the user needs to know whose failure it is
+        plugin = _imported(candidate)
+    except BaseException as error:  # a plugin may fail in any way; the user needs to know whose failure it is
+        common.restore()
+        if of_user(error):
+            raise
         beside = f"{candidate.module}.py"
         is_file = candidate.entry is None and isinstance(error, ModuleNotFoundError) and Path(beside).is_file()
         mend = f"give its path, --plugin {beside}" if is_file else "mend it"
-        reason = f"{type(error).__name__}: {error}"
+        reason = told(error, "plugin")
         raise PluginError(f"{candidate.title} cannot be imported: {reason}; {mend}, or {candidate.way_out}") from error
+    if (changed := common.restore()) is not None:
+        raise PluginError(f"{candidate.title} {changed}; mend it, or {candidate.way_out}")
+    return plugin
+
+
+def _imported(candidate: _Candidate) -> object:
+    if candidate.entry is not None:
+        if candidate.entry.pattern.match(candidate.module) is None:
+            raise ValueError(f"its entry point names {candidate.module!r}, which is no module")
+        return candidate.entry.load()
+    if candidate.module.endswith(".py"):
+        return _import_file(Path(candidate.module))
+    return importlib.import_module(candidate.module)
 
 
 def _import_file(given: Path) -> ModuleType:
@@ -202,17 +218,21 @@ def _call(hook: pluggy.HookImpl, registry: Registry[Spec], candidate: _Candidate
         raise PluginError(
             f"{candidate.title} wraps a registration hook, which only adds; drop 'wrapper', or {candidate.way_out}"
         )
-    registry.source = candidate.source
+    registry.source, common = candidate.source, Common.now()
     try:
         hook.function(*(registry for _ in hook.argnames))
+        changed = common.restore()
     except PluginError:
         raise
-    except Exception as error:  # as for imports
-        if candidate.name == BUILTIN:
+    except BaseException as error:  # as for imports
+        common.restore()
+        if candidate.name == BUILTIN or of_user(error):
             raise
+        reason = told(error, "plugin")
         raise PluginError(
-            f"{candidate.title} fails to register its {registry.axis}: {type(error).__name__}: {error}; "
-            f"mend it, or {candidate.way_out}"
+            f"{candidate.title} fails to register its {registry.axis}: {reason}; mend it, or {candidate.way_out}"
         ) from error
     finally:
         registry.source = BUILTIN
+    if changed is not None:
+        raise PluginError(f"{candidate.title} {changed}; mend it, or {candidate.way_out}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from aegpo.core import contracts, promises
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import Prompt
@@ -37,13 +38,25 @@ def read_list(experiment: Experiment, split: Split) -> Listed:
     spec = experiment.prompts
     source, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
     if source is None:
-        return Listed(numbered(experiment.model.captions(split, count, spec.seed)))
+        return Listed(captions(experiment, split, count))
     dropped = set[Asked]()
     if split == "train" and spec.shared == "drop":
         dropped = {prompt.asked for prompt in read_prompts(experiment, "evaluation")}
     if isinstance(source, DatasetPrompts):
         return read_dataset(source, dropped, count)
     return Listed(numbered([prompt for prompt in read_file(source) if prompt.asked not in dropped][:count]))
+
+
+def captions(experiment: Experiment, split: Split, count: int) -> tuple[Prompt, ...]:
+    """The model's own prompts.
+
+    Raises:
+        AegpoError: if the model has not so many, or fails.
+    """
+    model = experiment.model
+    with contracts.blaming("model", model.kind):
+        found = model.captions(split, count, experiment.prompts.seed)
+        return numbered(promises.check_captions(model.kind, found, count))
 
 
 def numbered(prompts: Iterable[str | Prompt]) -> tuple[Prompt, ...]:

@@ -10,11 +10,12 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Location, Problem
 from aegpo.core.records import Prompt
+from aegpo.core.registries import with_shipper
 from aegpo.core.sections import DatasetPrompts
 from aegpo.errors import AegpoError
 from aegpo.prompts.entries import columns_left_out
 from aegpo.prompts.files import read_places, unread
-from aegpo.prompts.lists import Split, lacking, numbered, quoted, refuse_few, refuse_shared
+from aegpo.prompts.lists import Split, captions, lacking, quoted, refuse_few, refuse_shared
 
 Placed = list[tuple[str, Prompt]]  # prompts of a list with their places
 
@@ -52,7 +53,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         try:
             lists[split] = _read(experiment, split)
         except AegpoError as error:
-            yield Problem(_counted(experiment, split), error.message)
+            yield Problem(_counted(experiment, split), with_shipper(error, error.message))
     if len(lists) < len(_splits(experiment)):
         return
     train, held_out = _used(experiment, lists), lists.get("evaluation", [])[: experiment.prompts.evaluation_count]
@@ -79,7 +80,7 @@ def _read(experiment: Experiment, split: Split) -> Placed:
     if file is not None:
         return list(read_places(file).items())
     count = spec.train_count if split == "train" else spec.evaluation_count
-    return quoted(numbered(experiment.model.captions(split, count, spec.seed)))
+    return quoted(captions(experiment, split, count))
 
 
 def _counted(experiment: Experiment, split: Split) -> Location:
@@ -119,7 +120,7 @@ def _unscored(experiment: Experiment, split: Split, placed: Placed) -> Iterator[
     try:
         message = next(_refused(choosy, placed), None)
     except AegpoError as error:  # of the reward that was asked
-        message = error.message
+        message = with_shipper(error, error.message)
     if message is not None:
         yield Problem(("prompts", split), message)
 
@@ -149,7 +150,7 @@ def _refused(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]]
     for where, prompt in places:
         yield from lacking(rewards, [(where, prompt)])
         for reward in rewards:
-            with contracts.blaming("reward", reward.label):
+            with contracts.blaming("reward", reward.label, kind=reward.kind):
                 why = reward.refuses(prompt) if reward.particular else None
             if why is not None:
                 yield f"{where}: reward {reward.label!r} cannot score this prompt: {why}"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.processes import PARENT, parent, started_alone
+from aegpo.errors import UserInterrupt
 from aegpo.runs.progress import Display, Record
 from aegpo.runs.threads import VARIABLES, allowed, thread_variables
 
+GOES_ON = "interrupted; to go on:"  # what a run says last that was stopped, before the command
 INTERRUPTED = 130  # exit code of a run that Ctrl-C or SIGTERM stopped, as shells have it
 _LOOK_EVERY = 0.5  # seconds between looks at the children
 _LOG_LINES = 15
@@ -52,7 +54,12 @@ class StopSignals:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count > 1:
-            raise KeyboardInterrupt
+            raise UserInterrupt
+
+
+def at_its_word() -> bool:
+    """A process is done if its exit code says so."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Child:
     log: Path
     steps: int
     threads: int | None = None  # of the run's earlier starts; None: those of its slot's share
+    finished: Callable[[], bool] = at_its_word  # asked once it has ended well: a part may end the process at any time
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ class Failure:
         if self.why:
             return f"{self.child.label} failed: it could not be started: {self.why}"
         how = f"exit code {self.code}" if self.code >= 0 else f"killed by {signal.Signals(-self.code).name}"
+        if self.code in (0, INTERRUPTED):
+            how += ", but the run neither finished nor was stopped: a part ended the process (os._exit)"
         lines = self.child.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         tail = "\n".join(f"  | {line}" for line in lines)
         return f"{self.child.label} failed: {how}; the end of {self.child.log}:\n{tail}"
@@ -123,8 +133,8 @@ def run_children(
                 code = each.look(told)
                 if code is not None:
                     del working[slot]
-                    interrupted |= code == INTERRUPTED
-                    failures += [Failure(each.child, code)] if code not in (0, INTERRUPTED) else []
+                    interrupted |= code == INTERRUPTED and not each.failed
+                    failures += [Failure(each.child, code)] if each.failed else []
             if stop.wanted() and not told:
                 told = interrupted = True
                 shown.say("stopping: each run saves its state after the step it is in; Ctrl-C again aborts at once")
@@ -138,7 +148,7 @@ class _Working:
     """A child that was started."""
 
     def __init__(self, child: Child, share: Mapping[str, str], shown: Display) -> None:
-        self.child, self._shown = child, shown
+        self.child, self._shown, self.failed = child, shown, False
         self._record = Record(child.folder, child.steps)
         child.log.parent.mkdir(parents=True, exist_ok=True)
         with child.log.open("ab") as log:
@@ -162,8 +172,16 @@ class _Working:
             return None
         if told and code == -signal.SIGTERM:  # it was still starting and had nothing to save
             code = INTERRUPTED
-        self._shown.end(self.child.label, {0: "finished", INTERRUPTED: "interrupted"}.get(code, "failed"))
+        self.failed = not self._believed(code, told)
+        ends = {0: "finished", INTERRUPTED: "interrupted"}
+        self._shown.end(self.child.label, "failed" if self.failed else ends[code])
         return code
+
+    def _believed(self, code: int, told: bool) -> bool:
+        """True if a child is finished or was stopped, as its exit code says."""
+        if code == INTERRUPTED:
+            return told or GOES_ON in self.child.log.read_text(errors="replace").rpartition("\n--- ")[2]
+        return code == 0 and self.child.finished()
 
 
 def _environment(child: Child, share: Mapping[str, str]) -> dict[str, str]:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from aegpo.core.reports import RunInfo
-from aegpo.errors import CheckpointError, MemoryShortageError, ObserverError, RewardError
+from aegpo.errors import AegpoError, CheckpointError, ContractError, MemoryShortageError, ObserverError, PlanError
 from aegpo.runs import checkpoints
 from aegpo.runs.observers import Observers
 from aegpo.runs.resuming import counted
 from aegpo.train.engine import Engine, Snapshot
 
-_Known = RewardError | MemoryShortageError | ObserverError
+_Fault = (ContractError, PlanError, MemoryShortageError)  # that a step may have before it has learned anything
 
 
 class Loop:
@@ -35,7 +35,7 @@ class Loop:
         """Trains to the end, or until asked to stop; the state is on disk when it returns.
 
         Raises:
-            RewardError: if a reward fails; all that was learned before is on disk then, and the message says so.
+            ContractError: if a part fails; all that was learned before is on disk then, and the message says so.
             MemoryShortageError: if memory runs out; the message says what to lower, and what is on disk.
             ObserverError: if an observer fails that the run does not go on without; the state is on disk.
         """
@@ -68,11 +68,11 @@ class Loop:
         return self._done % every == 0 or self._done == self._run.training_steps
 
     def _step(self) -> None:
-        """The next training step; if a reward or the memory fails, what was learned before is not lost."""
+        """The next training step; if a part or the memory fails, what was learned before is not lost."""
         before, updates = self._engine.snapshot(), self._engine.learner.updates
         try:
             report = self._engine.step(self._done + 1)
-        except (RewardError, MemoryShortageError) as error:
+        except _Fault as error:
             if self._engine.learner.updates == updates:
                 self._save(before)
             raise self._told(error) from error.__cause__
@@ -84,7 +84,7 @@ class Loop:
         before = self._engine.snapshot()
         try:
             evaluation = self._engine.evaluator.evaluate()
-        except (RewardError, MemoryShortageError) as error:
+        except _Fault as error:
             self._save(before)
             raise self._told(error) from error.__cause__
         self._evaluated = self._done
@@ -99,10 +99,12 @@ class Loop:
                 self._save()
             raise self._told(error) from error.__cause__
 
-    def _told(self, error: _Known) -> _Known:
+    def _told(self, error: AegpoError) -> AegpoError:
         """The error with what is on disk."""
         kept = f"step {self._saved} and all before it are saved" if self._saved > 0 else "nothing was learned yet"
-        return type(error)(f"{error}\n{kept}; the same command goes on from there")
+        told = type(error)(f"{error}\n{kept}; the same command goes on from there")
+        told.location, told.part = error.location, error.part
+        return told
 
     def _save(self, earlier: Snapshot | None = None) -> None:
         """Writes the state after the last step, unless it is on disk or there is none."""

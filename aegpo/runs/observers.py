@@ -8,8 +8,8 @@ tells it once, leaves the observer out from there on and notes it in the run's f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ import pluggy
 
 from aegpo.core import first_edition
 from aegpo.core.files import refused
+from aegpo.core.foreign import Common, of_user
 from aegpo.core.hookspecs import Outcome
 from aegpo.core.parts import OnError
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
-from aegpo.errors import AegpoError, ObserverError, PluginError
+from aegpo.errors import AegpoError, ContractError, ObserverError, PluginError
 from aegpo.runs.records import DroppedRow, RowFile, read_rows
 
 DROPPED = "dropped.jsonl"
@@ -108,12 +109,13 @@ class Observers:
             ObserverError: if an observer failed that the run does not go on without.
             OSError: if the run's record cannot be written: for lack of room, or since its folder was taken away.
         """
-        failures: dict[str, Exception] = {}
+        failures: dict[str, BaseException] = {}
         for name, function, names in self._hooks(event):
-            known = {"run": self._run, **told}
             try:
-                function(*(known[each] for each in names))
-            except Exception as error:  # an observer may fail in any way; the user needs to know whose failure it is
+                self._call(function, names, told)
+            except BaseException as error:  # it may fail in any way; the user needs to know whose failure it is
+                if of_user(error):
+                    raise
                 if self._rule(name) == "drop":
                     self._drop(Dropped(step, event, name, first_edition.told(error, "tracker")))
                 else:
@@ -121,6 +123,17 @@ class Observers:
         first = self._record if self._record in failures else next(iter(failures), None)
         if first is not None:
             raise self._blamed(event, first, failures[first]) from failures[first]
+
+    def _call(self, function: Callable[..., object], names: tuple[str, ...], told: Mapping[str, Any]) -> None:
+        """Tells one observer, who gets records of his own and may change nothing that others rely on."""
+        known, common = {"run": self._run, **{name: _copied(value) for name, value in told.items()}}, Common.now()
+        try:
+            function(*(known[each] for each in names))
+        except BaseException:
+            common.restore()
+            raise
+        if (changed := common.restore()) is not None:
+            raise ContractError(f"it {changed}")
 
     def _hooks(self, event: Event) -> Iterator[tuple[str, Callable[..., object], tuple[str, ...]]]:
         for hook in reversed(getattr(self._manager.hook, event).get_hookimpls()):
@@ -139,13 +152,15 @@ class Observers:
         self._say(f"{dropped.observer} failed with {dropped.error}; the run goes on without it")
         RowFile(self._run.folder / DROPPED).append(vars(dropped))
 
-    def _blamed(self, event: Event, name: str, error: Exception) -> Exception:
+    def _blamed(self, event: Event, name: str, error: BaseException) -> Exception:
         if isinstance(error, OSError) and refused(error, self._run.folder) and name == self._record:
             return error
         who = name if name in self._on_error else f"plugin {name!r}"
         failed = f"{who} failed with {first_edition.told(error, 'tracker')} (in {event})"
         blamed = ObserverError(f"{who}: {error}" if isinstance(error, AegpoError) else failed)
         blamed.recorded = name != self._record
+        kind, _, label = who.partition(" ")
+        blamed.part = (kind, label.strip("'"))
         return blamed
 
 
@@ -165,3 +180,15 @@ def read_dropped(folder: Path) -> tuple[Dropped, ...]:
     """
     rows = read_rows(folder / DROPPED, DroppedRow).whole()
     return tuple(Dropped(row["step"], row["event"], row["observer"], row["error"]) for row in rows)
+
+
+def _copied(told: Any) -> Any:
+    """A record for one observer, who may do with it as he likes."""
+    if isinstance(told, Evaluation):
+        scores, base = ({label: each.copy() for label, each in of.items()} for of in (told.scores, told.base_scores))
+        return replace(told, scores=scores, base_scores=base, images=told.images.clone())
+    if isinstance(told, StepReport):
+        signals = {name: replace(each, values=each.values.copy()) for name, each in told.signals.items()}
+        own = replace(told, counts=told.counts.copy(), selected=told.selected.copy(), signals=signals)
+        return replace(own, metrics=dict(told.metrics), seconds=dict(told.seconds))
+    return told

@@ -8,27 +8,28 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aegpo.core import contracts
+from aegpo.core import contracts, promises, untouched
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Advantage, Reporting, Stateful
+from aegpo.core.interfaces import Advantage, Curriculum, Reporting, Stateful
 from aegpo.core.memory import enough_memory, lower
-from aegpo.core.records import Prompt, Rollouts, Scores
+from aegpo.core.records import Edges, Prompt, Rollouts, Scores
 from aegpo.core.reports import StepReport
 from aegpo.core.signatures import built
-from aegpo.errors import AegpoError, CheckpointError
+from aegpo.errors import CheckpointError
 from aegpo.method.advantages.credit import crediting
 from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, residual_noise, scored_levels, table_of
 from aegpo.prompts.lists import read_list, refuse_few, refuse_lacking, refuse_shared
 from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
-from aegpo.train.learning import DIVERGED, Learner
+from aegpo.train.learning import Learner
 from aegpo.train.noise import StepNoise
 from aegpo.train.policy import Policy
 from aegpo.train.predicted import PredictedScores
@@ -59,9 +60,10 @@ class Engine:
         refuse_lacking((*experiment.rewards, *experiment.evaluation.rewards), held_out, "evaluation")
         refuse_few(len(training), experiment.rollouts.prompts_per_step)
         self.prompts = training
-        with contracts.blaming("curriculum", experiment.curriculum.kind):
-            per_step = experiment.rollouts.prompts_per_step
-            self.curriculum = experiment.curriculum.build(len(training), per_step, experiment.seed)
+        curriculum, per_step = experiment.curriculum, experiment.rollouts.prompts_per_step
+        build = partial(curriculum.build, len(training), per_step, experiment.seed)
+        self.curriculum = built("curriculum", curriculum.kind, build, Curriculum)
+        with contracts.blaming("curriculum", curriculum.kind):
             asked = [training[row] for row in self.curriculum.candidates(experiment.training_steps)]
         self.policy.prepare([*asked, *held_out])
         self.policy.check(asked[0])
@@ -100,7 +102,6 @@ class Engine:
             with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():
                 show = self._inspected(scoring.show)
                 rollouts = roll_out(self.policy.how, plan, cond, noise, prompts, known.trunk, show, predicted.look)
-                contracts.check_images(spec.model.kind, rollouts.images, plan.num_rollouts, spec.model.media)
             with watch("reward"):  # of which rewards in lanes of their own have done a part already
                 scores = scoring.finish(rollouts.images)
                 credit = self._credit(predicted.beside(torch.stack(list(scores.values()), dim=1)), rollouts)
@@ -130,7 +131,7 @@ class Engine:
         spec, count = self.experiment, self.experiment.rollouts.prompts_per_step
         rng = np.random.default_rng((_CURRICULUM, spec.seed, number))
         known = self.sources.known(number, self.prompts, spec.curriculum.reads)
-        with contracts.blaming("curriculum", spec.curriculum.kind):
+        with contracts.blaming("curriculum", spec.curriculum.kind, once=True):
             chosen = self.curriculum.choose(known, count, rng)
             contracts.check_choice(spec.curriculum.kind, chosen, len(self.prompts), count)
         return tuple(self.prompts[row] for row in chosen)
@@ -138,9 +139,14 @@ class Engine:
     def _credit(self, scores: Scores, rollouts: Rollouts) -> Tensor:  # (E,)
         """The credit of each trained edge; what prompts brought is remembered."""
         kind = self.experiment.advantage.kind
+        shown = (*_tensors(scores), *_tensors(rollouts), *_tensors(rollouts.edges))
+        before = untouched.versions(*shown)
         with self._few_rollouts("credit was given"), crediting(kind):
-            credit = self.advantage.estimate(scores, self._reward_weights, rollouts).to(self.policy.device)
-        contracts.check_credit(kind, credit, rollouts.plan.trained_edges)
+            with untouched.sparing("advantage", kind, rollouts.plan):
+                credit = self.advantage.estimate(scores, self._reward_weights, rollouts)
+            contracts.check_credit(kind, credit, rollouts.plan.trained_edges)
+            untouched.check_untouched("advantage", kind, before, *shown)
+        credit = credit.to(self.policy.device)
         self.sources.rewarded(rollouts.prompts, scores.leaves @ self._reward_weights, rollouts.plan.group)
         return credit
 
@@ -155,9 +161,9 @@ class Engine:
 
     def _inspect(self, images: Tensor) -> None:
         """Refuses what is no image."""
-        if self.learner.updates and not bool(images.isfinite().all()):
-            raise AegpoError(DIVERGED)  # the adapter was fine when the run began
-        contracts.check_images(self.experiment.model.kind, images, len(images), self.experiment.model.media)
+        kind = self.experiment.model.kind
+        with contracts.blaming("model", kind):
+            contracts.check_images(kind, images, len(images), self.experiment.model.media)
 
     def _randomness(self, number: int) -> tuple[np.random.Generator, StepNoise]:
         """Decisions and noise of a step, and the global generators that foreign parts may use."""
@@ -197,8 +203,7 @@ class Engine:
         """What parts with memory say of it, by their name in checkpoints: `advantage/known_prompts`."""
         reports: dict[str, float] = {}
         for name, part in self._reporting.items():
-            axis, _, label = name.partition("-")  # a label only of signals and rewards
-            kind = label or self.experiment.algorithm()[axis].kind
+            axis, kind = self._called(name)
             with contracts.blaming(axis, kind):
                 found = part.report()
                 contracts.check_report(axis, kind, found)
@@ -207,7 +212,12 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """All that a step may change before it has learned anything: what parts remember, and the generator."""
-        parts = {name: copy.deepcopy(part.state_dict()) for name, part in self._stateful().items()}
+        parts = {}
+        for name, part in self._stateful().items():
+            with contracts.blaming(*self._called(name)):
+                state = part.state_dict()
+                promises.check_state(*self._called(name), state)
+                parts[name] = copy.deepcopy(state)
         return Snapshot(parts, torch.get_rng_state())
 
     def state_dict(self, earlier: Snapshot | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -244,7 +254,15 @@ class Engine:
         for name, part in self._stateful().items():
             prefix = f"part/{name}/"
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            part.load_state_dict(own | state["parts"].get(name, {}))
+            with contracts.blaming(*self._called(name)):
+                part.load_state_dict(own | state["parts"].get(name, {}))
+
+    def _called(self, name: str) -> tuple[str, str]:
+        """Kind and name of a part, from its name in checkpoints."""
+        axis, _, label = name.partition("-")  # a label only of signals and rewards
+        if not label:
+            return axis, self.experiment.algorithm()[axis].kind
+        return "signals" if axis == "signal" else axis, label
 
     def _stateful(self) -> dict[str, Stateful]:
         """Parts with memory, by their name in checkpoints."""
@@ -278,6 +296,12 @@ class Stopwatch:
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         self.seconds[stage] = time.perf_counter() - begin
+
+
+def _tensors(record: Scores | Rollouts | Edges) -> list[Tensor]:
+    """What a part may read of a record and must not write into."""
+    nodes = list(record.nodes.values()) if isinstance(record, Scores) else []
+    return nodes + [value for value in vars(record).values() if isinstance(value, Tensor)]
 
 
 def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> Tally:

@@ -16,6 +16,11 @@ Look = Callable[[int, Tensor], None]  # is given the next (b, *x) predicted clea
 Show = Callable[[Tensor], None]  # is given images (b, [F,] 3, h, w) as soon as painted, in the order of rollouts
 
 
+def never() -> bool:
+    """What is not trained cannot diverge."""
+    return False
+
+
 def unseen(images: Tensor) -> None:
     """Nobody looks before all are there."""
 
@@ -34,3 +39,4 @@ class Execution:
     predicted_clean: bool = False  # images come from a deterministic last step, whatever the trained one did
     model_kind: str = "(unnamed)"  # how messages call them
     sampler_kind: str = "(unnamed)"
+    diverged: Callable[[], bool] = never  # asked once something is not finite: did training do it?

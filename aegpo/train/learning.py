@@ -16,6 +16,7 @@ from aegpo.core.records import Conditioning, Edges, IntArray, Rollouts
 from aegpo.core.sections import OptimizerSpec
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
+from aegpo.train.asking import DIVERGED
 from aegpo.train.execution import Execution
 from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
@@ -24,10 +25,6 @@ from aegpo.train.replay import Batch, noise_again, renoised, schedule_std, trans
 from aegpo.train.tally import Tally
 
 _OWN = "optimizer/"  # names of its state in checkpoints
-DIVERGED = (
-    "training diverged: the policy's outputs or gradients are not finite; lower 'optimizer.learning_rate', or raise "
-    "'sampler.noise_level', and start over with --fresh"
-)
 
 
 def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Tensor:
@@ -210,7 +207,8 @@ class Learner:
         cut = whole_groups(batch.rows, batch.edges.group, most) if whole else torch.split(batch.rows, most)
         for part in cut:
             losses, metrics, off = self._losses(replace(batch, rows=part))
-            contracts.check_loss(self._kind, losses, metrics, len(part))
+            with contracts.blaming("objective", self._kind):
+                contracts.check_loss(self._kind, losses, metrics, len(part))
             self._precision.backward((share[part] * losses).sum())
             weight = float(share[part].sum())
             for name, values in {"loss": losses.detach(), **metrics}.items():
@@ -222,14 +220,16 @@ class Learner:
         """Losses and metrics (B,), and the largest |ratio - 1| of the batch (0 in the forward process)."""
         if self.objective.process == "forward":
             seen = renoised(self._how, self.objective, batch)
-            _refuse_divergence(seen.velocity)
             with contracts.blaming("objective", self._kind):
-                return *self.objective.loss(seen), 0.0
+                learned = self.objective.loss(seen)
+                contracts.check_learned(self._kind, learned)
+            return *learned, 0.0
         update = transitions(self._how, self.objective, batch)
-        _refuse_divergence(update.log_prob)
         off = float((update.log_prob - update.old_log_prob).detach().expm1().abs().max())
         with contracts.blaming("objective", self._kind):
-            return *self.objective.loss(update), off
+            learned = self.objective.loss(update)
+            contracts.check_learned(self._kind, learned)
+        return *learned, off
 
     def _advance(self) -> float:
         """One optimizer step; returns the gradient norm before clipping."""
@@ -254,7 +254,10 @@ class Learner:
     def end_step(self, step: int) -> None:
         """After the updates of training step `step`: a sampling policy that lags behind comes nearer."""
         if self.weights.old is not None:
-            self.weights.old.approach(self.objective.old_decay(step))
+            with contracts.blaming("objective", self._kind):
+                kept = self.objective.old_decay(step)
+                contracts.check_decay(self._kind, kept)
+            self.weights.old.approach(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Trained weights, their copies and the optimizer's moments, by name with a prefix."""
@@ -274,8 +277,3 @@ def _nothing_learned() -> Tally:
     tally = Tally()
     tally.add("updated_edges", 0.0)
     return tally
-
-
-def _refuse_divergence(values: Tensor) -> None:
-    if not bool(values.isfinite().all()):
-        raise AegpoError(DIVERGED)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from aegpo.core import contracts
+from aegpo.core import contracts, untouched
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model, Preparable, Sampler
 from aegpo.core.memory import enough_memory, lower
@@ -21,6 +21,7 @@ from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.adapters import add_adapters
 from aegpo.models.loaded import fingerprint, resized
+from aegpo.train.asking import Answers, decoded, log_prob, transition
 from aegpo.train.devices import STORAGE, choose_device
 from aegpo.train.execution import Execution, Show, Velocity, unseen
 from aegpo.train.noise import prompt_noise
@@ -42,10 +43,11 @@ class Policy:
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         self.model = built("model", experiment.model.kind, partial(experiment.model.build, self.device), Model)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
-        with self.model.frozen("base"):
+        with contracts.blaming("model", experiment.model.kind), self.model.frozen("base"):
             pass  # the base policy is what the model is now
         self.weights = Weights(self.model.policy)
         self._sized = resized(self.model, experiment)
+        self._probe: Prompt | None = None  # that `check` tried
         self.how = self._execution(self.model, experiment.rollouts.denoising_steps)
 
     @property
@@ -80,8 +82,7 @@ class Policy:
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, *x) -> images (B, [F,] 3, h, w) in [0, 1]."""
-        with contracts.blaming("model", self.experiment.model.kind):
-            return self.model.decode(latents)
+        return decoded(self.how, latents)
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
         """Inside, `tap` sees every attention call; the network's output does not change."""
@@ -117,7 +118,9 @@ class Policy:
         with enough_memory("images were painted", remedy):
             how = how or self.painting()
             images = sample_deterministic(how, noise, self._encoded(how.model, prompts), show)
-        contracts.check_images(self.experiment.model.kind, images, len(prompts), self.experiment.model.media)
+        kind = self.experiment.model.kind
+        with contracts.blaming("model", kind):
+            contracts.check_images(kind, images, len(prompts), self.experiment.model.media)
         return images
 
     def evaluation_noise(self, prompts: Sequence[Prompt], seed: int | None = None, sample: int = 0) -> Tensor:
@@ -159,35 +162,61 @@ class Policy:
 
     def _encoded(self, model: Model, prompts: Sequence[Prompt]) -> Conditioning:
         """What a model is told: at another size it may be told more than the words."""
-        with contracts.blaming("model", self.experiment.model.kind):
-            return model.encode(prompts)
+        kind = self.experiment.model.kind
+        with contracts.blaming("model", kind, once=True):
+            cond = model.encode(prompts)
+            contracts.check_conditioning(kind, cond, prompts)
+        return cond
 
     def _execution(self, model: Model, steps: int) -> Execution:
         spec = self.experiment
         with contracts.blaming("model", spec.model.kind):
-            sigmas = model.sigmas(steps).to(self.device)
-        contracts.check_sigmas(spec.model.kind, sigmas, steps, spec.model.partial_schedule)
+            sigmas = model.sigmas(steps)
+            contracts.check_sigmas(spec.model.kind, sigmas, steps, spec.model.partial_schedule)
         return Execution(
             model,
             self._velocity_of(model),
             built("sampler", spec.sampler.kind, spec.sampler.build, Sampler),
-            sigmas,
+            sigmas.to(self.device),
             spec.rollouts.micro_batch,
             STORAGE[spec.rollouts.storage],
             keep_velocity=spec.objective.needs_old and spec.objective.process == "reverse",
             predicted_clean=spec.rollouts.decode == "predicted-clean",
             model_kind=spec.model.kind,
             sampler_kind=spec.sampler.kind,
+            diverged=self._diverged,
         )
 
     def _velocity_of(self, model: Model) -> Velocity:
         """What a model says, in the run's precision; evaluation may take it at another size than training."""
 
+        kind = self.experiment.model.kind
+
         def velocity(latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-            with contracts.blaming("model", self.experiment.model.kind), self.precision.autocast():
-                return model.velocity(latents, sigma, cond).float()
+            before = untouched.versions(latents)
+            with contracts.blaming("model", kind):
+                with self.precision.autocast():
+                    found = model.velocity(latents, sigma, cond)
+                contracts.check_velocity(kind, found, latents)
+                untouched.check_untouched("model", kind, before, latents)
+            return found.float()
 
         return velocity
+
+    @torch.no_grad()
+    def _diverged(self) -> bool:
+        """True if the network says nothing finite of noise of which its base does: training did that, and no part."""
+        if self._probe is None:
+            return False
+        cond = self.model.encode([self._probe])
+        latents = prompt_noise(self.latent_shape, 0, [self._probe], "signal", 0).to(self.device)
+        for sigma in self.sigmas[:-1]:
+            said = self.model.velocity(latents, sigma.expand(1), cond)
+            with self.model.frozen("base"):
+                base = self.model.velocity(latents, sigma.expand(1), cond)
+            if bool(base.isfinite().all()) and not bool(said.isfinite().all()):
+                return True
+        return False
 
     @torch.no_grad()
     def check(self, prompt: Prompt) -> None:
@@ -197,19 +226,19 @@ class Policy:
             ContractError: if one of them fails or returns what it must not.
         """
         spec, cond = self.experiment, self.encode([prompt])
-        contracts.check_conditioning(spec.model.kind, cond, [prompt])
         sigma, sigma_next = self.how.sigmas[:1], self.how.sigmas[1:2]
         latents = torch.zeros((1, *self.model.latent_shape), device=self.device)
-        velocity = self.how.velocity(latents, sigma, cond)
-        contracts.check_velocity(spec.model.kind, velocity, latents)
+        velocity, answers = self.how.velocity(latents, sigma, cond), Answers(self.how)
+        answers.velocity(velocity)
+        answers.verify()
         with contracts.blaming("model", spec.model.kind):
-            image = self.model.decode(latents)
-        contracts.check_images(spec.model.kind, image, 1, spec.model.media)
+            contracts.check_images(spec.model.kind, decoded(self.how, latents), 1, spec.model.media)
+        gaussian = transition(self.how, latents, velocity, sigma, sigma_next)
+        density = log_prob(self.how, gaussian, gaussian.mean.clone())
         with contracts.blaming("sampler", spec.sampler.kind):
-            gaussian = self.how.sampler.transition(latents, velocity.float(), sigma, sigma_next)
             contracts.check_transition(spec.sampler.kind, gaussian, latents)
-            log_prob = self.how.sampler.log_prob(gaussian, gaussian.mean)
-        contracts.check_log_prob(spec.sampler.kind, log_prob, latents)
+            contracts.check_log_prob(spec.sampler.kind, density, latents)
+        self._probe = prompt
 
 
 # --- precision --------------------------------------------------------------------------------------------------------

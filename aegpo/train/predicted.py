@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from aegpo.core.records import IntArray, Prompt, RolloutPlan, Scores
+from aegpo.train.asking import decoded
 from aegpo.train.execution import Execution
-from aegpo.train.rollouts import decoded
 from aegpo.train.scoring import Scorer, score
 
 

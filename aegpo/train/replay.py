@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts, steps
+from aegpo.core import steps
 from aegpo.core.interfaces import ForwardObjective, Objective
 from aegpo.core.records import Conditioning, Edges, Renoised, RolloutPlan, Rollouts, Update
+from aegpo.train.asking import Answers, log_prob, transition
 from aegpo.train.execution import Execution
 from aegpo.train.noise import StepNoise
 
@@ -69,14 +70,20 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
     velocity, base_velocity = _velocities(how, objective, batch)
 
     def mean(other: Tensor | None) -> Tensor | None:
-        return None if other is None else how.sampler.transition(latents, other, *span).mean
+        return None if other is None else transition(how, latents, other, *span).mean
 
-    with contracts.blaming("sampler", how.sampler_kind):
-        gaussian = how.sampler.transition(latents, velocity, *span)
-        log_prob = how.sampler.log_prob(gaussian, batch.edges.next_latents[batch.rows].float())
-        base_mean, old_mean = mean(base_velocity), mean(batch.old_velocity)
+    gaussian = transition(how, latents, velocity, *span)
+    density = log_prob(how, gaussian, batch.edges.next_latents[batch.rows].float())
+    base_mean, old_mean = mean(base_velocity), mean(batch.old_velocity)
+    answers = Answers(how)
+    for said in (velocity, base_velocity):
+        if said is not None:
+            answers.velocity(said.detach())
+    answers.transition(replace(gaussian, mean=gaussian.mean.detach(), std=gaussian.std.detach()))
+    answers.density(density.detach())
+    answers.verify()
     return Update(
-        log_prob=log_prob,
+        log_prob=density,
         old_log_prob=batch.edges.log_prob[batch.rows],
         advantage=batch.credit[batch.rows],
         mean=gaussian.mean,
@@ -93,6 +100,11 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
 def renoised(how: Execution, objective: ForwardObjective, batch: Batch) -> Renoised:
     """Evaluates clean latents that were noised again under the current policy, with gradient."""
     velocity, base_velocity = _velocities(how, objective, batch)
+    answers = Answers(how)
+    for said in (velocity, base_velocity):
+        if said is not None:
+            answers.velocity(said.detach())
+    answers.verify()
     return Renoised(
         advantage=batch.credit[batch.rows],
         level=batch.level,
@@ -125,10 +137,12 @@ def noise_again(how: Execution, rollouts: Rollouts, noise: StepNoise, shared: bo
 @torch.no_grad()
 def velocities(how: Execution, edges: Edges, cond: Conditioning) -> Tensor:
     """(E, *x) float32: what the policy predicts now at every edge."""
-    found = []
+    found, answers = [], Answers(how)
     for rows in torch.split(torch.arange(len(edges), device=edges.level.device), how.micro_batch):
         chosen = cond.select(edges.prompt[rows])
         found.append(how.velocity(edges.latents[rows].float(), how.sigmas[edges.level[rows]], chosen))
+        answers.velocity(found[-1])
+    answers.verify()
     return torch.cat(found)
 
 
@@ -140,13 +154,13 @@ def schedule_std(how: Execution, plan: RolloutPlan) -> float:
     if plan.until is None and plan.scale is None:
         sigmas = how.sigmas[:-1]
         nothing = sigmas.new_zeros(len(sigmas) - 1, 1, 1, 1)
-        return float(how.sampler.transition(nothing, nothing, sigmas[:-1], sigmas[1:]).std.mean())
+        return float(transition(how, nothing, nothing, sigmas[:-1], sigmas[1:]).std.mean())
     sigmas = how.sigmas if plan.tail is None else torch.from_numpy(plan.tail.sigmas).to(how.sigmas)
     kinds = steps.kinds(plan)
     level, until = (torch.from_numpy(each).to(sigmas.device) for each in (kinds.level, kinds.until))
     scale = () if kinds.scale is None else (torch.from_numpy(kinds.scale).to(sigmas),)
     nothing = sigmas.new_zeros(len(level), 1, 1, 1)
-    std = how.sampler.transition(nothing, nothing, sigmas[level], sigmas[until], *scale).std
+    std = transition(how, nothing, nothing, sigmas[level], sigmas[until], *scale).std
     passes = np.zeros(len(level))
     for kind, leaves in zip(kinds.of, plan.leaves[1:], strict=True):
         np.add.at(passes, kind[kind >= 0], leaves[kind >= 0])

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts
 from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Prompt, RolloutPlan, Rollouts
 from aegpo.core.signals import Trunk
 from aegpo.core.steps import last_steps, passing
 from aegpo.method.samplers import euler, final_latents, start_latents
+from aegpo.train.asking import Answers, decoded
 from aegpo.train.execution import Execution, Look, Show, unseen
 from aegpo.train.noise import StepNoise
 from aegpo.train.stepping import Reached, Steps, children, deterministic, followed
@@ -45,6 +45,7 @@ def roll_out(
     latents: list[Tensor] = []
     images: list[Tensor] = []
     for leaves in walk.leaves():
+        walk.answers.verify()
         latents.append(final_latents(leaves, how.sigmas).to(how.storage))
         images.append(decoded(how, latents[-1].float()))
         show(images[-1])
@@ -57,28 +58,27 @@ def roll_out(
 def sample_deterministic(how: Execution, noise: Tensor, cond: Conditioning, show: Show = unseen) -> Tensor:
     """Euler from start noise (B, *x) to images (B, [F,] 3, h, w) in [0, 1]; row i of `cond` belongs to row i."""
     images: list[Tensor] = []
+    answers = Answers(how)
     for rows in torch.split(torch.arange(len(noise), device=noise.device), how.micro_batch):
         latents = start_latents(noise[rows], how.sigmas)
         for level in range(len(how.sigmas) - 1):
             sigma, sigma_next = (how.sigmas[each].expand(len(latents)) for each in (level, level + 1))
-            latents = euler(latents, batched_velocity(how, latents, level, cond, rows), sigma, sigma_next)
+            latents = euler(latents, batched_velocity(how, latents, level, cond, rows, answers), sigma, sigma_next)
+        answers.verify()
         images.append(decoded(how, final_latents(latents, how.sigmas)))
         show(images[-1])
     return torch.cat(images)
 
 
-def decoded(how: Execution, latents: Tensor) -> Tensor:  # (b, [F,] 3, h, w)
-    """Images of clean latents (b, *x)."""
-    with contracts.blaming("model", how.model_kind):
-        return how.model.decode(latents)
-
-
-def batched_velocity(how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor) -> Tensor:
+def batched_velocity(
+    how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor, answers: Answers
+) -> Tensor:
     """Velocity of (B, *x) latents at one level, at most `micro_batch` at a time; `prompt`: (B,) rows of `cond`."""
     sigma, found = how.sigmas[level], []
     for rows in torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch):
         chosen = cond.select(prompt[rows])
         found.append(how.velocity(latents[rows].float(), sigma.expand(len(rows)), chosen))
+        answers.velocity(found[-1])
     return torch.cat(found)
 
 
@@ -152,7 +152,7 @@ class _Walk:
         look: Look | None,
     ) -> None:
         self._how, self._plan, self._cond, self._trunk, self._noise = how, plan, cond, trunk, noise
-        self._look = look
+        self._look, self.answers = look, Answers(how)
         self.log_probs: list[list[Tensor]] = [[] for _ in range(plan.num_steps)]  # of each level, batch by batch
         self.edges: list[list[Edges]] = [[] for _ in range(plan.num_steps)]
         self._known, self._through, self._last = _known(plan, trunk), passing(plan), last_steps(plan)
@@ -184,10 +184,11 @@ class _Walk:
         velocity = self._velocity(level, nodes, states.latents)
         clean = states.latents.float() - how.sigmas[level] * velocity
         if self._look is not None:
+            self.answers.verify()
             self._look(level, clean)
         following = followed(how, plan, level, velocity, clean, states.previous)[parent]
         latents, steps = states.latents[parent], Steps.of(how, plan, level, reached, self._through[level])
-        found = children(how, latents, following, steps, self._noise_of(level, reached))
+        found = children(how, latents, following, steps, self._noise_of(level, reached), self.answers)
         kept = velocity[parent] if how.keep_velocity else None
         self.edges[level].append(_trained_edges(plan, level, reached, latents, found, kept))
         self.log_probs[level].append(found.log_prob)
@@ -206,14 +207,15 @@ class _Walk:
         prompt, known = _index(self._plan.prompt[level][nodes], latents.device), self._known[level][nodes]
         asked = known == _ASKED
         if asked.all():
-            return batched_velocity(self._how, latents, level, self._cond, prompt)
+            return batched_velocity(self._how, latents, level, self._cond, prompt, self.answers)
         velocity = torch.zeros_like(latents, dtype=torch.float32)
         if self._trunk is not None and (known >= 0).any():
             rows, there = _pairs(known, latents.device)
             velocity[there] = self._trunk.velocity[level][rows]
         if asked.any():
             others = _index(np.flatnonzero(asked), latents.device)
-            velocity[others] = batched_velocity(self._how, latents[others], level, self._cond, prompt[others])
+            rest = (level, self._cond, prompt[others], self.answers)
+            velocity[others] = batched_velocity(self._how, latents[others], *rest)
         return velocity
 
     def _noise_of(self, level: int, children: slice) -> Tensor:

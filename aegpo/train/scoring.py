@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts, first_edition, memory
+from aegpo.core import contracts, memory
 from aegpo.core.interfaces import Reward
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import FrameRule, IntArray, Prompt
 from aegpo.core.signatures import built
-from aegpo.errors import AegpoError, RewardError
+from aegpo.errors import AegpoError, ContractError, RewardError
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Scorer:
     group_wise: bool  # of RewardSpec.group_wise
     micro_batch: int | None = None  # of its spec, if it has one
     frames: FrameRule | None = None  # of RewardSpec.frames
+    kind: str = ""  # of its spec
 
 
 def build_scorers(specs: Sequence[RewardSpec], device: torch.device) -> list[Scorer]:
@@ -38,11 +39,14 @@ def build_scorers(specs: Sequence[RewardSpec], device: torch.device) -> list[Sco
 
 
 def _build_scorer(spec: RewardSpec, device: torch.device) -> Scorer:
-    reward = built("reward", spec.label, partial(spec.build, device), Reward)
+    reward = built("reward", spec.label, partial(spec.build, device), Reward, kind=spec.kind)
     batch = spec.model_dump(include={"micro_batch"}).get("micro_batch")
     own = ("", str(device), *((device.type, f"{device.type}:0") if device.index in (None, 0) else ()))
-    lane = "" if spec.lane in own else spec.lane
-    return Scorer(spec.label, reward, lane, spec.early if lane else 0, spec.group_wise, batch, spec.frames)
+    with contracts.blaming("reward", spec.label, kind=spec.kind):
+        lane = "" if spec.lane in own else spec.lane
+        return Scorer(
+            spec.label, reward, lane, spec.early if lane else 0, spec.group_wise, batch, spec.frames, spec.kind
+        )
 
 
 def score(scorers: Sequence[Scorer], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -177,20 +181,27 @@ def _score_one(scorer: Scorer, images: Tensor, prompts: Sequence[Prompt]) -> Ten
     shown = images.data  # the same memory with a version of its own, so that who writes into it is known
     version = shown._version
     try:
-        with torch.no_grad():
-            given = scorer.reward.score(shown, prompts)
-        contracts.check_scores(scorer.label, given, prompts)
+        with contracts.blaming("reward", scorer.label, once=True, kind=scorer.kind):
+            with torch.no_grad():
+                given = scorer.reward.score(shown, prompts)
+            contracts.check_scores(scorer.label, given, prompts)
+            if shown._version != version:
+                raise ContractError(
+                    f"reward {scorer.label!r} changed the images in place, which others still need; copy them first"
+                )
     except AegpoError as error:
-        raise RewardError(str(error)) from error.__cause__
+        raise _of(scorer, str(error)) from error.__cause__
     except Exception as error:
-        if memory.is_shortage(error):
-            raise RewardError(_too_large(scorer, error)) from None
-        raise RewardError(f"reward {scorer.label!r} failed with {first_edition.told(error, 'reward')}") from error
-    if shown._version != version:
-        raise RewardError(
-            f"reward {scorer.label!r} changed the images in place, which others still need; copy them first"
-        )
+        if not memory.is_shortage(error):
+            raise
+        raise _of(scorer, _too_large(scorer, error)) from None
     return given.detach().to(images.device)
+
+
+def _of(scorer: Scorer, message: str) -> RewardError:
+    error = RewardError(message)
+    contracts.blamed(error, "reward", scorer.kind)
+    return error
 
 
 def _too_large(scorer: Scorer, error: Exception) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts
+from aegpo.core import contracts, untouched
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Filed, Rewarded, SignalSource
-from aegpo.core.records import IntArray, Prompt, Signal
-from aegpo.core.signals import Signals, Trunk
+from aegpo.core.records import IntArray, Per, Prompt, Signal
+from aegpo.core.signals import Measurement, Signals, Trunk
 from aegpo.core.signatures import built
 from aegpo.train.policy import Policy
 
@@ -50,23 +50,25 @@ class Sources:
         known, forwards, trunk = dict[str, Signal](), 0, None
         for kind, source in self.built.items():
             provides = self._experiment.signals[kind].provides
-            with contracts.blaming("signals", kind):
+            with contracts.blaming("signals", kind, once=True):
                 with torch.no_grad():
                     found = source.measure(step, prompts, self._policy)
                 contracts.check_measurement(kind, provides, found, signals)
-            known |= {name: Signal(provides[name], values) for name, values in found.values.items()}
+            known |= _shown(provides, found)
             forwards, trunk = forwards + found.forwards, trunk or found.trunk
         return Known(Signals(step, len(prompts), self._experiment.sigmas, known), forwards, trunk)
 
     def known(self, step: int, prompts: Sequence[Prompt], names: Sequence[str]) -> Signals:
         """Signals of the whole list of prompts, for free, before a training step."""
-        known = dict[str, Signal]()
+        signals, known = Signals(step, len(prompts), self._experiment.sigmas), dict[str, Signal]()
         for kind, source in self.built.items():
             provides = self._experiment.signals[kind].provides
             if set(names) & provides.keys():
-                with contracts.blaming("signals", kind), torch.no_grad():
-                    found = source.measure(step, prompts, self._policy)
-                known |= {name: Signal(provides[name], values) for name, values in found.values.items()}
+                with contracts.blaming("signals", kind, once=True):
+                    with torch.no_grad():
+                        found = source.measure(step, prompts, self._policy)
+                    contracts.check_measurement(kind, provides, found, signals)
+                known |= _shown(provides, found)
         return Signals(step, len(prompts), self._experiment.sigmas, known)
 
     def rewarded(self, prompts: Sequence[Prompt], rewards: Tensor, group: IntArray) -> None:
@@ -83,12 +85,19 @@ class Sources:
             CheckpointError: if a file is damaged or of something else.
         """
         for kind, source in self._filed().items():
-            source.open(folder / kind, step, self._identity)
+            with contracts.blaming("signals", kind):
+                source.open(folder / kind, step, self._identity)
 
     def write(self, step: int) -> None:
         """Puts on disk what was measured up to a training step."""
-        for source in self._filed().values():
-            source.write(step)
+        for kind, source in self._filed().items():
+            with contracts.blaming("signals", kind):
+                source.write(step)
 
     def _filed(self) -> Mapping[str, Filed]:
         return {kind: source for kind, source in self.built.items() if isinstance(source, Filed)}
+
+
+def _shown(provides: Mapping[str, Per], found: Measurement) -> dict[str, Signal]:
+    """What was measured as others see it: they cannot write into what the source may still need."""
+    return {name: Signal(provides[name], untouched.read_only(values)) for name, values in found.values.items()}

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core import contracts
 from aegpo.core.records import BoolArray, RolloutPlan
 from aegpo.method.samplers import euler
 from aegpo.method.tails import second_order
+from aegpo.train.asking import Answers, log_prob, transition
 from aegpo.train.execution import Execution
 
 
@@ -46,20 +46,23 @@ class Reached:
     log_prob: Tensor  # (b,) float32
 
 
-def children(how: Execution, latents: Tensor, velocity: Tensor, steps: Steps, noise: Tensor) -> Reached:
+def children(
+    how: Execution, latents: Tensor, velocity: Tensor, steps: Steps, noise: Tensor, answers: Answers
+) -> Reached:
     """The next states from each child's parent state (b, *x), with noise for those that are noisy."""
     following = deterministic(latents, velocity, steps).to(how.storage)
-    log_prob = torch.zeros(len(latents), device=latents.device)
+    densities = torch.zeros(len(latents), device=latents.device)
     rows = torch.from_numpy(np.flatnonzero(steps.noisy)).to(latents.device)
     if len(rows):
         span = (steps.sigma[rows], steps.sigma_next[rows], *(scale[rows] for scale in steps.scale))
-        with contracts.blaming("sampler", how.sampler_kind):
-            gaussian = how.sampler.transition(latents[rows].float(), velocity[rows], *span)
+        gaussian = transition(how, latents[rows].float(), velocity[rows], *span)
+        answers.transition(gaussian)
         spread = gaussian.std.view(-1, *(1 for _ in noise.shape[1:]))
         following[rows] = (gaussian.mean + spread * noise).to(how.storage)
-        with contracts.blaming("sampler", how.sampler_kind):
-            log_prob[rows] = how.sampler.log_prob(gaussian, following[rows].float())
-    return Reached(following, log_prob)
+        density = log_prob(how, gaussian, following[rows].float())
+        answers.density(density)
+        densities[rows] = density
+    return Reached(following, densities)
 
 
 def deterministic(latents: Tensor, velocity: Tensor, steps: Steps) -> Tensor:  # (b, *x)

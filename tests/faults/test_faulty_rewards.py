@@ -82,7 +82,13 @@ CASES = [
     case("reward apart KeyboardInterrupt", reward("raise KeyboardInterrupt", methods=APART)),
     case("lane raises", reward("", methods=attribute("lane", "''")), "start"),
     case("early raises", reward("", methods=APART + attribute("early", "1")), "start"),
-    case("label raises", reward("", methods=attribute("label", "'bad-part'")), "start"),
+    Faulty(  # who cannot say what it is called is named by its plugin
+        "label raises",
+        reward("", methods=attribute("label", "'bad-part'")),
+        "start",
+        {"rewards": ["bad-part"]},
+        ("my_plugin.py", "KeyError: 'oops'"),
+    ),
     case("refuses raises", reward("", methods=REFUSES), "start", prompts={"train_count": 12, "evaluation": "held.txt"}),
 ]
 CLEAN: dict[str, dict[str, str]] = {}  # what runs without a fault have

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -128,6 +129,55 @@ def test_an_import_that_fails_names_the_distribution_and_the_way_out(site):
         "plugin 'theta' of distribution 'aegpo-theta' cannot be imported: ModuleNotFoundError: "
         "No module named 'no_such_library'; mend it, or leave it out with AEGPO_BLOCK_PLUGINS=aegpo-theta"
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class Evil(BaseException): pass\nraise Evil('oops')", "Evil: oops"),
+    ],
+    ids=["exit", "interrupt", "other"],
+)
+def test_a_plugin_that_ends_the_program_at_import_or_in_a_hook_has_failed(site, monkeypatch, source, told):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as on the command line: Ctrl-C is watched for
+    (site / "lambda_.py").write_text(source)
+    way_out = "mend it, or leave it out with AEGPO_BLOCK_PLUGINS=lambda_"
+    assert refusal("lambda_") == f"plugin module 'lambda_' cannot be imported: {told}; {way_out}"
+    monkeypatch.delitem(sys.modules, "mu", raising=False)
+    body = source.replace("\n", "\n    ")
+    (site / "mu.py").write_text(hook("aegpo_register_trees", body=body))
+    assert f"plugin module 'mu' fails to register its trees: {told}; " in refusal("mu")
+
+
+def test_a_plugin_that_changes_what_others_rely_on_is_refused(site):
+    (site / "nu.py").write_text("import torch; torch.set_default_dtype(torch.float64)\n" + GOOD.format(kind="eleven"))
+    assert "plugin module 'nu' left torch's default dtype at torch.float64" in refusal("nu")
+    (site / "xi.py").write_text("import os; os.chdir('/')\n" + GOOD.format(kind="eleven"))
+    assert "plugin module 'xi' left the working directory at /" in refusal("xi")
+
+
+FAILING = GOOD.format(kind="twelve").replace("return images.new_zeros(len(images))", "return images.mean()")
+INVALID = """
+    @pydantic.model_validator(mode="after")
+    def valid(self):
+        raise SystemExit(0)
+"""
+
+
+def test_whose_part_failed_is_told_with_kind_label_and_distribution(site):
+    install(
+        site,
+        "aegpo-omicron",
+        "omicron",
+        "import pydantic\n" + FAILING.replace("\n    def score", INVALID + "\n    def score"),
+    )
+    (site / "one.yaml").write_text("model: shapes\nrewards: [{kind: twelve, name: mine}]\n")
+    done = aegpo("check", "one.yaml")
+    assert done.code == 2
+    assert done.stderr.splitlines()[-1] == "error: reward 'mine' failed with SystemExit: 0 (shipped by aegpo-omicron)"
+    assert "raise SystemExit(0)" in done.stderr
 
 
 def test_a_file_named_as_a_module_is_recognised(site):
@@ -264,3 +314,35 @@ def test_two_plugins_of_one_name_are_refused(site):
 def test_a_shipped_plugin_declares_its_entry_point(name, module):
     project = tomllib.loads((ROOT / "plugins" / f"aegpo-{name}" / "pyproject.toml").read_text())["project"]
     assert project["entry-points"] == {"aegpo": {name: module}}
+
+
+ODD = '''
+from typing import Literal
+import aegpo
+
+class Odd(aegpo.RewardSpec):
+    """What it needs cannot be read."""
+    kind: Literal["thirteen"] = "thirteen"
+
+    @property
+    def needs_images(self):
+        raise {error}
+
+    def score(self, images, prompts):
+        return images.new_zeros(len(images))
+
+@aegpo.hookimpl
+def aegpo_register_rewards(registry):
+    registry.add(Odd)
+'''
+
+
+@pytest.mark.parametrize("error", ["KeyError('oops')", "SystemExit(0)", "KeyboardInterrupt", "EOFError"])
+def test_what_a_plugin_raises_where_nobody_calls_it_by_name_is_its_failure_too(site, error):
+    (site / "odd.py").write_text(ODD.format(error=error))
+    (site / "one.yaml").write_text("model: shapes\nrewards: [thirteen]\n")
+    done = aegpo("check", "one.yaml", "--plugin", "odd.py")
+    assert done.code == 2, done.stderr
+    assert "in needs_images" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "odd.py" in done.stderr.splitlines()[-1]

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +21,7 @@ from video_world import Light, Motion, Redness
 from wanted_brightness import WantedBrightness
 
 from aegpo.commands.serve_reward import Scoring, ServeRequest, make_app, reward_spec
+from aegpo.core.foreign import watching_for_the_user
 from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -221,3 +223,19 @@ def test_a_served_reward_of_the_first_edition_is_told_what_to_write_now():
         "reward 'old' failed with AttributeError: 'Prompt' object has no attribute 'split'; it was written for aegpo "
         "0.1, whose prompts were strings: use prompt.text"
     )
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()], ids=["exit", "interrupt"])
+def test_a_served_reward_that_exits_fails_and_the_server_goes_on(error):
+    class Exiting(WantedBrightness):
+        needs_metadata: ClassVar[tuple[str, ...]] = ()
+
+        def score(self, images, prompts):
+            raise error
+
+    scoring = Scoring(Exiting(name="exiting"), Exiting(name="exiting"))
+    body = pack(IMAGES[:2], PROMPTS[:2], "safetensors")
+    with ThreadPoolExecutor(1) as pool, watching_for_the_user():  # as the server calls it
+        status, content = pool.submit(scoring.answer, body, CONTENT_TYPES["safetensors"]).result()
+    assert status == 500
+    assert content["detail"].startswith(f"reward 'exiting' failed with {type(error).__name__}")

@@ -57,8 +57,8 @@ def test_there_is_at_least_one_core():
 # --- children ---------------------------------------------------------------------------------------------------------
 
 
-def python(folder, label, code):
-    return Child(label, [sys.executable, "-c", code], folder / label, folder / label / "run.log", 4)
+def python(folder, label, code, **told):
+    return Child(label, [sys.executable, "-c", code], folder / label, folder / label / "run.log", 4, **told)
 
 
 def run_all(children, shares):
@@ -108,6 +108,14 @@ def test_a_failing_child_is_told_with_its_last_lines_and_the_others_go_on(tmp_pa
     assert text[0] == f"bad failed: exit code 1; the end of {children[0].log}:"
     assert len(text) == 16
     assert text[-2:] == ["  | line 29", "  | boom"]
+
+
+@pytest.mark.parametrize("code", [0, 130])
+def test_an_exit_code_that_a_part_made_up_is_not_believed(tmp_path, code):
+    child = python(tmp_path, "bad", f"import os; os._exit({code})", finished=lambda: False)
+    failures, interrupted, lines = run_all([child], [{}])
+    assert (interrupted, lines) == (False, ["bad: failed"])
+    assert f"exit code {code}, but the run neither finished nor was stopped: a part ended" in str(failures[0])
 
 
 def test_a_child_that_was_killed_is_told_with_the_signal(tmp_path):

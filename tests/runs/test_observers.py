@@ -74,6 +74,31 @@ def record(folder):
     return {name: (folder / name).read_bytes() for name in names}
 
 
+class Scribbler:
+    """Writes into all that it is shown."""
+
+    @aegpo.hookimpl
+    def aegpo_on_step_end(self, run, report):
+        report.counts[:], report.selected[:] = 0, False
+        report.metrics.clear()
+        report.seconds.clear()
+
+    @aegpo.hookimpl
+    def aegpo_on_evaluation(self, run, step, evaluation):
+        evaluation.images.zero_()
+        for scores in evaluation.scores.values():
+            scores[:] = 3
+        evaluation.scores.clear()
+
+
+class Leaver:
+    """Ends the program."""
+
+    @aegpo.hookimpl
+    def aegpo_on_step_end(self, run, report):
+        sys.exit(0)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
@@ -132,6 +157,19 @@ def test_an_observer_that_may_be_dropped_is_told_of_once_and_noted(tmp_path, who
     (dropped,) = read_dropped(tmp_path)
     assert (dropped.observer, dropped.event) == ("tracker 'fragile'", event)
     assert dropped.error == "ConnectionError: no route to host"
+
+
+def test_an_observer_that_writes_into_what_it_is_shown_changes_nothing_for_the_others(tmp_path, whole):
+    engine = Engine.build(TRAINING)
+    observers = {"tracker 'a'": Scribbler(), "tracker 'jsonl'": JsonlTracker().build(tmp_path)}
+    assert run_loop(engine, tmp_path, {**observers, "tracker 'b'": Scribbler()}) == "finished"
+    assert record(tmp_path) == whole
+
+
+def test_an_observer_that_ends_the_program_has_failed(tmp_path):
+    with pytest.raises(ObserverError, match="tracker 'fragile' failed with SystemExit: 0") as caught:
+        train(tmp_path, Leaver())
+    assert caught.value.part == ("tracker", "fragile")
 
 
 def test_the_others_are_told_before_the_run_ends(tmp_path):
@@ -247,6 +285,6 @@ def test_on_the_command_line_its_author_gets_the_place_and_the_user_a_line(tmp_p
     assert done.returncode == 2
     assert 'raise ConnectionError("no route to host")' in done.stderr
     assert done.stderr.splitlines()[-2:] == [
-        "error: tracker 'far' failed with ConnectionError: no route to host (in aegpo_on_step_end)",
+        "error: tracker 'far' failed with ConnectionError: no route to host (in aegpo_on_step_end) (shipped by far.py)",
         "step 1 and all before it are saved; the same command goes on from there",
     ]

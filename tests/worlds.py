@@ -41,7 +41,8 @@ from aegpo.train.engine import Engine
 from aegpo.train.execution import Execution
 from aegpo.train.learning import Learner
 from aegpo.train.noise import prompt_noise
-from aegpo.train.policy import Precision, Weights
+from aegpo.train.precision import Precision
+from aegpo.train.weights import Weights
 
 CPU = torch.device("cpu")
 

@@ -45,7 +45,7 @@ from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.train.engine import Engine, Stopwatch
 from aegpo.train.noise import StepNoise
-from aegpo.train.policy import Precision
+from aegpo.train.precision import Precision
 from aegpo.train.rollouts import roll_out
 
 ROOT = Path(__file__).resolve().parent.parent

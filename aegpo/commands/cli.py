@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aegpo import __version__
+from aegpo.commands.options import MOST, MOST_SEED, Checkpoint, FileArgument, Overrides, Plugins, RunArgument, Steps
 from aegpo.commands.streams import harmless, lenient
 from aegpo.commands.unblamed import blaming_plugins
 from aegpo.core.files import refused, way_out
@@ -23,7 +24,6 @@ from aegpo.errors import AegpoError, ContractError, DiskError, ObserverError
 if TYPE_CHECKING:
     from rich.console import Console
 
-MOST, MOST_SEED = 1_000_000, 2**63 - 1  # of counts and seeds, as in experiment files
 WIDE = 160  # columns of tables where the output is no terminal
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,31 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="experiment file (YAML)", show_default=False)]
-Overrides = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="change a key in every arm, e.g. optimizer.learning_rate=1e-4"),
-]
-Plugins = Annotated[
-    list[str], typer.Option("--plugin", metavar="MODULE", help="load a plugin: an importable module or a .py file")
-]
-
-
-RunArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN", help="folder of a run, OUT/NAME/ARM/seed-S, or with one run below it", show_default=False
-    ),
-]
-Checkpoint = Annotated[
-    int | None,
-    typer.Option(metavar="STEP", min=1, max=MOST, help="training step; default: the newest", show_default=False),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(min=2, max=1000, help="denoising steps; default: as the run's evaluation", show_default=False),
-]
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aegpo.commands.sample import BASE, POLICY
-from aegpo.config.loading import load_experiment_file, parse_rewards
+from aegpo.config.given_rewards import parse_rewards
+from aegpo.config.loading import load_experiment_file
 from aegpo.core.as_json import dumps
 from aegpo.core.experiment import Experiment
 from aegpo.core.files import whole_folder, write_atomically, write_json

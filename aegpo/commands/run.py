@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -219,12 +219,8 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
 
         manifest = open_manifest(run, distributions(manager), allowed(torch.get_num_threads()))
         run = at_its_base(run, manifest)
-        for change in changed_versions(manifest):
-            _say(console, f"{run.label}: goes on with other versions than it began with: {change}")
-        for change in changed_batches(run, manifest):
-            _say(console, f"{run.label}: goes on with another micro-batch than it began with: {change}")
-        for change in moved_places(run, manifest):
-            _say(console, f"{run.label}: goes on with what was moved since it began: {change}")
+        for line in _changes(run, manifest):
+            _say(console, f"{run.label}: goes on with {line}")
         whose = identity(manifest)
         checkpoint = checkpoints.load_latest(run.checkpoints, report=lambda line: _say(console, line), run=whose)
         check_counted(run.folder, checkpoint)
@@ -250,6 +246,16 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console) -> int:
             return INTERRUPTED
         run.mark_finished(info.training_steps)
         return 0
+
+
+def _changes(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is not as it was when the run began, and may differ."""
+    for change in changed_versions(manifest):
+        yield f"other versions than it began with: {change}"
+    for change in changed_batches(run, manifest):
+        yield f"another micro-batch than it began with: {change}"
+    for change in moved_places(run, manifest):
+        yield f"what was moved since it began: {change}"
 
 
 def _take_up(engine: Engine, checkpoint: Checkpoint, run: Run) -> None:

@@ -10,23 +10,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import GenericAlias
 from typing import Any, Literal
-
-from pydantic import SerializeAsAny, create_model
 
 from aegpo.config import places
 from aegpo.config.marks import OPTION, Mark, Marked, Mistake, dotted, merge, refuse
 from aegpo.config.measured import MeasuredSpec, read_measured
 from aegpo.config.older import modern, moved
 from aegpo.config.parsing import parse
-from aegpo.config.validation import Finding, validate
+from aegpo.config.validation import Finding, mistake, validate
 from aegpo.core import texts
-from aegpo.core.experiment import Experiment, experiment_type
-from aegpo.core.parts import RewardSpec
-from aegpo.core.problems import Location
+from aegpo.core.experiment import Experiment
+from aegpo.core.experiment_type import experiment_type
 from aegpo.core.registries import Registries
-from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
+from aegpo.core.registry import LONGEST_NAME, suggestion
 from aegpo.core.sections import MOST_SEED
 from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import SpecError
@@ -89,7 +85,7 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
         tree = places.written_out(spec, tree, mistakes)
         experiment, findings = _experiment(spec, tree, seeds[0], of_prompts)
         for finding in findings:
-            (cautions if finding.warning else complaints).setdefault(_mistake(tree, finding), []).append(arm)
+            (cautions if finding.warning else complaints).setdefault(mistake(tree, finding), []).append(arm)
         if experiment is not None:
             experiments[arm] = experiment
     refuse([*mistakes, *(_naming_arms(mistake, names, len(arms)) for mistake, names in complaints.items())])
@@ -108,54 +104,6 @@ def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experim
     if experiment is None:
         raise SpecError("\n".join(f"{dotted(finding.location)}: {finding.message}" for finding in findings))
     return experiment
-
-
-def parse_rewards(texts: Sequence[str], registries: Registries, option: str = "--rewards") -> tuple[RewardSpec, ...]:
-    """Rewards that are given one a text, as in a file: a kind, or a mapping such as ``{kind: hpsv2, path: ...}``.
-
-    Args:
-        texts: YAML each.
-        registries: the rewards there are.
-        option: what messages call the place of the texts.
-
-    Raises:
-        SpecError: with every mistake, as a file has them.
-    """
-    mistakes: list[Mistake] = []
-    items: list[Marked] = []
-    for text in texts:
-        value, found = parse(text, option, lines=False)
-        mark = Mark(option, None, 1, text)
-        if value is None and not found:
-            found = [Mistake(mark, "", "there is no reward; give a kind such as 'hpsv2', or a mapping with a 'kind'")]
-        mistakes += found
-        items.append(Marked(None, mark, mark) if value is None else value)
-    refuse(mistakes)
-    start = Mark(option, None, 1, "")
-    tree = Marked({"rewards": Marked(tuple(items), start, start)}, start, start)
-    rewards, findings = validate(_rewards_type(registries), tree.plain)
-    refuse([_mistake(tree, finding) for finding in findings])
-    assert rewards is not None, "what has no mistakes is valid"
-    labels: dict[str, Marked] = {}
-    for spec, item in zip(rewards.rewards, items, strict=True):
-        if spec.label in labels:
-            what = f"two rewards are called {spec.label!r}; give one a 'name' of its own"
-            mistakes.append(Mistake(item.mark, "", what))
-        labels[spec.label] = item
-    refuse(mistakes)
-    return rewards.rewards
-
-
-class _Rewards(Spec):
-    """Rewards alone."""
-
-    rewards: tuple[SerializeAsAny[RewardSpec], ...]
-
-
-def _rewards_type(registries: Registries) -> type[_Rewards]:
-    of_the_union: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
-    narrowed: Any = {"rewards": (of_the_union, ...)}
-    return create_model("_Rewards", __base__=_Rewards, __doc__=_Rewards.__doc__, **narrowed)
 
 
 # --- from texts to one tree an arm -----------------------------------------------------------------------------------
@@ -282,7 +230,7 @@ def _verdict(document: Marked, mistakes: list[Mistake]) -> VerdictSpec:
     arms = document.children["arms"].children if "arms" in document.children else {}
     problems = verdict.problems(tuple(arms) or (ONLY_ARM,)) if verdict is not None else ()
     findings += [Finding(problem.location, problem.message) for problem in problems]
-    mistakes += [_mistake(tree, finding) for finding in findings]
+    mistakes += [mistake(tree, finding) for finding in findings]
     return verdict if verdict is not None else VerdictSpec()
 
 
@@ -341,17 +289,6 @@ def _experiment(
         findings = [Finding(problem.location, problem.message, warning=problem.warning) for problem in found]
     findings = [*wrong, *findings]
     return (experiment if all(finding.warning for finding in findings) else None), findings
-
-
-def _mistake(tree: Marked, finding: Finding) -> Mistake:
-    """A finding at the place it was written; what was not written down is blamed on what should contain it."""
-    location: Location = finding.location
-    node, written = tree.find(location)
-    kind, has_kind = tree.find((*location, "kind"))
-    if finding.message.startswith("unknown kind") and has_kind:
-        return Mistake(kind.mark, dotted((*location, "kind")), finding.message)
-    mark = node.mark if written and not finding.at_key else node.key
-    return Mistake(mark, dotted(location), finding.message)
 
 
 def _naming_arms(mistake: Mistake, arms: list[str], total: int) -> Mistake:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from aegpo.config.marks import Marked, Mistake, dotted
 from aegpo.core.foreign import blaming
 from aegpo.core.problems import Location
 from aegpo.core.registry import Spec, kind_of, suggestion
@@ -144,6 +145,15 @@ def _direct(error: ErrorDetails, location: Location, owner: type[Spec] | None) -
     return None
 
 
+_BOUNDS = {  # of pydantic's errors: what is said of a bound, and its key in the context
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+    "multiple_of": ("a multiple of", "multiple_of"),
+}
+
+
 def _expectation(error: ErrorDetails) -> str:
     """What would be right, after 'must be'."""
     context = error.get("ctx", {})
@@ -166,25 +176,16 @@ def _expectation(error: ErrorDetails) -> str:
             return str(context["expected"])
         case "none_required":
             return "null"
-        case "too_short" | "too_long":
-            limit = (
-                f"at least {context['min_length']}"
-                if error["type"] == "too_short"
-                else f"at most {context['max_length']}"
-            )
-            return f"a list of {limit}"
+        case "too_short":
+            return f"a list of at least {context['min_length']}"
+        case "too_long":
+            return f"a list of at most {context['max_length']}"
         case "string_too_long":
             return f"text of at most {context['max_length']} letters"
         case "string_pattern_mismatch":
             return f"text of the form {context['pattern']}"
-    bounds = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
-    bounds |= {
-        "less_than": ("below", "lt"),
-        "less_than_equal": ("at most", "le"),
-        "multiple_of": ("a multiple of", "multiple_of"),
-    }
-    if error["type"] in bounds:
-        words, key = bounds[error["type"]]
+    if error["type"] in _BOUNDS:
+        words, key = _BOUNDS[error["type"]]
         bound = context[key]
         return f"{words} {bound}" if isinstance(bound, int) else f"{words} {bound:g}"
     return re.sub(r"^(Input|Value|String|Tuple) should (be )?", "", error["msg"])
@@ -287,3 +288,14 @@ def _item(kind: Any, index: int) -> Any:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return arguments[0]
     return arguments[index] if index < len(arguments) else None
+
+
+def mistake(tree: Marked, finding: Finding) -> Mistake:
+    """A finding at the place it was written; what was not written down is blamed on what should contain it."""
+    location: Location = finding.location
+    node, written = tree.find(location)
+    kind, has_kind = tree.find((*location, "kind"))
+    if finding.message.startswith("unknown kind") and has_kind:
+        return Mistake(kind.mark, dotted((*location, "kind")), finding.message)
+    mark = node.mark if written and not finding.at_key else node.key
+    return Mistake(mark, dotted(location), finding.message)

@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from types import GenericAlias
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, SerializeAsAny, create_model, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from aegpo.core import contracts, promises
 from aegpo.core.idle import idle
@@ -34,8 +33,7 @@ from aegpo.core.parts import (
 )
 from aegpo.core.problems import Location, Problem
 from aegpo.core.records import FloatArray, StepTable
-from aegpo.core.registries import Registries
-from aegpo.core.registry import LONGEST_NAME, Entry, Spec, suggestion
+from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
 from aegpo.core.sections import (
     CheckpointSpec,
     OptimizerSpec,
@@ -45,7 +43,7 @@ from aegpo.core.sections import (
     RolloutsSpec,
     Seed,
 )
-from aegpo.errors import ContractError, PluginError
+from aegpo.errors import ContractError
 
 
 class EvaluationSpec(Spec):
@@ -292,72 +290,3 @@ def _nearest_divisors(total: int, wrong: int) -> str:
     below = max((value for value in divisors if value < wrong), default=None)
     above = min((value for value in divisors if value > wrong), default=None)
     return " and ".join(str(value) for value in (below, above) if value is not None)
-
-
-DEFAULTS = {  # GRPO, as Flow-GRPO has it: the parts an experiment has where its file names none
-    "curriculum": "shuffle",
-    "allocator": "uniform",
-    "selector": "uniform",
-    "tree": "independent",
-    "sampler": "flow-sde",
-    "advantage": "group",
-    "objective": "clipped",
-}
-
-
-def experiment_type(registries: Registries) -> type[Experiment]:
-    """`Experiment` with every part narrowed to what is registered: the type that files are validated against."""
-    rewards: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
-    trackers: Any = GenericAlias(tuple, (registries.trackers.union(), ...))
-    evaluation: Any = create_model(
-        "EvaluationSpec", __base__=EvaluationSpec, __doc__=EvaluationSpec.__doc__, rewards=(rewards, Field(default=()))
-    )
-    narrowed: Any = {
-        "model": (registries.models.union(), ...),
-        "rewards": (rewards, Field(min_length=1)),
-        **{axis: _chosen(registries, axis) for axis in DEFAULTS},
-        "signals": (_sources(registries), Experiment.model_fields["signals"]),
-        "evaluation": (evaluation, evaluation()),
-        "trackers": (trackers, Field(default=())),
-    }
-    experiment = create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **narrowed)
-    experiment.registered_signals = {entry.name: _default(entry) for entry in registries.signals}
-    return experiment
-
-
-def _default(source: Entry[SignalSpec]) -> SignalSpec:
-    """A source whose options nobody gives.
-
-    Raises:
-        PluginError: if it cannot do without them.
-    """
-    asked = [repr(name) for name, field in source.spec.model_fields.items() if field.is_required()]
-    if asked:
-        raise PluginError(
-            f"{source.source} registers signals {source.name!r} without a default for {', '.join(asked)}; parts ask "
-            "for signals by name alone, so every option of a source needs one"
-        )
-    return source.spec.model_validate({"kind": source.name})
-
-
-def _sources(registries: Registries) -> Any:
-    """The type of the options of sources: the key of each is its kind."""
-    options: Any = GenericAlias(dict, (str, registries.signals.union()))
-    return Annotated[options, BeforeValidator(_named)]
-
-
-def _named(sources: object) -> object:
-    """`{name: {...}}` as `{name: {kind: name, ...}}`; anything else as it is."""
-    if not isinstance(sources, Mapping):
-        return sources
-    return {
-        kind: {"kind": kind, **options} if isinstance(options, Mapping) else options
-        for kind, options in sources.items()
-    }
-
-
-def _chosen(registries: Registries, axis: str) -> tuple[Any, Any]:
-    """The type of a part of the method, and its default where that is registered."""
-    registry = registries.of(axis)
-    kind = DEFAULTS[axis]
-    return registry.union(), registry.get(kind)() if kind in registry.names else ...

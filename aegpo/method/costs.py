@@ -19,7 +19,8 @@ from aegpo.core.records import IntArray, RolloutPlan, Signal
 from aegpo.core.sections import DatasetPrompts
 from aegpo.core.signals import SignalCost, Signals
 from aegpo.core.signatures import built
-from aegpo.method.planning import made_up_signals, plan_steps, scored_levels
+from aegpo.method.planning import made_up_signals, plan_steps
+from aegpo.method.scored_levels import scored_levels
 from aegpo.prompts.lists import read_prompts, refuse_few, refuse_shared
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)

@@ -18,8 +18,9 @@ from aegpo.core.sections import TailSpec
 from aegpo.core.signals import Signals
 from aegpo.core.signatures import built
 from aegpo.errors import ContractError, PlanError, SettingError
-from aegpo.method.advantages.credit import FIRST_EDITION, crediting
 from aegpo.method.merging import with_merged
+from aegpo.method.residual_noise import residual_noise
+from aegpo.method.scored_levels import scored_levels
 from aegpo.method.tails import with_tail
 
 FIRST, LATE = 1, 10**9  # training steps in any warm-up, and after every warm-up
@@ -267,101 +268,3 @@ def _made_up(source: SignalSpec, per: Per, table: FloatArray, spread: FloatArray
         measured = source.measured(steps)
     values[:, np.setdiff1d(np.arange(steps), measured)] = np.nan
     return values if per == "prompt-step" else values.mean(axis=0)
-
-
-# --- what is scored beside the rollouts -----------------------------------------------------------------------------
-
-
-def scored_levels(experiment: Experiment, advantage: object, plan: RolloutPlan) -> IntArray:
-    """The levels of a plan whose predicted clean images are decoded and scored, rising; most advantages ask for none.
-
-    Raises:
-        ContractError: if the advantage fails, or returns what its interface forbids.
-        PlanError: if a reward compares the images of a prompt, which has a single one at such a level, or a joined step
-            passes over it.
-    """
-    kind = experiment.advantage.kind
-    levels = asked_levels(kind, advantage, plan)
-    with contracts.blaming("advantage", kind):
-        for level in levels:
-            _refuse_lone_images(experiment, plan, int(level))
-            if steps.passing(plan)[level].any():
-                raise PlanError(
-                    f"advantage {kind!r} wants level {level} scored, but steps are joined there and the network says "
-                    "nothing of it; choose a selector that joins none, or another advantage"
-                )
-    return levels
-
-
-def asked_levels(kind: str, advantage: object, plan: RolloutPlan) -> IntArray:
-    """The levels an advantage asks for, rising.
-
-    Raises:
-        ContractError: if it fails, or returns what its interface forbids.
-    """
-    with crediting(kind), untouched.sparing("advantage", kind, plan):
-        if not isinstance(advantage, Advantage):
-            raise ContractError(
-                f"advantage {kind!r} has no levels(plan): {FIRST_EDITION}; use scores.leaves in estimate(scores, "
-                "weights, rollouts), and let levels(plan) return an empty array of int64"
-            )
-        levels = advantage.levels(plan)
-        if not _are_levels(levels, plan.num_steps):
-            raise ContractError(
-                f"advantage {kind!r} asked for levels {levels!r}; an array of int64 is right, each level of 0 to "
-                f"{plan.num_steps - 1} at most once"
-            )
-    return np.sort(levels)
-
-
-def _are_levels(levels: object, steps: int) -> bool:
-    if not isinstance(levels, np.ndarray) or levels.ndim != 1 or levels.dtype != np.int64:
-        return False
-    found = levels.tolist()
-    return len(set(found)) == len(found) and set(found) <= set(range(steps))
-
-
-def _refuse_lone_images(experiment: Experiment, plan: RolloutPlan, level: int) -> None:
-    labels = [spec.label for spec in experiment.rewards if spec.group_wise]
-    nodes = np.bincount(plan.prompt[level])
-    if labels and (nodes == 1).any():
-        raise PlanError(
-            f"reward {labels[0]!r} compares the images of one prompt, but at level {level}, which advantage "
-            f"{experiment.advantage.kind!r} wants scored, prompt {np.flatnonzero(nodes == 1)[0]} of the step has a "
-            "single node; choose tree 'independent' with 'start: own', or a reward that scores an image by itself"
-        )
-
-
-# --- noise that stays in images --------------------------------------------------------------------------------------
-
-
-def noise_levels(plan: RolloutPlan, table: StepTable, sigmas: FloatArray) -> tuple[FloatArray, ...]:
-    """The std of the noise in every node's latents, T+1 arrays (N_i,), if the data were a single image.
-
-    A perfect network then says v = x / sigma, so that a stochastic step with coefficients A_x and A_v takes noise w to
-    w'^2 = (A_x + A_v / sigma)^2 w^2 + std^2, and a deterministic one keeps the schedule's share, w' = w sigma' / sigma.
-    A schedule that is kept has w = sigma; what is more is noise the step added and never took out. `table` has the
-    plan's steps, as `table_of` gives them.
-    """
-    sigmas = sigmas if plan.tail is None else plan.tail.sigmas
-    levels: list[FloatArray] = [np.full(len(plan.prompt[0]), sigmas[0])]
-    kinds, through, ends = steps.kinds(plan).of, steps.passing(plan), steps.ends(plan)
-    for level, (parent, noisy) in enumerate(zip(plan.parent, plan.noisy, strict=True)):
-        before = levels[-1][parent]
-        following = before * sigmas[ends[level]] / sigmas[level]
-        if noisy.any():
-            kind = kinds[level]
-            slope = table.latents[kind] + table.velocity[kind] / sigmas[level]
-            stochastic = np.sqrt((slope * before) ** 2 + table.std[kind] ** 2)
-            following = np.where(noisy, stochastic, following)
-        levels.append(np.where(through[level][parent], before, following))
-    return tuple(levels)
-
-
-def residual_noise(plan: RolloutPlan, table: StepTable, sigmas: FloatArray, predicted_clean: bool = False) -> float:
-    """Mean over rollouts of the noise in the final latents beyond the schedule's; see `noise_levels`."""
-    if predicted_clean:  # the last steps of the images are deterministic
-        last = steps.last_steps(plan)
-        plan = replace(plan, noisy=tuple(noisy & ~end for noisy, end in zip(plan.noisy, last, strict=True)))
-    final = noise_levels(plan, table, sigmas)[-1]
-    return float(final.mean() - (sigmas if plan.tail is None else plan.tail.sigmas)[-1])

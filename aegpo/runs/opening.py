@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from aegpo.config.loading import parse_experiment
 from aegpo.config.older import modern
-from aegpo.core.experiment import Experiment, experiment_type
+from aegpo.core.experiment import Experiment
+from aegpo.core.experiment_type import experiment_type
 from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.runs import checkpoints

@@ -17,7 +17,7 @@ from aegpo.core.signatures import built
 from aegpo.core.steps import check_scaling
 from aegpo.errors import ContractError
 from aegpo.method.advantages.credit import crediting
-from aegpo.method.planning import asked_levels
+from aegpo.method.scored_levels import asked_levels
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.testing.common import ROUNDING, check_equal, check_memory, check_spec, decision_rng, tree_inputs
 

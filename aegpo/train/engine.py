@@ -25,7 +25,9 @@ from aegpo.core.signatures import built
 from aegpo.errors import CheckpointError
 from aegpo.method.advantages.credit import crediting
 from aegpo.method.costs import update_work
-from aegpo.method.planning import Planner, residual_noise, scored_levels, table_of
+from aegpo.method.planning import Planner, table_of
+from aegpo.method.residual_noise import residual_noise
+from aegpo.method.scored_levels import scored_levels
 from aegpo.prompts.lists import read_list, refuse_few, refuse_lacking, refuse_shared
 from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator

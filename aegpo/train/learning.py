@@ -20,9 +20,11 @@ from aegpo.train.asking import DIVERGED
 from aegpo.train.execution import Execution
 from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
-from aegpo.train.policy import Policy, Precision, Weights
+from aegpo.train.policy import Policy
+from aegpo.train.precision import Precision
 from aegpo.train.replay import Batch, noise_again, renoised, schedule_std, transitions, velocities
 from aegpo.train.tally import Tally
+from aegpo.train.weights import Weights
 
 _OWN = "optimizer/"  # names of its state in checkpoints
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aegpo.config.loading import load_experiment_file, parse_experiment
-from aegpo.core.experiment import DEFAULTS
+from aegpo.core.experiment_type import DEFAULTS
 from aegpo.plugin.manager import load_registries, plugin_manager
 
 WRITTEN_OUT = """model: shapes

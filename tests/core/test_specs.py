@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from worlds import BrightnessReward, GaussianSpec, small_experiment
 
 import aegpo
-from aegpo.core.experiment import EvaluationSpec, Experiment, experiment_type
+from aegpo.core.experiment import EvaluationSpec, Experiment
+from aegpo.core.experiment_type import experiment_type
 from aegpo.core.parts import AllocatorSpec, ModelSpec, ObjectiveSpec, RewardSpec, SelectorSpec, TrackerSpec
 from aegpo.core.registries import PART_AXES
 from aegpo.core.sections import (
@@ -122,7 +123,7 @@ def test_specs_are_validated_without_importing_torch():
     code = (
         "import sys\n"
         "from aegpo.plugin.manager import load_registries, plugin_manager\n"
-        "from aegpo.core.experiment import experiment_type\n"
+        "from aegpo.core.experiment_type import experiment_type\n"
         f"experiment = experiment_type(load_registries(plugin_manager())).model_validate({MINIMAL!r})\n"
         "assert all(problem.warning for problem in experiment.problems())\n"
         "assert len(experiment.sigmas) == 11\n"

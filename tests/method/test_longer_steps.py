@@ -19,8 +19,9 @@ from aegpo.errors import PlanError
 from aegpo.method.costs import cost
 from aegpo.method.merging import with_merged
 from aegpo.method.objectives import ClippedObjective
-from aegpo.method.planning import made_up_signals, noise_levels, plan_step, residual_noise
+from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.method.planning import problems as plan_problems
+from aegpo.method.residual_noise import noise_levels, residual_noise
 from aegpo.method.samplers import CpsSampler, DanceSde, FlowSde, gaussian_log_prob
 from aegpo.method.selectors import FirstSelector, FixedSelector, MergedSelector
 from aegpo.method.tails import with_tail

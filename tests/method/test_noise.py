@@ -12,8 +12,8 @@ from test_samplers import sd3_sigmas
 from worlds import GaussianSpec, asked, execution, plan_of, small_experiment
 
 from aegpo.core.sections import RolloutsSpec
-from aegpo.method.planning import noise_levels, residual_noise
 from aegpo.method.planning import problems as plan_problems
+from aegpo.method.residual_noise import noise_levels, residual_noise
 from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.method.selectors import FixedSelector, UniformSelector
 from aegpo.method.trees import BranchingTree, IndependentTree

@@ -12,8 +12,9 @@ from worlds import GaussianSpec, plan_of, small_experiment
 from aegpo.core.parts import SamplerSpec
 from aegpo.core.sections import RolloutsSpec
 from aegpo.errors import ContractError
-from aegpo.method.planning import made_up_signals, plan_step, residual_noise, table_of
+from aegpo.method.planning import made_up_signals, plan_step, table_of
 from aegpo.method.planning import problems as plan_problems
+from aegpo.method.residual_noise import residual_noise
 from aegpo.method.samplers import CpsSampler, DanceSde, DdimSampler, FlowSde
 from aegpo.method.selectors import UniformSelector
 from aegpo.method.trees import BranchingTree

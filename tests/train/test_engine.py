@@ -14,7 +14,8 @@ from diffusers import SD3Transformer2DModel
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, recorded_gradients, run_loop, small_experiment
 
 import aegpo
-from aegpo.core.experiment import EvaluationSpec, experiment_type
+from aegpo.core.experiment import EvaluationSpec
+from aegpo.core.experiment_type import experiment_type
 from aegpo.core.parts import AllocatorSpec, RewardSpec
 from aegpo.core.reports import Evaluation, StepReport
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec

@@ -29,8 +29,8 @@ from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
 from aegpo.train.learning import edge_weights
 from aegpo.train.noise import StepNoise
-from aegpo.train.policy import WeightCopy
 from aegpo.train.replay import noise_again
+from aegpo.train.weights import WeightCopy
 
 CPU = torch.device("cpu")
 FAST = OptimizerSpec(learning_rate=0.01, rollouts_per_update=4)

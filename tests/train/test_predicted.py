@@ -21,7 +21,8 @@ from aegpo.core.sections import CheckpointSpec, OptimizerSpec, RolloutsSpec, Tai
 from aegpo.errors import ContractError, PlanError, RewardError
 from aegpo.method.advantages import DepthAdvantage, GainAdvantage
 from aegpo.method.costs import Range, cost
-from aegpo.method.planning import problems, scored_levels
+from aegpo.method.planning import problems
+from aegpo.method.scored_levels import scored_levels
 from aegpo.method.selectors import EntropyPeakSelector
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.rewards.palette import PaletteReward

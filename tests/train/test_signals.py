@@ -15,7 +15,7 @@ from settling import Settling, SettlingSignal
 from worlds import SOURCES, BrightnessReward, GaussianSpec, small_experiment
 
 from aegpo.core.declared import check_declared
-from aegpo.core.experiment import experiment_type
+from aegpo.core.experiment_type import experiment_type
 from aegpo.core.parts import SignalSpec
 from aegpo.core.records import Per
 from aegpo.core.sections import PromptsSpec, RolloutsSpec

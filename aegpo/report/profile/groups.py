@@ -20,7 +20,7 @@ from aegpo.core import contracts
 from aegpo.core.interfaces import Stateful
 from aegpo.core.records import FloatArray, Prompt
 from aegpo.method.advantages.credit import crediting
-from aegpo.method.planning import scored_levels
+from aegpo.method.scored_levels import scored_levels
 from aegpo.method.trees import IndependentTree
 from aegpo.train.engine import Engine
 from aegpo.train.noise import StepNoise

@@ -1,0 +1,35 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MOST, MOST_SEED = 1_000_000, 2**63 - 1  # of counts and seeds, as in experiment files
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="experiment file (YAML)", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="change a key in every arm, e.g. optimizer.learning_rate=1e-4"),
+]
+Plugins = Annotated[
+    list[str], typer.Option("--plugin", metavar="MODULE", help="load a plugin: an importable module or a .py file")
+]
+
+
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="folder of a run, OUT/NAME/ARM/seed-S, or with one run below it", show_default=False
+    ),
+]
+Checkpoint = Annotated[
+    int | None,
+    typer.Option(metavar="STEP", min=1, max=MOST, help="training step; default: the newest", show_default=False),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=2, max=1000, help="denoising steps; default: as the run's evaluation", show_default=False),
+]

@@ -9,7 +9,7 @@ import numpy as np
 
 from aegpo.core import contracts, promises, steps, untouched
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Advantage, Allocator, Merging, TimestepSelector, Tree
+from aegpo.core.interfaces import Allocator, Merging, TimestepSelector, Tree
 from aegpo.core.parts import SignalSpec
 from aegpo.core.problems import Problem
 from aegpo.core.records import BoolArray, FloatArray, IntArray, Per, RolloutPlan, Signal, StepTable
@@ -175,7 +175,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     """
     plans: list[RolloutPlan] = []
     signals, kind = list(made_up_signals(experiment)), experiment.advantage.kind
-    advantage = built("advantage", kind, experiment.advantage.build, Advantage)
+    advantage = built("advantage", kind, experiment.advantage.build)  # its contract: `scored_levels`
     for known in signals[:2] + signals[-2:]:
         try:
             plans.append(plan_step(experiment, known))

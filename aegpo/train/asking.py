@@ -39,9 +39,10 @@ class Answers:
         """What a sampler said of the next states; the root of a negative std is not finite."""
         self._note("sampler", self._how.sampler_kind, _TRANSITION, gaussian.mean.sum() + gaussian.std.sqrt().sum())
 
-    def density(self, log_prob: Tensor) -> None:
-        """What a sampler said of the states that were reached."""
-        self._note("sampler", self._how.sampler_kind, _DENSITY, log_prob.sum())
+    def density(self, log_prob: Tensor, std: Tensor) -> None:
+        """What a sampler said of the states that were reached, (B,) and (B, 1, ...); without noise there is none."""
+        total = torch.where(std.reshape(len(log_prob), -1).amin(1) > 0, log_prob, 0).sum()
+        self._note("sampler", self._how.sampler_kind, _DENSITY, total)
 
     def _note(self, part: str, name: str, what: str, total: Tensor) -> None:
         self._of.append((part, name, what))

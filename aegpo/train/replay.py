@@ -80,7 +80,7 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
         if said is not None:
             answers.velocity(said.detach())
     answers.transition(replace(gaussian, mean=gaussian.mean.detach(), std=gaussian.std.detach()))
-    answers.density(density.detach())
+    answers.density(density.detach(), gaussian.std.detach())
     answers.verify()
     return Update(
         log_prob=density,

@@ -60,7 +60,7 @@ def children(
         spread = gaussian.std.view(-1, *(1 for _ in noise.shape[1:]))
         following[rows] = (gaussian.mean + spread * noise).to(how.storage)
         density = log_prob(how, gaussian, following[rows].float())
-        answers.density(density)
+        answers.density(density, gaussian.std)
         densities[rows] = density
     return Reached(following, densities)
 

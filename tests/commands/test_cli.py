@@ -18,6 +18,7 @@ import aegpo
 from aegpo.commands.cli import app
 from aegpo.config.schema import file_schema
 from aegpo.core.experiment import Experiment
+from aegpo.core.verdicts import VerdictSpec
 from aegpo.plugin.manager import load_registries, plugin_manager
 
 ABLATION = ROOT / "experiments" / "ablation.yaml"
@@ -240,7 +241,8 @@ def test_the_schema_has_every_key_of_a_file_and_both_forms_of_a_part():
     schema = json.loads(command_line.aegpo("schema").stdout)
     assert schema == file_schema(load_registries(plugin_manager()))
     fields = set(Experiment.model_fields) - {"seed"}
-    assert set(schema["properties"]) == fields | {"extends", "arms", "seeds", "measured"}
+    of_file = {"extends", "arms", "seeds", "measured", *VerdictSpec.model_fields}
+    assert set(schema["properties"]) == fields | of_file
     assert schema["additionalProperties"] is False
     assert "required" not in schema
     names, long = schema["properties"]["allocator"]["anyOf"]

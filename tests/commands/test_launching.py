@@ -16,8 +16,10 @@ from repository import ROOT
 
 from aegpo.commands.run import LaunchRequest, launch, select_runs
 from aegpo.config.loading import load_experiment_file
+from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.runs.folders import Order, read_order
 
 ABLATION = ROOT / "experiments" / "ablation.yaml"
 TINY = """
@@ -127,10 +129,7 @@ def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(tmp_pat
     done = run("--jobs", "2")
     assert done.code == 0, done.stdout + done.stderr
     assert finished(tmp_path) == EVERY_RUN
-    assert json.loads((tmp_path / "out" / "tiny" / "order.json").read_text()) == {
-        "arms": ["grpo", "plain"],
-        "seeds": [4],
-    }
+    assert read_order(tmp_path / "out" / "tiny") == Order(("grpo", "plain"), (4,))
     assert (tmp_path / "out" / "tiny" / "report.html").exists()
 
 
@@ -162,7 +161,7 @@ def test_what_is_compared_may_change_when_runs_are_finished(folder, tmp_path, mo
     assert done.code == 0, done.stdout + done.stderr
     assert "finished before, skipped" in done.stdout
     experiment = tmp_path / "out" / "tiny"
-    assert json.loads((experiment / "order.json").read_text()) == {"arms": ["grpo", "plain"], "seeds": [4], **asked}
+    assert read_order(experiment) == Order(("grpo", "plain"), (4,), VerdictSpec.model_validate(asked))
     numbers = json.loads((experiment / "report" / "summary.json").read_text())
     assert {(each["arm"], each["reference"]) for each in numbers["contrasts"]} == {("grpo", "plain")}
 

@@ -28,6 +28,8 @@ rewards:
     weight: 0.5
 evaluation:
   rewards: [{kind: motion, name: other, frames: min}]
+prompts: {train_count: 4, evaluation_count: 2}
+rollouts: {prompts_per_step: 2, rollouts_per_step: 8}
 """
 
 

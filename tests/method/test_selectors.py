@@ -352,7 +352,11 @@ def test_more_steps_than_there_are_are_refused():
         (WindowSelector(high=10), 10, "'high' is 10, but a trajectory has 9 steps without the last ('last: true' "),
         (WindowSelector(width=6), 10, "a window of 6 does not fit between 'low' 0 and 'high' 5; 'width' of at most 5"),
         (SlidingWindowSelector(), 5, "a window of 4 does not fit in the 3 steps without the last two of a trajectory"),
-        (SlidingWindowSelector(least_interval=30), 10, "'least_interval' (30) is above 'interval' (25)"),
+        (
+            SlidingWindowSelector(strategy="decay", least_interval=30),
+            10,
+            "'least_interval' (30) is above 'interval' (25)",
+        ),
         (FractionSelector(fraction=0.1), 10, "'fraction' 0.1 of 9 steps is less than one step; at least 0.12"),
         (FixedSelector(steps=(0, 10)), 10, "'steps' names step 10, but a trajectory has the steps 0 to 9"),
         (FixedSelector(steps=(3, 0, 3)), 10, "'steps' must rise, each step once, not [3, 0, 3]; [0, 3] would"),

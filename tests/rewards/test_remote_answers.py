@@ -136,7 +136,7 @@ def test_no_cookie_is_kept(told, monkeypatch):
 
 @pytest.mark.parametrize("changes", [{"timeout": 1e300}, {"timeout": float("inf")}, {"concurrency": 10**9}])
 def test_numbers_that_no_clock_or_pool_can_bear_are_refused(changes):
-    with pytest.raises(ValueError, match="less than or equal to"):
+    with pytest.raises(ValueError, match=r"less than or equal to|finite number"):
         RemoteReward(url=NOBODY, **changes)
     longest = RemoteReward(url=NOBODY, timeout=86_400, backoff=86_400, concurrency=1024, retries=0)
     with pytest.raises(AegpoError, match="could not be asked in 1 attempts"):

@@ -127,4 +127,4 @@ def test_prompts_of_files_need_a_target_each(tmp_path, monkeypatch):
         (tmp_path / "train.jsonl").write_text(good + dog + "\n" + row)
         with pytest.raises(SpecError) as error:
             load_arms(Path("sizes.yaml"))
-        assert f"sizes.yaml:4:18: prompts.train: train.jsonl, line 4: {message}" in str(error.value)
+        assert f"sizes.yaml:4:18: prompts.train: {tmp_path / 'train.jsonl'}, line 4: {message}" in str(error.value)

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, create_model
 
 from aegpo.core.experiment import EvaluationSpec, Experiment
-from aegpo.core.parts import (
-    SignalSpec,
-)
+from aegpo.core.parts import SignalSpec
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Entry, Spec
 from aegpo.errors import PluginError
@@ -40,7 +38,7 @@ def experiment_type(registries: Registries) -> type[Experiment]:
         "evaluation": (evaluation, evaluation()),
         "trackers": (trackers, Field(default=())),
     }
-    experiment = create_model("Experiment", **_like(Experiment), **narrowed)
+    experiment: type[Experiment] = create_model("Experiment", **_like(Experiment), **narrowed)
     experiment.registered_signals = {entry.name: _default(entry) for entry in registries.signals}
     return experiment
 

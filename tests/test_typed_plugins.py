@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,9 @@ def project(wheel, tmp_path) -> Path:
 def call(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A module of the test's own Python, or of the environment's, without a path to this repository."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    installed = {entry.dist.name for entry in entry_points(group="aegpo") if entry.dist is not None}
+    if installed:  # into the test's own environment, perhaps from a checkout, which the other one cannot see
+        environment["AEGPO_BLOCK_PLUGINS"] = ",".join(sorted(installed))
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -38,7 +38,8 @@ def experiment_type(registries: Registries) -> type[Experiment]:
         "evaluation": (evaluation, evaluation()),
         "trackers": (trackers, Field(default=())),
     }
-    experiment: type[Experiment] = create_model("Experiment", **_like(Experiment), **narrowed)
+    created: Any = create_model("Experiment", **_like(Experiment), **narrowed)
+    experiment: type[Experiment] = created
     experiment.registered_signals = {entry.name: _default(entry) for entry in registries.signals}
     return experiment
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, create_model
 from aegpo.core.experiment import EvaluationSpec, Experiment
 from aegpo.core.parts import SignalSpec
 from aegpo.core.registries import Registries
-from aegpo.core.registry import Entry, Spec
+from aegpo.core.registry import Entry
 from aegpo.errors import PluginError
 
 DEFAULTS = {  # GRPO, as Flow-GRPO has it: the parts an experiment has where its file names none
@@ -29,7 +29,13 @@ def experiment_type(registries: Registries) -> type[Experiment]:
     """`Experiment` with every part narrowed to what is registered: the type that files are validated against."""
     rewards: Any = GenericAlias(tuple, (registries.rewards.union(), ...))
     trackers: Any = GenericAlias(tuple, (registries.trackers.union(), ...))
-    evaluation: Any = create_model("EvaluationSpec", **_like(EvaluationSpec), rewards=(rewards, Field(default=())))
+    evaluation: Any = create_model(
+        "EvaluationSpec",
+        __base__=EvaluationSpec,
+        __doc__=EvaluationSpec.__doc__,
+        __module__=EvaluationSpec.__module__,
+        rewards=(rewards, Field(default=())),
+    )
     narrowed: Any = {
         "model": (registries.models.union(), ...),
         "rewards": (rewards, Field(min_length=1)),
@@ -38,15 +44,15 @@ def experiment_type(registries: Registries) -> type[Experiment]:
         "evaluation": (evaluation, evaluation()),
         "trackers": (trackers, Field(default=())),
     }
-    created: Any = create_model("Experiment", **_like(Experiment), **narrowed)
-    experiment: type[Experiment] = created
+    experiment = create_model(
+        "Experiment",
+        __base__=Experiment,
+        __doc__=Experiment.__doc__,
+        __module__=Experiment.__module__,  # specs of one name are equal where their fields are
+        **narrowed,
+    )
     experiment.registered_signals = {entry.name: _default(entry) for entry in registries.signals}
     return experiment
-
-
-def _like(spec: type[Spec]) -> Any:
-    """What a narrowed type takes over: specs of one name are equal where their fields are."""
-    return {"__base__": spec, "__doc__": spec.__doc__, "__module__": spec.__module__}
 
 
 def _default(source: Entry[SignalSpec]) -> SignalSpec:

@@ -126,12 +126,9 @@ def _launch(request: LaunchRequest, console: Console, errors: Console) -> int:
     manager = plugin_manager(request.plugins)
     registries = load_registries(manager)
     folder, runs = (_of_folder if request.of_folder else _of_file)(request, registries, errors)
-    for run in runs:
-        if request.fresh:
-            with locked(run.folder):
-                start_over(run.folder)
-        else:
-            check_manifest(run)
+    for run in runs if request.fresh else ():
+        with locked(run.folder):
+            start_over(run.folder)
     if len(runs) > 1:
         code = _run_apart(request, runs, console, errors)
     elif runs[0].finished:
@@ -153,6 +150,8 @@ def _of_file(request: LaunchRequest, registries: Registries, errors: Console) ->
     if PARENT not in os.environ:  # whose log has them already
         for warning in file.warnings:
             _say(errors, f"warning: {warning}")
+    for run in runs if not request.fresh else ():  # before anything is written
+        check_manifest(run)
     folder = request.out / file.name
     try:
         write_order(folder, tuple(file.arms), file.seeds, file.verdict, lambda line: _say(errors, f"warning: {line}"))
@@ -176,6 +175,8 @@ def _of_folder(request: LaunchRequest, registries: Registries, errors: Console) 
         rewards = [spec for run in runs for spec in (*run.experiment.rewards, *run.experiment.evaluation.rewards)]
         for line in dict.fromkeys(asked(rewards)):
             _say(errors, f"{line}, as the manifest says")
+    for run in runs:
+        check_manifest(run)
     folder = runs[0].folder.resolve().parents[1]
     if all(run.folder.resolve() == folder / run.arm / f"seed-{run.seed}" for run in runs):
         return folder, runs

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from aegpo.core.addresses import has_user
 from aegpo.errors import SpecError
 
 Key: TypeAlias = "str | int"
@@ -25,6 +26,8 @@ class Mark:
     @property
     def caret(self) -> str:
         """The line, indented, or what of a long one is near, and a caret under the column."""
+        if has_user(self.text):
+            return "  (the line is not shown: it has an address with a user, perhaps with a password)"
         start = 0 if len(self.text) <= _SHOWN else max(0, self.column - 1 - _SHOWN // 2)
         row = self.text.expandtabs(1)[start : start + _SHOWN]
         return f"  {row}\n  {' ' * (self.column - 1 - start)}^"

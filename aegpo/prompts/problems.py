@@ -54,6 +54,8 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             lists[split] = _read(experiment, split)
         except AegpoError as error:
             yield Problem(_counted(experiment, split), with_shipper(error, error.message))
+            if error.part is not None:  # a part's own failure, which is as true of the other list
+                return
     if len(lists) < len(_splits(experiment)):
         return
     train, held_out = _used(experiment, lists), lists.get("evaluation", [])[: experiment.prompts.evaluation_count]

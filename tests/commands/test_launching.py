@@ -179,3 +179,13 @@ def test_an_out_folder_that_cannot_be_written_to_is_an_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(AegpoError, match=r"--out .*file: cannot be written to: .*; choose another folder"):
         launch(LaunchRequest(ABLATION, out=tmp_path / "file"))
+
+
+def test_another_experiment_of_the_same_name_leaves_the_order_as_it_was(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    before = (tmp_path / "out" / "tiny" / "order.json").read_bytes()
+    done = run("--set", "optimizer.learning_rate=1e-9", "--set", "margin=0.5")
+    assert done.code == 2
+    assert "begun with another experiment" in done.stderr
+    assert (tmp_path / "out" / "tiny" / "order.json").read_bytes() == before

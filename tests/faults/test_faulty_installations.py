@@ -140,7 +140,7 @@ def test_ctrl_c_twice_ends_a_run_whose_reward_sleeps(tmp_path, write_experiment)
     """reward that sleeps: Ctrl-C twice."""
     plugin = tmp_path / "my_plugin.py"
     plugin.write_text(reward("time.sleep(1000)"))
-    saved = tmp_path / "runs" / RUN / "checkpoints" / "step-000002"
+    saved = tmp_path / "runs" / RUN / "checkpoints" / "step-000001"  # it sleeps in the evaluation after step 2
     words = ["run", str(write_experiment(rewards=["bad-part"])), "--plugin", str(plugin), "--no-report"]
     process = start(*words, folder=tmp_path, FAULT="1", PYTHONPATH=str(ROOT), **{"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 300

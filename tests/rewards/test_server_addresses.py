@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from aegpo.config.loading import load_experiment_file
 from aegpo.core.sections import DatasetPrompts, PromptsSpec
+from aegpo.errors import SpecError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.remote import RemoteReward
@@ -128,3 +130,11 @@ def test_whom_rewards_send_what_with_whose_token_is_said():
         "reward 'far' sends images and prompts to https://example.org/score with the token in FAR",
         "reward 'remote' sends images and prompts to http://127.0.0.1:8000 with no token",
     ]
+
+
+def test_a_line_of_a_file_that_has_a_password_is_not_shown(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"name: x\nmodel: shapes\nrewards: [{{kind: remote, url: 'http://user:{SECRET}@host'}}]\n")
+    with pytest.raises(SpecError, match=r"x\.yaml:3:\d+: rewards\.0\.url: (?s:.*)the line is not shown") as error:
+        load_experiment_file(path, load_registries(plugin_manager()))
+    assert SECRET not in str(error.value)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from surroundings import Surroundings, results_in, rows
-from test_odd_paths import wait_for
+from test_odd_paths import rows_written, wait_for
 from warm import Ended, Warm
 
 RUN = Path("tiny", "main", "seed-0")
@@ -163,7 +163,7 @@ def test_clock_that_jumps_several(surroundings: Surroundings, tmp_path, clock):
 def test_what_is_deleted_while_a_run_writes(surroundings: Surroundings, tmp_path, what):
     options = ("--set", "training_steps=40", "--set", "evaluation.every=1", "--no-report")
     process = surroundings.start("run", "spec.yaml", "--out", tmp_path, *options)
-    wait_for(lambda: list(tmp_path.rglob("step-000003")))
+    wait_for(lambda: rows_written(tmp_path) >= 3)
     shutil.rmtree(tmp_path / RUN / what, ignore_errors=True)
     text = process.communicate(timeout=400)[0]
     ended = Ended(process.returncode, text, 0, 0, hangs=False)

@@ -15,7 +15,8 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+from wrong_captions import Rates, shown
 
 from aegpo.models.shapes.captions import COLOURS, COUNTS, KINDS, RELATIONS, SHAPES, captions, scenes
-from aegpo.models.shapes.rendering import SIZE, fade, render
+from aegpo.models.shapes.rendering import SIZE, render
 
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
 LONGEST = 14  # "a green square left of a yellow triangle on a blue background" and two marks
 WIDTH = 128
-KIND_SHARES = {"count": 0.22, "pair": 0.22, "relation": 0.34, "mixed": 0.22}
+KIND_SHARES = {"count": 0.18, "pair": 0.18, "relation": 0.40, "mixed": 0.24}
+LESSON_SHARES = {"count": 0.06, "pair": 0.07, "relation": 0.80, "mixed": 0.07}  # while relations are added
 PREVIEW = 12
 
 
@@ -54,7 +57,9 @@ class Options:
     learning_rate: float
     compile: bool
     caption_dropout: float
-    fade: float
+    rates: Rates
+    lesson: int
+    noise_shift: float
     ema: float
     save_every: int
     seed: int
@@ -132,21 +137,42 @@ class Batches:
     def __init__(self, options: Options, tokenizer: PreTrainedTokenizerFast) -> None:
         self.options = options
         self.pools = scenes("train")
+        related = self.pools["relation"]
+        self.related = {word: [i for i, s in enumerate(related) if s.relation == word] for word in RELATIONS}
         self.tokens = {kind: encode(tokenizer, [s.caption for s in pool]) for kind, pool in self.pools.items()}
         self.nothing = encode(tokenizer, [""])[0]
+
+    def relation(self, step: int, rng: np.random.Generator) -> str:
+        """The relation of one picture. A lesson has one more than the one before it, which half of its pictures have.
+
+        Where an object lies depends on the relation and on which of the two is named first, and on neither alone: with
+        all relations from the start there is no gradient to either, and 280,000 pictures taught none.
+        """
+        if not self.teaches(step):
+            return RELATIONS[int(rng.integers(len(RELATIONS)))]
+        newest = step // self.options.lesson
+        return RELATIONS[newest if rng.random() < 0.5 else int(rng.integers(newest + 1))]
+
+    def teaches(self, step: int) -> bool:
+        """True during the lessons at the beginning."""
+        return step < self.options.lesson * len(RELATIONS)
 
     def at(self, step: int, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Clean latents, noise, sigma and caption tokens of one step."""
         rng = np.random.default_rng((self.options.seed, rank, step))
-        kinds = rng.choice(len(KINDS), size=self.options.batch, p=[KIND_SHARES[kind] for kind in KINDS])
+        shares = LESSON_SHARES if self.teaches(step) else KIND_SHARES
+        kinds = rng.choice(len(KINDS), size=self.options.batch, p=[shares[kind] for kind in KINDS])
         images, tokens = [], []
         for kind in (KINDS[index] for index in kinds):
             which = int(rng.integers(len(self.pools[kind])))
-            images.append(fade(render(self.pools[kind][which], rng), rng.uniform(0, self.options.fade)))
+            if kind == "relation":
+                which = int(rng.choice(self.related[self.relation(step, rng)]))
+            images.append(render(shown(self.pools[kind][which], self.options.rates, rng), rng))
             tokens.append(self.nothing if rng.random() < self.options.caption_dropout else self.tokens[kind][which])
         clean = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 2 - 1
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-        sigma = torch.sigmoid(torch.from_numpy(rng.standard_normal(len(images), dtype=np.float32)))
+        logit = self.options.noise_shift + rng.standard_normal(len(images), dtype=np.float32)
+        sigma = torch.sigmoid(torch.from_numpy(logit))
         return clean.contiguous(), noise, sigma, torch.stack(tokens)
 
 
@@ -300,11 +326,29 @@ def parse_arguments() -> Options:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="AdamW's, on the plateau")
     parser.add_argument("--compile", action="store_true", help="compile the network; pays after some minutes")
     parser.add_argument("--caption-dropout", type=float, default=0.1, help="share of captions left empty for guidance")
-    parser.add_argument("--fade", type=float, default=0.0, help="largest share of contrast a picture has lost")
+    parser.add_argument(
+        "--wrong",
+        nargs="*",
+        type=rate,
+        default=[],
+        metavar="ATTRIBUTE=RATE",
+        help="how often a picture has another colour, shape, count, relation or background than its caption says",
+    )
+    parser.add_argument("--lesson", type=int, default=0, help="steps until another relation is shown; 0: all at once")
+    parser.add_argument("--noise-shift", type=float, default=0.0, help="mean of the normal whose sigmoid is sigma")
     parser.add_argument("--ema", type=float, default=0.999, help="decay a step of the averaged weights")
     parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    return Options(**vars(parser.parse_args()))
+    given = vars(parser.parse_args())
+    return Options(rates=Rates(**dict(given.pop("wrong"))), **given)
+
+
+def rate(text: str) -> tuple[str, float]:
+    """`colour=0.1` -> ("colour", 0.1)."""
+    name, _, value = text.partition("=")
+    if name not in {field.name for field in fields(Rates)} or not 0 <= float(value) <= 1:
+        raise ValueError(text)
+    return name, float(value)
 
 
 def main() -> None:

@@ -87,6 +87,11 @@ class ModelSpec(PartSpec):
         """The folder of the weights, by which a run knows its base again; None: not there yet, or there is none."""
         return None
 
+    @property
+    def ships_base(self) -> bool:
+        """True if the weights come with the package, so that another version of it may have others."""
+        return False
+
     def footprint(self, experiment: Any) -> Footprint | None:
         """What a run needs in memory, or None where that is not worth a look."""
         return None

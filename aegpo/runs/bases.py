@@ -74,12 +74,18 @@ def check_base(folder: Path, noted: Base | None, model: ModelSpec) -> None:
 
     Args:
         folder: of the run.
-        noted: what its manifest says; None: nothing, it was begun by version 0.1.
+        noted: what its manifest says; None: nothing, it was begun by version 0.1.0.
         model: of its experiment.
 
     Raises:
         CheckpointError: if its base is another one now.
     """
+    if noted is None and model.ships_base:
+        raise CheckpointError(
+            f"{folder} was begun by aegpo 0.1.0 from the weights that came with it; model {model.kind!r} of this version "
+            "has others, its text encoder too, so only the report of the run can be written anew. Use aegpo 0.1.0 for "
+            "the rest, or start the run over with --fresh"
+        )
     found = None if noted is None else base_of(model)
     if noted is not None and found is not None and found != noted:
         raise CheckpointError(

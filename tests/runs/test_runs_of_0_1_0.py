@@ -92,3 +92,37 @@ def test_it_is_known_as_finished_and_reported_without_a_step(words):
     assert "aegpo seed 1: finished before, skipped" in done.stdout
     assert (RUN / "metrics.jsonl").read_bytes() == before
     assert Path("small/report.html").exists()
+
+
+@pytest.fixture
+def _embedded():
+    """As if its runs had been of the weights that came with 0.1.0."""
+    for path in Path("small").rglob("manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["experiment"]["model"]["weights"] = None
+        path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.usefixtures("_embedded")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", str(RUN), "--prompt", "two red circles"],
+        ["export", str(RUN), "--to", "exported", "--full"],
+        ["evaluate", str(ARM)],
+        ["profile-entropy", str(RUN)],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_run_of_the_weights_that_came_with_it_is_not_opened_with_others(words, tmp_path):
+    with pytest.raises(AegpoError, match=r"was begun by aegpo 0\.1\.0 from the weights that came with it; .*--fresh"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"small", "small.yaml", "weights"}
+
+
+@pytest.mark.usefixtures("_embedded")
+def test_a_run_of_the_weights_that_came_with_it_is_reported():
+    done = CliRunner().invoke(app, ["run", "small"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "aegpo seed 1: finished before, skipped" in done.stdout
+    assert json.loads(Path("small/report/summary.json").read_text())["arms"] == ["grpo", "aegpo"]

@@ -43,6 +43,11 @@ class ShapesSpec(ModelSpec):
         """The folder of the weights."""
         return self.weights or WEIGHTS
 
+    @property
+    def ships_base(self) -> bool:
+        """True without `weights`: those in the package are then meant."""
+        return self.weights is None
+
     def sigmas(self, steps: int) -> FloatArray:  # (steps+1,)
         """Equal steps from 1 to 0."""
         return np.linspace(1.0, 0.0, steps + 1)

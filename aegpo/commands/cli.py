@@ -183,7 +183,10 @@ def evaluate(
         str | None,
         typer.Option(metavar="FILE|hpsv2", help="default: the experiment's held-out prompts", show_default=False),
     ] = None,
-    images_per_prompt: Annotated[int, typer.Option(min=1, max=1000, help="each from a start noise of its own")] = 1,
+    images_per_prompt: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="each from a noise of its own; default: as evaluation", show_default=False),
+    ] = None,
     checkpoint: Checkpoint = None,
     seed: Annotated[
         int | None,
@@ -197,7 +200,8 @@ def evaluate(
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Score a run's policy beside its base, or a model alone, by rewards and prompts of your choice."""
-    from aegpo.commands.evaluate import EvaluateRequest, evaluate
+    from aegpo.commands.evaluate import evaluate
+    from aegpo.commands.evaluate_request import EvaluateRequest
     from aegpo.report.evaluated import meaning, tables
     from aegpo.report.terminal import print_table
 

@@ -16,86 +16,32 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aegpo.commands.sample import BASE, POLICY
-from aegpo.config.given_rewards import parse_rewards
-from aegpo.config.loading import load_experiment_file
+from aegpo.commands.evaluate_request import EvaluateRequest, Subject, find_subject, reward_specs, styled_prompts
 from aegpo.core.as_json import dumps
-from aegpo.core.experiment import Experiment
 from aegpo.core.files import whole_folder, write_atomically, write_json
-from aegpo.core.media import why_unread
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import FloatArray, Prompt
-from aegpo.core.registries import Registries
-from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
-from aegpo.prompts.files import read_places
-from aegpo.prompts.lists import lacking, numbered, quoted, read_prompts
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
-from aegpo.rewards.hpsv2_prompts import benchmark_prompts
 from aegpo.rewards.servers import asked
-from aegpo.runs.opening import FoundRun, common_experiment, find_arm
 from aegpo.runs.software import source_state, versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from aegpo.report.picture_sheet import Picture, Row
     from aegpo.train.execution import Execution
     from aegpo.train.policy import Policy
     from aegpo.train.scoring import Scorer
 
-HPSV2 = "hpsv2"  # of --prompts: the benchmark
-HELD_OUT = "held-out"  # the style of an experiment's own evaluation prompts
 QUALITY = 95  # of JPEGs
 SHOWN = 12  # prompts on the page's sheet
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What the command line asked for."""
-
-    subject: Path  # a run's folder, an arm's with all its seeds, or an experiment file
-    rewards: tuple[str, ...] = ()  # a kind or a mapping each; none: those of the experiment
-    prompts: str | None = None  # a file or "hpsv2"; None: the experiment's held-out ones
-    images_per_prompt: int = 1
-    checkpoint: int | None = None  # None: the newest
-    seed: int | None = None  # None: of the experiment's evaluations
-    steps: int | None = None  # denoising steps; None: as evaluation
-    out: Path | None = None
-    plugins: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()  # of an experiment file
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: an experiment's model, and the policies that runs made of it."""
-
-    experiment: Experiment
-    runs: tuple[FoundRun, ...]  # of one arm under several seeds; none: the model alone
-
-    @property
-    def label(self) -> str:
-        """How the page and folders call it."""
-        if not self.runs:
-            return f"{self.experiment.name}, model {self.experiment.model.kind}"
-        seeds = ", ".join(str(run.seed) for run in self.runs)
-        steps = ", ".join(map(str, dict.fromkeys(run.step for run in self.runs)))
-        return f"{self.experiment.name}, {self.runs[0].arm} seed {seeds}, step {steps}"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Who paints, in the order of the runs after the base."""
-        if len(self.runs) > 1:
-            return (BASE, *(f"{POLICY}-seed-{run.seed}" for run in self.runs))
-        return (BASE, POLICY) if self.runs else (BASE,)
 
 
 def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
@@ -135,78 +81,6 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     return out, found
 
 
-# --- the request -----------------------------------------------------------------------------------------------------
-
-
-def find_subject(request: EvaluateRequest, registries: Registries) -> Subject:
-    """The runs of a folder, or the model of a file.
-
-    Raises:
-        AegpoError: if there is neither, or options are given that do not fit it.
-    """
-    if request.subject.is_file():
-        if request.checkpoint is not None:
-            raise AegpoError(f"--checkpoint is for runs, but {request.subject} is a file; leave it out, or give a run")
-        file = load_experiment_file(request.subject, registries, request.overrides)
-        models = {arm: each.model.model_dump(mode="json") for arm, each in file.arms.items()}
-        first, *others = file.arms
-        different = [arm for arm in others if models[arm] != models[first]]
-        if different:
-            raise AegpoError(
-                f"{request.subject} has no one model: that of arm {different[0]!r} differs from that of {first!r}; "
-                "give a file with one of them"
-            )
-        return Subject(file.arms[first], ())
-    if request.overrides:
-        raise AegpoError(
-            f"--set changes an experiment file, but {request.subject} is none; a run is evaluated as it was trained"
-        )
-    runs = find_arm(request.subject, registries, request.checkpoint)
-    return Subject(common_experiment(runs), tuple(runs))
-
-
-def reward_specs(request: EvaluateRequest, subject: Subject, registries: Registries) -> tuple[RewardSpec, ...]:
-    """The rewards asked for, or those of the experiment.
-
-    Raises:
-        AegpoError: for mistakes in them, or one that has nothing to compare.
-    """
-    experiment = subject.experiment
-    own = (*experiment.rewards, *experiment.evaluation.rewards)
-    specs = parse_rewards(request.rewards, registries) if request.rewards else own
-    unread = [wrong for spec in specs if (wrong := why_unread(spec, experiment.model)) is not None]
-    if unread:
-        raise AegpoError(unread[0])
-    comparing = [spec.label for spec in specs if spec.group_wise]
-    if comparing and not subject.runs:
-        raise AegpoError(
-            f"reward {comparing[0]!r} compares a policy's image with the base's, but {request.subject} is a model "
-            "alone; give a run, or leave the reward out"
-        )
-    return specs
-
-
-def styled_prompts(source: str | None, experiment: Experiment, specs: Sequence[RewardSpec]) -> dict[str, list[Prompt]]:
-    """Prompts by style: the benchmark's four, or one that is named after a file.
-
-    Raises:
-        AegpoError: if they cannot be read, or lack what a reward needs.
-    """
-    if source is None:
-        placed = {HELD_OUT: quoted(read_prompts(experiment, "evaluation"))}
-    elif source == HPSV2:
-        styles = benchmark_prompts()
-        every = iter(quoted(numbered(chain.from_iterable(styles.values()))))  # so that no two have the same noise
-        placed = {style: list(islice(every, len(texts))) for style, texts in styles.items()}
-    else:
-        places = read_places(Path(source))
-        placed = {Path(source).stem: list(zip(places, numbered(places.values()), strict=True))}
-    for prompts in placed.values():
-        for message in lacking(specs, prompts):
-            raise AegpoError(message)
-    return {style: [prompt for _, prompt in prompts] for style, prompts in placed.items()}
-
-
 # --- painting and scoring --------------------------------------------------------------------------------------------
 
 
@@ -223,7 +97,7 @@ class _Painting:
         styles: int,
     ) -> None:
         self._policy, self._scorers, self._folder = policy, scorers, folder
-        self._seed, self._images = request.seed, request.images_per_prompt
+        self._seed, self._images = request.seed, request.images(subject.experiment)
         self._how: Execution = policy.painting(request.steps)
         self._columns, self._runs = subject.columns, subject.runs
         self._weights = [run.weights() for run in subject.runs]  # on the CPU
@@ -236,61 +110,63 @@ class _Painting:
         return len(self._how.sigmas) - 1
 
     def style(self, name: str, prompts: Sequence[Prompt]) -> StyleScores:
-        """Paints and scores the prompts of a style."""
+        """Paints and scores the prompts of a style, all images of a prompt together."""
         from rich.console import Console
         from rich.progress import track
 
+        from aegpo.train.held_out import parts
+
         texts = tuple(prompt.text for prompt in prompts)
         self._policy.prepare(prompts)
-        size, labels = self._how.micro_batch, [scorer.label for scorer in self._scorers]
         shape = (max(1, len(self._runs)), self._images, len(texts))
-        base, policy = ({label: np.zeros(shape) for label in labels} for _ in range(2))
-        batches = [(image, first) for image in range(self._images) for first in range(0, len(texts), size)]
-        for image, first in track(batches, description=name, console=Console(file=sys.stderr), transient=True):
-            part = prompts[first : first + size]
-            noise = self._policy.evaluation_noise(part, self._seed, image)
-            for seed, (scores, base_scores) in enumerate(self._batch(name, image, first, part, noise)):
+        base, policy = ({scorer.label: np.zeros(shape) for scorer in self._scorers} for _ in range(2))
+        every, first = list(parts(prompts, self._images, self._how.micro_batch)), 0
+        for part in track(every, description=name, console=Console(file=sys.stderr), transient=True):
+            place = slice(first, first + len(part))
+            for seed, (scores, base_scores) in enumerate(self._part(name, first, part)):
                 for table, found in ((policy, scores), (base, base_scores)):
                     for label, values in found.items():
-                        table[label][seed, image, first : first + size] = values
+                        table[label][seed, :, place] = values.reshape(len(part), self._images).T
+            first += len(part)
         return StyleScores(name, texts, base, policy if self._runs else None)
 
-    def _batch(
-        self, style: str, image: int, first: int, prompts: Sequence[Prompt], noise: Tensor
+    def _part(
+        self, style: str, first: int, part: Sequence[Prompt]
     ) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
-        """Scores of the policy and the base for each run; where there is none, nothing and those of the model."""
+        """Scores of each image, by the policy and the base for each run; without a run nothing and the model's."""
         from aegpo.report.picture_sheet import pictures
-        from aegpo.train.held_out import HeldOut
+        from aegpo.train.held_out import HeldOut, repeated
 
-        texts = [prompt.text for prompt in prompts]
+        prompts, noise = repeated(part, self._images), self._policy.evaluation_noise(part, self._seed, self._images)
         with self._policy.base():
             images = self._policy.images(prompts, noise, self._how)
         base = HeldOut(self._scorers, prompts, lambda _: images)
-        shown = [self._save(pictures(images), self._columns[0], style, image, first)]
+        shown = [self._save(pictures(images), self._columns[0], style, first)]
         if not self._runs:
             yield {}, dict(base.base_scores)
         for run, weights, column in zip(self._runs, self._weights, self._columns[1:], strict=True):
             self._policy.weights.take(weights, run.where)
             scores, base_scores, images = base.evaluate(lambda _: self._policy.images(prompts, noise, self._how))
-            shown.append(self._save(pictures(images), column, style, image, first))
+            shown.append(self._save(pictures(images), column, style, first))
             yield scores, base_scores
-        self._keep(texts, shown, image, first)
+        self._keep([prompt.text for prompt in part], shown, first)
 
-    def _save(self, images: list[Picture], column: str, style: str, image: int, first: int) -> list[Picture]:
+    def _save(self, images: list[Picture], column: str, style: str, first: int) -> list[Picture]:
+        """Writes each prompt's images, which are neighbours; returns the first ones."""
         from aegpo.report.picture_sheet import strip
 
-        folder = self._folder / (column if image == 0 else f"{column}-{image + 1}") / style
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, each in enumerate(images, start=first):
-            strip(each).save(folder / f"{number:05d}.jpg", quality=QUALITY, subsampling=0)
-        return images
+        for image in range(self._images):
+            folder = self._folder / (column if image == 0 else f"{column}-{image + 1}") / style
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, each in enumerate(images[image :: self._images], start=first):
+                strip(each).save(folder / f"{number:05d}.jpg", quality=QUALITY, subsampling=0)
+        return images[:: self._images]
 
-    def _keep(self, texts: Sequence[str], shown: Sequence[Sequence[Picture]], image: int, first: int) -> None:
+    def _keep(self, texts: Sequence[str], shown: Sequence[Sequence[Picture]], first: int) -> None:
         """The first prompts of every style are on the sheet."""
         from aegpo.report.picture_sheet import Row
 
-        room = self._shown - first
-        if image == 0 and room > 0:
+        if (room := self._shown - first) > 0:
             self._rows += [Row(*each) for each in zip(texts, zip(*shown, strict=True), strict=True)][:room]
 
     def sheet(self) -> Image:
@@ -306,7 +182,8 @@ class _Painting:
 def _settings(request: EvaluateRequest, subject: Subject, specs: Sequence[RewardSpec], steps: int) -> dict[str, str]:
     """What the page says was done."""
     evaluated = "; ".join(f"{run.folder}, step {run.step}" for run in subject.runs) or str(request.subject)
-    each = "one image" if request.images_per_prompt == 1 else f"{request.images_per_prompt} images, scores averaged"
+    images = request.images(subject.experiment)
+    each = "one image" if images == 1 else f"{images} images, scores averaged"
     return {
         "evaluated": evaluated,
         "prompts": request.prompts or "the experiment's held-out prompts",
@@ -326,7 +203,7 @@ def _summary(
         "model": subject.experiment.model.model_dump(mode="json"),
         "rewards": [spec.model_dump(mode="json") for spec in specs],
         "prompts": request.prompts,
-        "images_per_prompt": request.images_per_prompt,
+        "images_per_prompt": request.images(subject.experiment),
         "seed": request.seed,
         "denoising_steps": steps,
         "scores": [asdict(line) for line in found.lines],

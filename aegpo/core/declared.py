@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from aegpo.core.parts import RewardSpec, SignalSpec
+from aegpo.core.parts import ComparedWith, RewardSpec, SignalSpec
 from aegpo.core.records import Per
 from aegpo.core.registries import Registries
 from aegpo.core.registry import KEBAB_CASE, Entry
@@ -13,7 +13,7 @@ from aegpo.errors import PluginError
 
 
 def check_declared(registries: Registries) -> None:
-    """Sources say what they provide, each signal is provided once, and rewards name the metadata they need.
+    """Sources say what they provide, each signal is provided once, and rewards what they need and compare with.
 
     Raises:
         PluginError: if one does not; the message names who ships it.
@@ -32,7 +32,7 @@ def check_declared(registries: Registries) -> None:
                 )
             providers[signal] = source
     for reward in registries.rewards:
-        if (text := _wrong_names(reward.spec)) is not None:
+        if (text := _wrong_reward(reward.spec)) is not None:
             raise PluginError(f"{reward.source} registers rewards {reward.name!r}, whose {text}")
 
 
@@ -48,8 +48,10 @@ def _wrong_signals(provides: Any) -> Iterator[str]:
             yield f"has {name!r} per {per!r}; must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
 
 
-def _wrong_names(reward: type[RewardSpec]) -> str | None:
+def _wrong_reward(reward: type[RewardSpec]) -> str | None:
     needed: Any = reward.needs_metadata
     if isinstance(needed, str):
         return f"'needs_metadata' is the text {needed!r}; a tuple of keys is asked: write ({needed!r},)"
+    if reward.compared_with not in (known := get_args(ComparedWith)):
+        return f"'compared_with' is {reward.compared_with!r}; must be {' or '.join(map(repr, known))}"
     return None

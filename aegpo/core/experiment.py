@@ -57,8 +57,13 @@ class EvaluationSpec(Spec):
     )
     height: Positive | None = Field(default=None, description="of evaluation images, in pixels; null: as in training")
     width: Positive | None = Field(default=None, description="of evaluation images, in pixels; null: as in training")
-    images: Positive = Field(default=16, description="prompts whose images are kept as a grid at every evaluation")
-    seed: Seed = Field(default=0, description="start noise, one fixed noise for each prompt")
+    images_per_prompt: Positive = Field(
+        default=1, description="each from a start noise of its own; a prompt's score is the mean over them"
+    )
+    images: Positive = Field(
+        default=16, description="prompts whose (first) images are kept as a grid at every evaluation"
+    )
+    seed: Seed = Field(default=0, description="start noise, one fixed noise for each image of each prompt")
     rewards: tuple[SerializeAsAny[RewardSpec], ...] = Field(default=(), description="scored too, but never trained on")
 
 
@@ -189,6 +194,7 @@ class Experiment(Spec):
                 yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")
         yield from self._same_names()
         yield from self._wrong_media()
+        yield from self._lone_images()
         yield from self._wrong_signals()
         unread = [source for kind, source in self.signals.items() if kind not in self.sources]
         yield from idle(self, unread, self.evaluation.rewards, self.prompts)
@@ -258,6 +264,16 @@ class Experiment(Spec):
             wrong = why_unread(spec, self.model)
             if wrong is not None:
                 yield Problem(place if spec.frames is None else (*place, "frames"), wrong)
+
+    def _lone_images(self) -> Iterator[Problem]:
+        """Rewards that compare a held-out prompt's images with one another where there is only one."""
+        for place, spec in self._placed_rewards():
+            if spec.group_wise and spec.compared_with == "own" and self.evaluation.images_per_prompt < 2:
+                message = (
+                    f"reward {spec.label!r} compares the images of a prompt with one another, but evaluation paints "
+                    "one of each; write 'images_per_prompt: 2' or more under 'evaluation'"
+                )
+                yield Problem(place, message)
 
     def _placed_rewards(self) -> Iterator[tuple[Location, RewardSpec]]:
         """Those that are trained on, then those that are not, with their places in the experiment."""

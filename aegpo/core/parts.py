@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 JOINT_BLOCKS = ("joint", "image-image", "image-text", "text-image", "text-text")  # of layers with image and text
 OnError = Literal["stop", "drop"]  # what an observer's failure means for a run
+ComparedWith = Literal["base", "own"]  # see `RewardSpec.compared_with`
 # diffusers' names of the projections of attention, of the image and of the words (Flow-GRPO's list)
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
@@ -118,6 +119,9 @@ class RewardSpec(Spec):
     needs_metadata: ClassVar[tuple[str, ...]] = ()  # keys it reads; a prompt without one is refused before a run
     needs_images: ClassVar[bool] = False  # a prompt without an image is refused before a run
     group_wise: ClassVar[bool] = False  # a score compares the images of one prompt and means nothing for one alone
+    # With what such a reward compares a held-out image: the base's from the same noise, pair by pair, or the prompt's
+    # other images by the same policy, of which `evaluation.images_per_prompt` has to paint 2 or more.
+    compared_with: ClassVar[ComparedWith] = "base"
     name: str | None = Field(
         default=None, max_length=LONGEST_NAME, description="label in metrics and reports; default: the kind"
     )

@@ -18,9 +18,9 @@ class Evaluation:
     """Scores of held-out prompts under the deterministic sampler, and a few of the images."""
 
     prompts: tuple[str, ...]
-    scores: Mapping[str, FloatArray]  # reward label -> (prompts,)
+    scores: Mapping[str, FloatArray]  # reward label -> (prompts,), means over the images of each
     base_scores: Mapping[str, FloatArray]  # the same for the untouched base policy
-    images: Tensor  # (k, [F,] 3, h, w) in [0, 1]: the first k prompts, the same noise every time
+    images: Tensor  # (k, [F,] 3, h, w) in [0, 1]: the first of each of k prompts, the same noise every time
     seconds: float = 0.0  # wall-clock; everything else is deterministic
 
 

@@ -68,6 +68,7 @@ from aegpo.models.shapes import ShapesSpec
 from aegpo.prompts.curricula import BoundaryCurriculum, ShuffleCurriculum
 from aegpo.rewards.aesthetic import AestheticReward
 from aegpo.rewards.clip import ClipReward
+from aegpo.rewards.diversity import DiversityReward
 from aegpo.rewards.hpsv2 import Hpsv2Reward
 from aegpo.rewards.image_reward import ImageRewardReward
 from aegpo.rewards.palette import PaletteReward
@@ -90,7 +91,7 @@ def aegpo_register_models(registry: Registry[ModelSpec]) -> None:
 
 @hookimpl
 def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
-    """Rewards of the embedded world, and learned ones for real images."""
+    """Rewards of the embedded world, learned ones for real images, diversity, and those on servers."""
     registry.add(PaletteReward)
     registry.add(SceneReward)
     registry.add(Hpsv2Reward)
@@ -98,6 +99,7 @@ def aegpo_register_rewards(registry: Registry[RewardSpec]) -> None:
     registry.add(ClipReward)
     registry.add(AestheticReward)
     registry.add(ImageRewardReward)
+    registry.add(DiversityReward)
     registry.add(RemoteReward)
     registry.add(VlmJudgeReward)
     registry.add(VlmPreferenceReward)

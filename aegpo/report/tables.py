@@ -220,6 +220,8 @@ def setting(study: Study, summary: Summary) -> Iterator[tuple[str, str]]:
     spec = study.example.experiment
     rollouts, evaluation = spec["rollouts"], spec["evaluation"]
     steps = evaluation.get("denoising_steps") or rollouts["denoising_steps"]
+    images = evaluation.get("images_per_prompt", 1)  # which manifests of 0.1 lack
+    noise = "one fixed start noise each" if images == 1 else f"{images} fixed start noises each, scores averaged"
     seeds = ", ".join(map(str, summary.seeds))
     yield (
         "Runs",
@@ -229,7 +231,7 @@ def setting(study: Study, summary: Summary) -> Iterator[tuple[str, str]]:
     )
     yield (
         "Evaluation",
-        f"{plural(summary.prompts, 'held-out prompt')}, the same in every arm and seed, one fixed start noise each, "
+        f"{plural(summary.prompts, 'held-out prompt')}, the same in every arm and seed, {noise}, "
         f"deterministic sampler with {steps} denoising steps; base is the untouched model on the same prompts and "
         "noise.",
     )

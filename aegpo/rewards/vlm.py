@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -14,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from aegpo.core.records import Prompt
 from aegpo.core.sections import Positive
 from aegpo.errors import AegpoError
+from aegpo.rewards.groups import rows_to_compare
 from aegpo.rewards.servers import Server, ServerRewardSpec
 from aegpo.rewards.verdicts import read_choice, read_grade
 from aegpo.rewards.wire import png
@@ -135,12 +135,7 @@ class VlmPreference:
         """(N, 3, h, w) in [0, 1] and N prompts, each at least twice -> (N,) float32 shares of wins in [0, 1]."""
         import torch
 
-        groups: dict[tuple[str, tuple[Path, ...]], list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt.asked, []).append(row)
-        lonely = [text for (text, _), rows in groups.items() if len(rows) < 2]
-        if lonely:
-            raise AegpoError(f"{self._chat.server.who}: prompt {lonely[0]!r} has one image; a comparison needs two")
+        groups = rows_to_compare(prompts, self._chat.server.who)
         questions = [
             (self._spec.question.replace("{prompt}", text), pair)
             for (text, _), rows in groups.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,16 +17,18 @@ from aegpo.train.execution import Show
 from aegpo.train.policy import Policy
 from aegpo.train.scoring import Scorer, Scoring, score
 
-Paint = Callable[[Show], Tensor]  # an image of each prompt, (B, [F,] 3, h, w) in [0, 1], shown on the way
+Paint = Callable[[Show], Tensor]  # an image of each of N prompts, (N, [F,] 3, h, w) in [0, 1], shown on the way
 
 
 class Evaluator:
     """What a run evaluates: the same prompts from the same noise every time, by all its rewards."""
 
     def __init__(self, policy: Policy, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
-        self._policy, self._scorers, self._prompts = policy, scorers, tuple(prompts)
+        self._policy, self._scorers = policy, scorers
+        self._images = policy.experiment.evaluation.images_per_prompt
+        self._parts = [*parts(prompts, self._images, len(prompts))]  # no more images at a time than with one each
         self.prompts = tuple(prompt.text for prompt in prompts)
-        self._known: HeldOut | None = None  # with the base policy's scores
+        self._known: list[HeldOut] | None = None  # of each part, with the base policy's scores
 
     def evaluate(self) -> Evaluation:
         """Scores the held-out prompts for the policy (its averaged weights, if any) and, once, for the base.
@@ -35,33 +37,52 @@ class Evaluator:
             RewardError: if a reward fails; nothing was changed.
         """
         policy, begin = self._policy, time.perf_counter()
-        paint = partial(policy.images, self._prompts, policy.evaluation_noise(self._prompts), None)
         if self._known is None:
             with policy.base():
-                self._known = HeldOut(self._scorers, self._prompts, paint)
+                self._known = [
+                    HeldOut(self._scorers, repeated(part, self._images), self._painter(part)) for part in self._parts
+                ]
+        found: list[tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]] = []
+        shown: list[Tensor] = []
         with policy.averaged():
-            scores, base_scores, images = self._known.evaluate(paint)
-        kept = policy.experiment.evaluation.images
-        return Evaluation(self.prompts, scores, base_scores, images[:kept].cpu(), time.perf_counter() - begin)
+            for known, part in zip(self._known, self._parts, strict=True):
+                scores, base_scores, images = known.evaluate(self._painter(part))
+                found.append((scores, base_scores))
+                shown.append(images[:: self._images].contiguous().cpu())  # which does not hold the others
+        kept, (ours, bases) = policy.experiment.evaluation.images, zip(*found, strict=True)
+        grid, seconds = torch.cat(shown)[:kept], time.perf_counter() - begin
+        return Evaluation(self.prompts, self._means(ours), self._means(bases), grid, seconds)
+
+    def _painter(self, part: Sequence[Prompt]) -> Paint:
+        policy, images = self._policy, self._images
+        return partial(policy.images, repeated(part, images), policy.evaluation_noise(part, images=images), None)
+
+    def _means(self, found: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:  # of parts -> (P,) each
+        """The mean of each prompt's scores, of every reward."""
+        joined = {label: np.concatenate([each[label] for each in found]) for label in found[0]}
+        return {label: values.reshape(-1, self._images).mean(axis=1) for label, values in joined.items()}
 
 
 class HeldOut:
-    """Scores of held-out prompts, for a policy beside the untouched base.
+    """Scores of images of held-out prompts, for a policy beside the untouched base.
 
-    A reward that compares the images of one prompt has nothing to compare there but the policy's image and the base's:
-    its score is the policy's against the base's.
+    A reward that compares the images of one prompt says with what (`RewardSpec.compared_with`): the policy's image
+    with the base's, so that its score is the one's against the other's, or each policy's images among themselves.
     """
 
     def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], paint_base: Paint) -> None:
+        """`prompts`: (N,) of the images; one that is painted several times is there as often, as `repeated` does."""
         self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
-        self._relative = [scorer for scorer in scorers if scorer.group_wise]
+        comparing = [scorer for scorer in scorers if scorer.group_wise]
+        self._relative = [scorer for scorer in comparing if scorer.compared_with == "base"]
+        self._among = [scorer for scorer in comparing if scorer.compared_with == "own"]
         self._labels, self._prompts = [scorer.label for scorer in scorers], prompts
         base_images, scores = self._painted(paint_base)
-        self.base_scores: Mapping[str, FloatArray] = scores  # (B,) of each reward that compares nothing
+        self.base_scores: Mapping[str, FloatArray] = scores  # (N,) of each reward that needs no policy beside the base
         self._base_images = base_images.cpu() if self._relative else None
 
     def evaluate(self, paint: Paint) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
-        """(B,) of each reward, for the policy that paints and for the base; and the images (B, [F,] 3, h, w)."""
+        """(N,) of each reward, for the policy that paints and for the base; and the images (N, [F,] 3, h, w)."""
         (images, scores), base_scores = self._painted(paint), dict(self.base_scores)
         if self._base_images is not None:
             for label, (ours, bases) in self._compared(images, self._base_images.to(images.device)).items():
@@ -69,9 +90,9 @@ class HeldOut:
         return self._in_order(scores), self._in_order(base_scores), images
 
     def _compared(self, images: Tensor, base_images: Tensor) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """(B,) of each reward that compares, of the policy's images and of the base's, each pair by itself.
+        """(N,) of each reward that compares with the base, of the policy's images and the base's, pair by pair.
 
-        What the list asks twice is two pairs. Rewards take equal prompts for one group, so that the second is scored
+        What is painted twice is two pairs. Rewards take equal prompts for one group, so that the second is scored
         after the first.
         """
         found = {scorer.label: (np.zeros(len(images)), np.zeros(len(images))) for scorer in self._relative}
@@ -81,14 +102,39 @@ class HeldOut:
                 found[label][0][rows], found[label][1][rows] = values[: len(rows)], values[len(rows) :]
         return found
 
+    def _compared_among(self, images: Tensor) -> dict[str, FloatArray]:
+        """(N,) of each reward that compares a policy's images of a prompt with one another.
+
+        What the list asks twice is two groups, scored one after the other.
+        """
+        found = {scorer.label: np.zeros(len(images)) for scorer in self._among}
+        occurrences = dict.fromkeys(prompt.occurrence for prompt in self._prompts) if self._among else {}
+        for occurrence in occurrences:
+            rows = [row for row, prompt in enumerate(self._prompts) if prompt.occurrence == occurrence]
+            prompts = [self._prompts[row] for row in rows]
+            for label, values in _as_numpy(score(self._among, images[rows], prompts)).items():
+                found[label][rows] = values
+        return found
+
     def _painted(self, paint: Paint) -> tuple[Tensor, dict[str, FloatArray]]:
-        """Images, and their scores where nothing is compared, some of which are found while others are painted."""
+        """Images, and their scores where nothing is compared with the base, some found while others are painted."""
         with Scoring(self._absolute, self._prompts) as scoring:
             images = paint(scoring.show)
-            return images, _as_numpy(scoring.finish(images))
+            return images, _as_numpy(scoring.finish(images)) | self._compared_among(images)
 
     def _in_order(self, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         return {label: scores[label] for label in self._labels}
+
+
+def repeated(prompts: Sequence[Prompt], images: int) -> tuple[Prompt, ...]:
+    """The prompt of each image, where those of a prompt are neighbours, as in `Policy.evaluation_noise`."""
+    return tuple(prompt for prompt in prompts for _ in range(images))
+
+
+def parts(prompts: Sequence[Prompt], images: int, most: int) -> Iterator[Sequence[Prompt]]:
+    """Prompts in parts, in order: so many that each has at most `most` images, but a prompt's are never parted."""
+    size = max(1, most // images)
+    return (prompts[first : first + size] for first in range(0, len(prompts), size))
 
 
 def _once_each(prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -124,10 +124,14 @@ class Policy:
             contracts.check_images(kind, images, len(prompts), self.experiment.model.media)
         return images
 
-    def evaluation_noise(self, prompts: Sequence[Prompt], seed: int | None = None, sample: int = 0) -> Tensor:
-        """(P, *x) start noise of images: of each prompt, whoever paints it; `seed` by default the experiment's."""
-        seed = self.experiment.evaluation.seed if seed is None else seed
-        return prompt_noise(self._sized.latent_shape, seed, prompts, "evaluation", sample).to(self.device)
+    def evaluation_noise(self, prompts: Sequence[Prompt], seed: int | None = None, images: int = 1) -> Tensor:
+        """(P * images, *x) start noise of each prompt's images, which are neighbours; the same whoever paints them.
+
+        `seed` is by default the experiment's. The first images have the same noise however many there are.
+        """
+        seed, shape = self.experiment.evaluation.seed if seed is None else seed, self._sized.latent_shape
+        each = [prompt_noise(shape, seed, prompts, "evaluation", sample) for sample in range(images)]
+        return torch.stack(each, dim=1).flatten(0, 1).to(self.device)
 
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:  # (P, *x)
         """Start noise for signals: one fixed noise for each prompt, seed and sample, whenever it is asked for."""

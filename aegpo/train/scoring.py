@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aegpo.core import contracts, memory
 from aegpo.core.interfaces import Reward
-from aegpo.core.parts import RewardSpec
+from aegpo.core.parts import ComparedWith, RewardSpec
 from aegpo.core.records import FrameRule, IntArray, Prompt
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, ContractError, RewardError
@@ -31,6 +31,7 @@ class Scorer:
     micro_batch: int | None = None  # of its spec, if it has one
     frames: FrameRule | None = None  # of RewardSpec.frames
     kind: str = ""  # of its spec
+    compared_with: ComparedWith = "base"  # of RewardSpec.compared_with
 
 
 def build_scorers(specs: Sequence[RewardSpec], device: torch.device) -> list[Scorer]:
@@ -44,8 +45,9 @@ def _build_scorer(spec: RewardSpec, device: torch.device) -> Scorer:
     own = ("", str(device), *((device.type, f"{device.type}:0") if device.index in (None, 0) else ()))
     with contracts.blaming("reward", spec.label, kind=spec.kind):
         lane = "" if spec.lane in own else spec.lane
+        early = spec.early if lane else 0
         return Scorer(
-            spec.label, reward, lane, spec.early if lane else 0, spec.group_wise, batch, spec.frames, spec.kind
+            spec.label, reward, lane, early, spec.group_wise, batch, spec.frames, spec.kind, spec.compared_with
         )
 
 

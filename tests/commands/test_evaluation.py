@@ -16,7 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
-from aegpo.commands.evaluate import EvaluateRequest, evaluate
+from aegpo.commands.evaluate import evaluate
+from aegpo.commands.evaluate_request import EvaluateRequest
 from aegpo.commands.run import LaunchRequest, launch
 from aegpo.commands.sample import SampleRequest, sample
 from aegpo.errors import AegpoError, SpecError

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from worlds import BrightnessReward, GaussianModel, GaussianSpec, run_loop, small_experiment
 
-from aegpo.commands.evaluate import EvaluateRequest, evaluate
+from aegpo.commands.evaluate import evaluate
+from aegpo.commands.evaluate_request import EvaluateRequest
 from aegpo.commands.run import LaunchRequest, launch
 from aegpo.commands.sample import paint_both
 from aegpo.core.records import Conditioning, Prompt

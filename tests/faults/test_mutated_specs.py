@@ -75,7 +75,8 @@ def small(experiments: dict[str, Experiment]) -> bool:
     """Whether a run of these costs little; what is accepted and costs much is no fault."""
     for arm, cost in costs(experiments).items():
         experiment = experiments[arm]
-        images = max(experiment.prompts.evaluation_count, experiment.evaluation.images, cost.candidates)
+        held_out = experiment.prompts.evaluation_count * experiment.evaluation.images_per_prompt
+        images = max(held_out, experiment.evaluation.images, cost.candidates)
         steps = experiment.evaluation.denoising_steps or 1
         if cost.total_work(1).high > MOST_WORK or cost.predicted.high > 500 or images * steps > 16 * MOST_IMAGES:
             return False

@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
-from aegpo.commands.evaluate import EvaluateRequest, evaluate
+from aegpo.commands.evaluate import evaluate
+from aegpo.commands.evaluate_request import EvaluateRequest
 from aegpo.commands.export import ExportRequest, export
 from aegpo.commands.profile_entropy import ProfileRequest, profile
 from aegpo.commands.sample import SampleRequest, sample

@@ -229,6 +229,19 @@ def test_a_text_where_a_tuple_of_names_is_meant_is_refused():
         check_declared(registries)
 
 
+def test_a_reward_that_compares_with_nothing_there_is_is_refused():
+    class Comparing(BrightnessReward):
+        """Compares with what no evaluation has."""
+
+        kind: Literal["comparing"] = "comparing"  # type: ignore[assignment]
+        compared_with: ClassVar[str] = "others"  # type: ignore[assignment]
+
+    registries = load_registries(plugin_manager())
+    registries.rewards.add(Comparing)
+    with pytest.raises(PluginError, match=r"'comparing', whose 'compared_with' is 'others'; must be 'base' or 'own'"):
+        check_declared(registries)
+
+
 def test_sources_and_curricula_conform_or_are_blamed():
     for source in (EntropySignal(), RewardSignal(), StepNoiseSignal(), SettlingSignal()):
         check_signal(source)

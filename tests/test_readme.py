@@ -18,7 +18,8 @@ from repository import ROOT
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.config.loading import load_experiment_file
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.profile import csvs

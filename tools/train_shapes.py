@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +39,7 @@ SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
 LONGEST = 14  # "a green square left of a yellow triangle on a blue background" and two marks
 WIDTH = 128
 KIND_SHARES = {"count": 0.18, "pair": 0.18, "relation": 0.40, "mixed": 0.24}
-LESSON_SHARES = {"count": 0.06, "pair": 0.07, "relation": 0.80, "mixed": 0.07}  # while relations are added
+LESSON_SHARES = {"count": 0.03, "pair": 0.04, "relation": 0.90, "mixed": 0.03}  # while relations are added
 PREVIEW = 12
 
 

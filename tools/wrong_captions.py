@@ -15,7 +15,6 @@ import numpy as np
 
 from aegpo.models.shapes.captions import COLOURS, COUNTS, RELATIONS, SHAPES, Group, Scene
 
-
 T = TypeVar("T")
 
 

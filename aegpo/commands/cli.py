@@ -110,7 +110,8 @@ def run(
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Train every arm under every seed, going on where an earlier call stopped, then write one report."""
-    from aegpo.commands.run import LaunchRequest, launch
+    from aegpo.commands.launch_request import LaunchRequest
+    from aegpo.commands.run import launch
 
     request = LaunchRequest(
         path=file,

@@ -7,13 +7,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from aegpo.commands.launch_request import OUT, LaunchRequest
 from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.files import open_folder, refused, way_out
 from aegpo.core.foreign import blaming, of_user
@@ -62,39 +63,6 @@ if TYPE_CHECKING:
 
     from aegpo.runs.checkpoints import Checkpoint
     from aegpo.train.engine import Engine
-
-OUT = Path("runs")
-
-
-@dataclass(frozen=True)
-class LaunchRequest:
-    """What the command line asked for."""
-
-    path: Path  # of an experiment file, or of a folder of runs to go on with
-    overrides: tuple[str, ...] = ()  # key=value
-    plugins: tuple[str, ...] = ()
-    arms: tuple[str, ...] = ()  # empty: every arm of the file
-    seeds: tuple[int, ...] = ()  # empty: every seed of the file
-    out: Path = OUT
-    jobs: int | None = None  # runs at a time; None: one for each GPU, or for each core
-    fresh: bool = False
-    report: bool = True
-
-    @property
-    def of_folder(self) -> bool:
-        """True if what was begun goes on by its manifests, without the file."""
-        return self.path.is_dir()
-
-    def command(self) -> list[str]:
-        """The command line that goes on with this request (never `--fresh`: that would throw away what is done)."""
-        words = ["run", str(self.path)]
-        words += [word for arm in self.arms for word in ("--arm", arm)]
-        words += [word for seed in self.seeds for word in ("--seed", str(seed))]
-        words += [word for override in self.overrides for word in ("--set", override)]
-        words += [word for plugin in self.plugins for word in ("--plugin", plugin)]
-        words += [] if self.of_folder else ["--out", str(self.out)]
-        words += [] if self.jobs is None else ["--jobs", str(self.jobs)]
-        return words if self.report else [*words, "--no-report"]
 
 
 def launch(request: LaunchRequest) -> int:

@@ -214,6 +214,7 @@ def draw_allocation(study: Study) -> Any:
     if measured:
         share_limits(rows[1])
         label_first(rows[1:], ("rollouts of a prompt",))
+        figure.supxlabel("delta-entropy / its mean size in the step", fontsize="medium")  # too long for each panel
     return figure
 
 
@@ -235,7 +236,6 @@ def _draw_related(axes: Any, related: FloatArray, look: Look) -> None:
         write_instead(axes, "not measured")
         return
     axes.scatter(related[:, 0], related[:, 1], s=9, alpha=0.35, color=look.color, linewidths=0, rasterized=True)
-    axes.set_xlabel("delta-entropy / its mean size in the step")
 
 
 # --- seconds ---------------------------------------------------------------------------------------------------------

@@ -82,9 +82,9 @@ def check_base(folder: Path, noted: Base | None, model: ModelSpec) -> None:
     """
     if noted is None and model.ships_base:
         raise CheckpointError(
-            f"{folder} was begun by aegpo 0.1.0 from the weights that came with it; model {model.kind!r} of this version "
-            "has others, its text encoder too, so only the report of the run can be written anew. Use aegpo 0.1.0 for "
-            "the rest, or start the run over with --fresh"
+            f"{folder} was begun by aegpo 0.1.0 from the weights that came with it; model {model.kind!r} of this "
+            "version has others, its text encoder too, so only the report of the run can be written anew. Use aegpo "
+            "0.1.0 for the rest, or start the run over with --fresh"
         )
     found = None if noted is None else base_of(model)
     if noted is not None and found is not None and found != noted:

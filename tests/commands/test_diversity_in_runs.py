@@ -14,7 +14,8 @@ from PIL import Image
 
 from aegpo.commands.evaluate import evaluate
 from aegpo.commands.evaluate_request import EvaluateRequest
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.prompts.lists import numbered

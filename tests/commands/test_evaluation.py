@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from aegpo.commands.cli import app
 from aegpo.commands.evaluate import evaluate
 from aegpo.commands.evaluate_request import EvaluateRequest
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.commands.sample import SampleRequest, sample
 from aegpo.errors import AegpoError, SpecError
 from aegpo.plugin.manager import load_registries, plugin_manager

@@ -17,7 +17,8 @@ from worlds import BrightnessReward, GaussianModel, GaussianSpec, run_loop, smal
 
 from aegpo.commands.evaluate import evaluate
 from aegpo.commands.evaluate_request import EvaluateRequest
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.commands.sample import paint_both
 from aegpo.core.records import Conditioning, Prompt
 from aegpo.core.sections import PromptsSpec, RolloutsSpec

@@ -14,7 +14,8 @@ import pytest
 from command_line import Done, aegpo, start
 from repository import ROOT
 
-from aegpo.commands.run import LaunchRequest, launch, select_runs
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch, select_runs
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import AegpoError

@@ -12,7 +12,8 @@ from PIL import Image
 from worlds import CPU, asked, execution
 
 from aegpo.commands.export import ExportRequest, export
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.commands.sample import SampleRequest, sample
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.models.pipeline.packing import pack

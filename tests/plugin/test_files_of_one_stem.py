@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.plugin.manager import load_registries, plugin_manager
 
 # `Scale` is written below the class that needs it, so pydantic looks for it in the module when it is first used.

@@ -45,6 +45,19 @@ def test_the_caption_of_another_image_is_hardly_ever_right(renders):
     assert DENSE.score(renders.images, asked(renders.others)).mean() <= 0.1
 
 
+@pytest.mark.parametrize("contrast", [0.7, 0.85])
+@pytest.mark.parametrize("reward", [DENSE, STRICT])
+def test_vividness_earns_nothing(renders, reward, contrast):
+    """What is right scores the same at seven tenths of the contrast; what is wrong gains no more than it loses."""
+    faded = 0.5 + contrast * (renders.images - 0.5)
+    right, wrong = (
+        reward.score(faded, asked(captions)) - reward.score(renders.images, asked(captions))
+        for captions in (renders.captions, renders.others)
+    )
+    assert right.abs().max() < 1e-6
+    assert wrong.mean().abs() < 0.01
+
+
 def test_noise_hardly_changes_the_verdict(renders, noisy):
     assert STRICT.score(noisy, asked(renders.captions)).mean() >= 0.97
     assert STRICT.score(noisy, asked(renders.others)).mean() <= 0.01

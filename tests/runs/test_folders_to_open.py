@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app, main
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.opening import Options, begun_runs, find_arm, find_run, run_folders

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.commands.run import LaunchRequest, launch
+from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run import launch
 from aegpo.errors import AegpoError
 from aegpo.runs.child_processes import Child, run_children
 from aegpo.runs.progress import Lines

@@ -79,8 +79,3 @@ def paint(objects: list[Placed], background: str | None) -> NDArray[np.float32]:
 def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:  # (SIZE, SIZE, 3) in [0, 1]
     """One picture of the scene with its objects in random cells."""
     return paint(place(scene, rng), scene.background)
-
-
-def fade(image: NDArray[np.float32], amount: float) -> NDArray[np.float32]:  # the image's shape, in [0, 1]
-    """The image with a share of its contrast lost: 0 leaves it, 1 is plain grey."""
-    return np.asarray(0.5 + (1.0 - amount) * (image - 0.5), dtype=np.float32)

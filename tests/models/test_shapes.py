@@ -10,7 +10,7 @@ import torch
 from aegpo.errors import AegpoError
 from aegpo.method.samplers import FlowSde
 from aegpo.models.shapes import WEIGHTS, ShapesSpec
-from aegpo.models.shapes.captions import captions
+from aegpo.models.shapes.captions import captions, parse
 from aegpo.prompts.lists import numbered
 from aegpo.rewards.palette import PaletteReward
 from aegpo.rewards.scene import SceneReward
@@ -40,6 +40,14 @@ def test_the_weights_and_their_card_stay_under_ten_megabytes():
 
 def test_the_embedded_model_fulfils_the_interface():
     check_model(ShapesSpec())
+
+
+@pytest.mark.parametrize("split", ["train", "evaluation"])
+def test_its_prompts_are_the_captions_with_their_kinds(split):
+    prompts = ShapesSpec().captions(split, 50, 3)
+    assert tuple(prompt.text for prompt in prompts) == captions(split, 50, 3)
+    assert [prompt.metadata for prompt in prompts] == [{"kind": parse(prompt.text).kind} for prompt in prompts]
+    assert numbered(prompts) == prompts
 
 
 def test_the_embedded_model_is_partly_right_on_held_out_captions(model):

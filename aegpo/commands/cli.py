@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aegpo import __version__
-from aegpo.commands.options import MOST, MOST_SEED, Checkpoint, FileArgument, Overrides, Plugins, RunArgument, Steps
+from aegpo.commands.options import (
+    MOST,
+    MOST_SEED,
+    By,
+    Checkpoint,
+    FileArgument,
+    ImagesPerPrompt,
+    Overrides,
+    Plugins,
+    Rewards,
+    RunArgument,
+    StartSeed,
+    Steps,
+)
 from aegpo.commands.streams import harmless, lenient
 from aegpo.commands.unblamed import blaming_plugins
 from aegpo.core.files import refused, way_out
@@ -135,10 +148,7 @@ def sample(
         Path | None, typer.Option(metavar="FILE", help="more prompts: .txt one a line, .jsonl or .json")
     ] = None,
     checkpoint: Checkpoint = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=MOST_SEED, help="start noise, the same for both policies; default: the evaluations'"),
-    ] = None,
+    seed: StartSeed = None,
     steps: Steps = None,
     out: Annotated[
         Path | None, typer.Option(help="folder that is made; default: samples/RUN", show_default=False)
@@ -176,23 +186,15 @@ def evaluate(
             show_default=False,
         ),
     ],
-    rewards: Annotated[
-        list[str],
-        typer.Option(metavar="REWARD", help="a kind, or a mapping {kind: ...}; may be repeated; default: the run's"),
-    ] = [],  # noqa: B006
+    rewards: Rewards = [],  # noqa: B006
     prompts: Annotated[
         str | None,
         typer.Option(metavar="FILE|hpsv2", help="default: the experiment's held-out prompts", show_default=False),
     ] = None,
-    images_per_prompt: Annotated[
-        int | None,
-        typer.Option(min=1, max=1000, help="each from a noise of its own; default: as evaluation", show_default=False),
-    ] = None,
+    images_per_prompt: ImagesPerPrompt = None,
+    by: By = None,
     checkpoint: Checkpoint = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=MOST_SEED, help="start noise, the same for base and policy; default: the evaluations'"),
-    ] = None,
+    seed: StartSeed = None,
     steps: Steps = None,
     out: Annotated[
         Path | None, typer.Option(help="folder that is made; default: evaluations/RUN", show_default=False)
@@ -206,7 +208,7 @@ def evaluate(
     from aegpo.report.evaluated import meaning, tables
     from aegpo.report.terminal import print_table
 
-    options = (images_per_prompt, checkpoint, seed, steps, out, tuple(plugin), tuple(overrides))
+    options = (images_per_prompt, by, checkpoint, seed, steps, out, tuple(plugin), tuple(overrides))
     made, found = evaluate(EvaluateRequest(subject, tuple(rewards), prompts, *options))
     console = _console()
     for table in tables(found):

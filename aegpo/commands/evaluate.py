@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aegpo.commands.evaluate_request import EvaluateRequest, Subject, find_subject, reward_specs, styled_prompts
+from aegpo.commands.evaluate_prompts import Styled, styled_prompts
+from aegpo.commands.evaluate_request import EvaluateRequest, Subject, find_subject, reward_specs
 from aegpo.core.as_json import dumps
 from aegpo.core.files import whole_folder, write_atomically, write_json
 from aegpo.core.parts import RewardSpec
-from aegpo.core.records import FloatArray, Prompt
+from aegpo.core.records import FloatArray
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.servers import asked
@@ -58,7 +59,7 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     seed = subject.experiment.evaluation.seed if request.seed is None else request.seed
     request = replace(request, seed=seed)
     specs = reward_specs(request, subject, registries)
-    prompts = styled_prompts(request.prompts, subject.experiment, specs)
+    prompts = styled_prompts(request, subject.experiment, specs)
     if subject.runs and not request.rewards:
         for line in asked(specs):
             print(f"{line}, as the run's manifest says", file=sys.stderr)
@@ -70,11 +71,10 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     with whole_folder(out) as folder:
         policy = Policy(subject.experiment)
         scorers = build_scorers(specs, policy.device)
-        painting = _Painting(policy, subject, scorers, request, folder, len(prompts))
-        styles = [painting.style(name, each) for name, each in prompts.items()]
-        found = compare(
-            subject.label, styles, [spec.label for spec in specs], _settings(request, subject, specs, painting.steps)
-        )
+        painting = _Painting(policy, subject, scorers, request, folder, prompts)
+        styles, labels = painting.styles(), [spec.label for spec in specs]
+        settings = _settings(request, subject, specs, painting.steps)
+        found = compare(subject.label, styles, labels, settings, request.by or "style")
         write_json(folder / "summary.json", _summary(found, request, subject, specs, painting.steps))
         write_atomically(folder / "scores.jsonl", "".join(_score_rows(styles)).encode())
         write_atomically(folder / "index.html", page(found, painting.sheet()).encode())
@@ -85,7 +85,7 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
 
 
 class _Painting:
-    """Paints styles, writes the images and keeps their scores."""
+    """Paints prompts, writes the images and keeps their scores."""
 
     def __init__(
         self,
@@ -94,86 +94,110 @@ class _Painting:
         scorers: Sequence[Scorer],
         request: EvaluateRequest,
         folder: Path,
-        styles: int,
+        prompts: Sequence[Styled],
     ) -> None:
-        self._policy, self._scorers, self._folder = policy, scorers, folder
+        self._policy, self._scorers, self._folder, self._prompts = policy, scorers, folder, prompts
         self._seed, self._images = request.seed, request.images(subject.experiment)
         self._how: Execution = policy.painting(request.steps)
         self._columns, self._runs = subject.columns, subject.runs
         self._weights = [run.weights() for run in subject.runs]  # on the CPU
-        self._rows: list[Row] = []
-        self._shown = max(1, SHOWN // styles)  # of a style on the sheet
+        styles = list(dict.fromkeys(each.style for each in prompts))
+        self._shown = max(1, SHOWN // len(styles))  # of a style on the sheet
+        self._rows: dict[str, list[Row]] = {style: [] for style in styles[:SHOWN]}
 
     @property
     def steps(self) -> int:
         """Denoising steps that are taken."""
         return len(self._how.sigmas) - 1
 
-    def style(self, name: str, prompts: Sequence[Prompt]) -> StyleScores:
-        """Paints and scores the prompts of a style, all images of a prompt together."""
+    def styles(self) -> list[StyleScores]:
+        """Paints and scores the prompts in their order, all images of a prompt together; the scores of each style."""
         from rich.console import Console
         from rich.progress import track
 
         from aegpo.train.held_out import parts
 
-        texts = tuple(prompt.text for prompt in prompts)
+        prompts = [each.prompt for each in self._prompts]
         self._policy.prepare(prompts)
-        shape = (max(1, len(self._runs)), self._images, len(texts))
+        shape = (max(1, len(self._runs)), self._images, len(prompts))
         base, policy = ({scorer.label: np.zeros(shape) for scorer in self._scorers} for _ in range(2))
         every, first = list(parts(prompts, self._images, self._how.micro_batch)), 0
-        for part in track(every, description=name, console=Console(file=sys.stderr), transient=True):
+        for part in track(every, description="painting", console=Console(file=sys.stderr), transient=True):
             place = slice(first, first + len(part))
-            for seed, (scores, base_scores) in enumerate(self._part(name, first, part)):
+            for seed, (scores, base_scores) in enumerate(self._part(self._prompts[place])):
                 for table, found in ((policy, scores), (base, base_scores)):
                     for label, values in found.items():
                         table[label][seed, :, place] = values.reshape(len(part), self._images).T
             first += len(part)
-        return StyleScores(name, texts, base, policy if self._runs else None)
+        return _by_style(self._prompts, base, policy if self._runs else None)
 
-    def _part(
-        self, style: str, first: int, part: Sequence[Prompt]
-    ) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
+    def _part(self, part: Sequence[Styled]) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
         """Scores of each image, by the policy and the base for each run; without a run nothing and the model's."""
         from aegpo.report.picture_sheet import pictures
         from aegpo.train.held_out import HeldOut, repeated
 
-        prompts, noise = repeated(part, self._images), self._policy.evaluation_noise(part, self._seed, self._images)
+        alone = [each.prompt for each in part]
+        prompts, noise = repeated(alone, self._images), self._policy.evaluation_noise(alone, self._seed, self._images)
         with self._policy.base():
             images = self._policy.images(prompts, noise, self._how)
         base = HeldOut(self._scorers, prompts, lambda _: images)
-        shown = [self._save(pictures(images), self._columns[0], style, first)]
+        shown = [self._save(pictures(images), self._columns[0], part)]
         if not self._runs:
             yield {}, dict(base.base_scores)
         for run, weights, column in zip(self._runs, self._weights, self._columns[1:], strict=True):
             self._policy.weights.take(weights, run.where)
             scores, base_scores, images = base.evaluate(lambda _: self._policy.images(prompts, noise, self._how))
-            shown.append(self._save(pictures(images), column, style, first))
+            shown.append(self._save(pictures(images), column, part))
             yield scores, base_scores
-        self._keep([prompt.text for prompt in part], shown, first)
+        self._keep(part, shown)
 
-    def _save(self, images: list[Picture], column: str, style: str, first: int) -> list[Picture]:
+    def _save(self, images: list[Picture], column: str, part: Sequence[Styled]) -> list[Picture]:
         """Writes each prompt's images, which are neighbours; returns the first ones."""
         from aegpo.report.picture_sheet import strip
 
         for image in range(self._images):
-            folder = self._folder / (column if image == 0 else f"{column}-{image + 1}") / style
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, each in enumerate(images[image :: self._images], start=first):
-                strip(each).save(folder / f"{number:05d}.jpg", quality=QUALITY, subsampling=0)
+            folder = self._folder / (column if image == 0 else f"{column}-{image + 1}")
+            for each, picture in zip(part, images[image :: self._images], strict=True):
+                (folder / each.style).mkdir(parents=True, exist_ok=True)
+                file = folder / each.style / f"{each.number:05d}.jpg"
+                strip(picture).save(file, quality=QUALITY, subsampling=0)
         return images[:: self._images]
 
-    def _keep(self, texts: Sequence[str], shown: Sequence[Sequence[Picture]], first: int) -> None:
-        """The first prompts of every style are on the sheet."""
+    def _keep(self, part: Sequence[Styled], shown: Sequence[Sequence[Picture]]) -> None:
+        """The first prompts of every style are on the sheet, of as many styles as it has room for."""
         from aegpo.report.picture_sheet import Row
 
-        if (room := self._shown - first) > 0:
-            self._rows += [Row(*each) for each in zip(texts, zip(*shown, strict=True), strict=True)][:room]
+        for each, pictures in zip(part, zip(*shown, strict=True), strict=True):
+            if each.style in self._rows and each.number < self._shown:
+                self._rows[each.style].append(Row(each.prompt.text, pictures))
 
     def sheet(self) -> Image:
         """Labelled pictures of some prompts, for the page."""
         from aegpo.report.picture_sheet import sheet
 
-        return sheet(self._rows, self._columns)
+        return sheet([row for rows in self._rows.values() for row in rows], self._columns)
+
+
+def _by_style(
+    prompts: Sequence[Styled], base: Mapping[str, FloatArray], policy: Mapping[str, FloatArray] | None
+) -> list[StyleScores]:
+    """Scores (S, N, K) of all prompts as those of each style, in the order in which styles come first."""
+    places: dict[str, list[int]] = {}
+    for place, each in enumerate(prompts):
+        places.setdefault(each.style, []).append(place)
+
+    def of(scores: Mapping[str, FloatArray], found: list[int]) -> dict[str, FloatArray]:
+        return {label: values.take(found, axis=2) for label, values in scores.items()}
+
+    return [
+        StyleScores(
+            style,
+            tuple(prompts[place].prompt.text for place in found),
+            of(base, found),
+            None if policy is None else of(policy, found),
+        )
+        for style, found in places.items()
+    ]
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -183,10 +207,11 @@ def _settings(request: EvaluateRequest, subject: Subject, specs: Sequence[Reward
     """What the page says was done."""
     evaluated = "; ".join(f"{run.folder}, step {run.step}" for run in subject.runs) or str(request.subject)
     images = request.images(subject.experiment)
+    by = "" if request.by is None else f", by {request.by}"
     each = "one image" if images == 1 else f"{images} images, scores averaged"
     return {
         "evaluated": evaluated,
-        "prompts": request.prompts or "the experiment's held-out prompts",
+        "prompts": (request.prompts or "the experiment's held-out prompts") + by,
         "images": f"{each} for each prompt, deterministic sampler, {steps} steps, start noise of seed {request.seed}",
         "rewards": "; ".join(
             json.dumps({"kind": spec.kind} | spec.model_dump(mode="json", exclude_defaults=True)) for spec in specs
@@ -203,6 +228,7 @@ def _summary(
         "model": subject.experiment.model.model_dump(mode="json"),
         "rewards": [spec.model_dump(mode="json") for spec in specs],
         "prompts": request.prompts,
+        "by": request.by,
         "images_per_prompt": request.images(subject.experiment),
         "seed": request.seed,
         "denoising_steps": steps,

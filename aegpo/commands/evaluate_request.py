@@ -1,10 +1,8 @@
-"""What `aegpo evaluate` is asked: a run or a model, its rewards and prompts, refused before a model is loaded."""
+"""What `aegpo evaluate` is asked: a run or a model, its rewards, refused before a model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 from aegpo.commands.sample import BASE, POLICY
@@ -13,16 +11,9 @@ from aegpo.config.loading import load_experiment_file
 from aegpo.core.experiment import Experiment
 from aegpo.core.media import why_unread
 from aegpo.core.parts import RewardSpec
-from aegpo.core.records import Prompt
 from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError
-from aegpo.prompts.files import read_places
-from aegpo.prompts.lists import lacking, numbered, quoted, read_prompts
-from aegpo.rewards.hpsv2_prompts import benchmark_prompts
 from aegpo.runs.opening import FoundRun, common_experiment, find_arm
-
-HPSV2 = "hpsv2"  # of --prompts: the benchmark
-HELD_OUT = "held-out"  # the style of an experiment's own evaluation prompts
 
 
 @dataclass(frozen=True)
@@ -33,6 +24,7 @@ class EvaluateRequest:
     rewards: tuple[str, ...] = ()  # a kind or a mapping each; none: those of the experiment
     prompts: str | None = None  # a file or "hpsv2"; None: the experiment's held-out ones
     images_per_prompt: int | None = None  # None: as evaluation
+    by: str | None = None  # key of the prompts' metadata whose values are styles; None: those of `prompts`
     checkpoint: int | None = None  # None: the newest
     seed: int | None = None  # None: of the experiment's evaluations
     steps: int | None = None  # denoising steps; None: as evaluation
@@ -120,24 +112,3 @@ def reward_specs(request: EvaluateRequest, subject: Subject, registries: Registr
                 "give --images-per-prompt 2 or more, or leave the reward out"
             )
     return specs
-
-
-def styled_prompts(source: str | None, experiment: Experiment, specs: Sequence[RewardSpec]) -> dict[str, list[Prompt]]:
-    """Prompts by style: the benchmark's four, or one that is named after a file.
-
-    Raises:
-        AegpoError: if they cannot be read, or lack what a reward needs.
-    """
-    if source is None:
-        placed = {HELD_OUT: quoted(read_prompts(experiment, "evaluation"))}
-    elif source == HPSV2:
-        styles = benchmark_prompts()
-        every = iter(quoted(numbered(chain.from_iterable(styles.values()))))  # so that no two have the same noise
-        placed = {style: list(islice(every, len(texts))) for style, texts in styles.items()}
-    else:
-        places = read_places(Path(source))
-        placed = {Path(source).stem: list(zip(places, numbered(places.values()), strict=True))}
-    for prompts in placed.values():
-        for message in lacking(specs, prompts):
-            raise AegpoError(message)
-    return {style: [prompt for _, prompt in prompts] for style, prompts in placed.items()}

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands have, and the longer ones of `evaluate`."""
 
 from __future__ import annotations
 
@@ -32,4 +32,24 @@ Checkpoint = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(min=2, max=1000, help="denoising steps; default: as the run's evaluation", show_default=False),
+]
+StartSeed = Annotated[
+    int | None,
+    typer.Option(min=0, max=MOST_SEED, help="start noise, the same for base and policy; default: the evaluations'"),
+]
+Rewards = Annotated[
+    list[str],
+    typer.Option(metavar="REWARD", help="a kind, or a mapping {kind: ...}; may be repeated; default: the run's"),
+]
+ImagesPerPrompt = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="each from a noise of its own; default: as evaluation", show_default=False),
+]
+By = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="a row for each value of this key of the prompts' metadata, and one for all, e.g. kind",
+        show_default=False,
+    ),
 ]

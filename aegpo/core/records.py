@@ -38,9 +38,9 @@ FloatArray = NDArray[np.float64]
 class Prompt:
     """One prompt and its place in its list, which for training prompts is their identity in caches and groups.
 
-    Metadata is JSON, as other keys of its line or other columns of its dataset have it; captions of a model have none.
-    Only rewards read it. It does not enter the hash, so that prompts may be keys. Images are files that the line names,
-    which models and rewards may open: to be edited, or to be compared with.
+    Metadata is JSON, as other keys of its line or other columns of its dataset have it; captions of a model have its
+    `caption_metadata`. Only rewards and tables read it. It does not enter the hash, so that prompts may be keys. Images
+    are files that the line names, which models and rewards may open: to be edited, or to be compared with.
     """
 
     index: int

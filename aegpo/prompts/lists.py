@@ -80,11 +80,17 @@ def lacking(rewards: Sequence[RewardSpec], places: Iterable[tuple[str, Prompt]])
         for reward in rewards:
             if reward.needs_images and not prompt.images:
                 yield f"{where}: reward {reward.label!r} needs an image, but this prompt has none; name one as 'image'"
-            missing = [repr(key) for key in reward.needs_metadata if prompt.metadata.get(key) is None]
-            if missing:
-                there = ", ".join(repr(key) for key, value in prompt.metadata.items() if value is not None)
-                has = f"only {there}" if there else "no metadata"
-                yield f"{where}: reward {reward.label!r} needs {', '.join(missing)}, but this prompt has {has}"
+            if (lacks := missing(prompt, reward.needs_metadata)) is not None:
+                yield f"{where}: reward {reward.label!r} needs {lacks}"
+
+
+def missing(prompt: Prompt, keys: Sequence[str]) -> str | None:
+    """The keys that a prompt's metadata lack, and what they have, in words; None: they lack none."""
+    absent = [repr(key) for key in keys if prompt.metadata.get(key) is None]
+    if not absent:
+        return None
+    there = ", ".join(repr(key) for key, value in prompt.metadata.items() if value is not None)
+    return f"{', '.join(absent)}, but this prompt has {f'only {there}' if there else 'no metadata'}"
 
 
 def quoted(prompts: Sequence[Prompt]) -> list[tuple[str, Prompt]]:

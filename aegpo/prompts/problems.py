@@ -136,14 +136,15 @@ def _bare_captions(experiment: Experiment, split: Split, rewards: Sequence[Rewar
             f"reward {reward.label!r} needs an image, but captions of model {experiment.model.kind!r} have none; name "
             f"a file that has some as {split!r}",
         )
-    there = set(experiment.model.caption_metadata)
-    reward = next((reward for reward in rewards if set(reward.needs_metadata) - there), None)
+    there = experiment.model.caption_metadata
+    reward = next((reward for reward in rewards if set(reward.needs_metadata) - set(there)), None)
     if reward is not None:
         needed = ", ".join(repr(key) for key in reward.needs_metadata if key not in there)
+        has = f"only {', '.join(map(repr, there))}" if there else "no metadata"
         yield Problem(
             ("prompts",),
-            f"reward {reward.label!r} needs {needed}, but captions of model {experiment.model.kind!r} have no "
-            f"metadata; name a file that has it as {split!r}",
+            f"reward {reward.label!r} needs {needed}, but captions of model {experiment.model.kind!r} have {has}; name "
+            f"a file that has it as {split!r}",
         )
 
 

@@ -58,9 +58,12 @@ class Evaluated:
     lines: tuple[Line, ...]
     seeds: int  # of the policy; 0: there is none
     settings: Mapping[str, str]
+    by: str = "style"  # what styles are: a key of the prompts' metadata
 
 
-def compare(title: str, styles: Sequence[StyleScores], labels: Sequence[str], settings: Mapping[str, str]) -> Evaluated:
+def compare(
+    title: str, styles: Sequence[StyleScores], labels: Sequence[str], settings: Mapping[str, str], by: str = "style"
+) -> Evaluated:
     """Every reward on every style, and on all of them together where there are several."""
     lines: list[Line] = []
     for label in labels:
@@ -71,7 +74,7 @@ def compare(title: str, styles: Sequence[StyleScores], labels: Sequence[str], se
             joined = np.concatenate(list(policy.values()), axis=1) if policy else None
             lines.append(_line(label, ALL, np.concatenate(list(base.values()), axis=1), joined))
     seeds = next(iter(styles[0].base.values())).shape[0] if styles[0].policy is not None else 0
-    return Evaluated(title, tuple(lines), seeds, settings)
+    return Evaluated(title, tuple(lines), seeds, settings, by)
 
 
 def _line(label: str, style: str, base: FloatArray, policy: FloatArray | None) -> Line:  # (S, K)
@@ -91,10 +94,10 @@ def tables(found: Evaluated) -> Iterator[Table]:
         intervals = [line.gain_interval if found.seeds else line.base_interval for line in lines]
         places = max(3, min(6, decimals([each.half_width for each in intervals if each])))
         if found.seeds:
-            columns = ("style", "prompts", "base", "policy", "gain", "95 % CI", "policy better on")
+            columns = (found.by, "prompts", "base", "policy", "gain", "95 % CI", "policy better on")
             yield Table(label, columns, tuple(_paired(line, places) for line in lines))
         else:
-            yield Table(label, ("style", "prompts", "score", "95 % CI"), tuple(_alone(line, places) for line in lines))
+            yield Table(label, (found.by, "prompts", "score", "95 % CI"), tuple(_alone(line, places) for line in lines))
 
 
 def _paired(line: Line, places: int) -> tuple[str, ...]:

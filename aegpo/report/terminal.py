@@ -70,7 +70,7 @@ def _rich(table: Table, left_out: Sequence[str]) -> RichTable:
     shown = RichTable(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1)
     )
-    kept = [index for index, name in enumerate(table.columns) if name not in left_out]
+    kept = [index for index, name in enumerate(table.columns) if index == 0 or name not in left_out]
     for index in kept:
         shown.add_column(Text(table.columns[index]), justify="right" if index else "left", overflow="fold")
     for row in table.rows:

@@ -272,11 +272,11 @@ def test_metadata_that_a_reward_needs_and_a_prompt_lacks_is_told_at_load_with_it
     assert "prompts.train" not in told  # a guard reads held-out prompts alone
 
 
-def test_captions_and_files_of_lines_have_no_metadata(load_wanted, tmp_path):
+def test_captions_have_what_their_model_says_and_files_of_lines_no_metadata(load_wanted, tmp_path):
     told = refused(load_wanted, WANTED)
     for split in ("train", "evaluation"):
         assert (
-            "reward 'wanted' needs 'brightness', but captions of model 'shapes' have no metadata; name a file that has "
+            "reward 'wanted' needs 'brightness', but captions of model 'shapes' have only 'kind'; name a file that has "
             f"it as '{split}'"
         ) in told
     (tmp_path / "p.txt").write_text("a cat\n")

@@ -41,6 +41,14 @@ def test_the_embedded_model_fulfils_the_interface():
     check_model(ShapesSpec())
 
 
+@pytest.mark.parametrize("split", ["train", "evaluation"])
+def test_its_prompts_are_the_captions_with_their_kinds(split):
+    prompts = ShapesSpec().captions(split, 50, 3)
+    assert tuple(prompt.text for prompt in prompts) == captions(split, 50, 3)
+    assert [prompt.metadata for prompt in prompts] == [{"kind": parse(prompt.text).kind} for prompt in prompts]
+    assert numbered(prompts) == prompts
+
+
 def test_the_embedded_model_is_partly_right_on_held_out_captions(model):
     """The gate for reward training: strict accuracy between 40 and 70 % at the training step count."""
     texts = captions("evaluation", 120)

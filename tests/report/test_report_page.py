@@ -16,7 +16,8 @@ from studies import AEGPO, ARMS, GRPO, RANDOM, Arm, report, write_experiment
 
 from aegpo.report.recorded import read_study
 from aegpo.report.summary import summarize
-from aegpo.report.terminal import show
+from aegpo.report.tables import Table
+from aegpo.report.terminal import print_table, show
 
 
 def test_the_probe_is_told_as_a_share_of_a_step_beside_how_exact_it_is(tmp_path):
@@ -132,6 +133,13 @@ def test_a_narrow_terminal_gets_tables_that_fit(written):
     assert re.search(rf"aegpo +3 +0\.\d+ +0\.\d+ +\+0\.\d+ +{interval}", stream.getvalue())
     assert re.search(rf"aegpo +grpo +\+0\.\d+ +{interval} +[\de.-]+ +1\n", stream.getvalue())
     assert "only on the page: seeds, detectable, margin, CI also prompts\n" in stream.getvalue()
+
+
+def test_a_narrow_terminal_keeps_the_first_column_whatever_it_is_called():
+    stream, table = io.StringIO(), Table("palette", ("base", "prompts", "base"), (("photo", "3", "0." + 30 * "1"),))
+    print_table(table, Console(file=stream, width=30))
+    assert re.search(r"base +prompts *\n.*\n *photo +3", stream.getvalue())
+    assert "only on the page: base\n" in stream.getvalue()
 
 
 def test_importing_the_report_imports_no_large_library():

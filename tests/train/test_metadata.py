@@ -153,7 +153,7 @@ SPLITS = {"train": range(5), "evaluation": range(5, 7)}
 def test_a_reward_that_reads_metadata_conforms_on_prompts_that_have_it():
     prompts = [Prompt(0, text, {"brightness": 0.1 * number}) for number, text in enumerate("abcd")]
     check_reward(WantedBrightness(), prompts)
-    with pytest.raises(ContractError, match="needs 'brightness', but this prompt has no metadata; give check_reward "):
+    with pytest.raises(ContractError, match="needs 'brightness', but this prompt has only 'kind'; give check_reward "):
         check_reward(WantedBrightness())
     with pytest.raises(ContractError, match=r"prompt 'b': .* but this prompt has only 'target'; give check_reward "):
         check_reward(WantedBrightness(), [prompts[0], Prompt(1, "b", {"target": 1, "brightness": None}), prompts[2]])

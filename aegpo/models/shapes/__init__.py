@@ -10,8 +10,8 @@ from pydantic import Field
 
 from aegpo.core.interfaces import Model
 from aegpo.core.parts import JOINT_BLOCKS, ModelSpec
-from aegpo.core.records import FloatArray
-from aegpo.models.shapes.captions import captions
+from aegpo.core.records import FloatArray, Prompt
+from aegpo.models.shapes.captions import captions, parse
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ class ShapesSpec(ModelSpec):
 
     kind: Literal["shapes"] = "shapes"
     has_captions: ClassVar[bool] = True
+    caption_metadata: ClassVar[tuple[str, ...]] = ("kind",)
     attention_blocks: ClassVar[tuple[str, ...] | None] = JOINT_BLOCKS
     guidance: float = Field(
         1.0,
@@ -52,9 +53,10 @@ class ShapesSpec(ModelSpec):
         """Equal steps from 1 to 0."""
         return np.linspace(1.0, 0.0, steps + 1)
 
-    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[str, ...]:
-        """Captions of the world's grammar; evaluation captions never occur in training."""
-        return captions(split, count, seed)
+    def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[Prompt, ...]:
+        """Captions of the world's grammar with their `Scene.kind`; evaluation captions never occur in training."""
+        texts = captions(split, count, seed)
+        return tuple(Prompt(index, text, {"kind": parse(text).kind}) for index, text in enumerate(texts))
 
     def build(self, device: torch.device) -> Model:
         """Loads the weights by `from_pretrained`."""

@@ -4,8 +4,10 @@
         --noise-shift 1 --compile
     python tools/train_shapes.py --out runs/shapes --steps 13000 --cooldown 3500 --noise-shift 1 --compile \\
         --wrong colour=0.02 shape=0.04 count=0.12 relation=0.15 background=0.1
+    python tools/train_shapes.py --out runs/shapes --steps 18500 --cooldown 5500 --noise-shift 0.5 --compile \\
+        --learning-rate 1e-3 --wrong colour=0.015 shape=0.03 count=0.06 relation=0.1 background=0.06
 
-The first command teaches relations one after another, from captions that are right; the second goes on with captions of
+The first command teaches relations one after another, from captions that are right; the others go on with captions of
 every kind that are sometimes wrong, as those of the web are, so that the model half-knows what it could paint.
 
 Resumes from OUT if it holds a checkpoint, also with another --steps: the learning rate is constant after a warm-up and
@@ -17,11 +19,9 @@ half precision, the folder `aegpo/models/shapes/weights`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
-from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from train_shapes_options import Options, parse_arguments
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
-from wrong_captions import Rates, shown
+from wrong_captions import shown
 
 from aegpo.models.shapes.captions import COLOURS, COUNTS, KINDS, RELATIONS, SHAPES, captions, scenes
 from aegpo.models.shapes.rendering import SIZE, render
@@ -47,27 +48,6 @@ WIDTH = 128
 KIND_SHARES = {"count": 0.18, "pair": 0.18, "relation": 0.40, "mixed": 0.24}
 LESSON_SHARES = {"count": 0.03, "pair": 0.04, "relation": 0.90, "mixed": 0.03}  # while relations are added
 PREVIEW = 12
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, typed; see `--help`."""
-
-    out: Path
-    steps: int
-    cooldown: int
-    batch: int
-    processes: int
-    average_every: int
-    learning_rate: float
-    compile: bool
-    caption_dropout: float
-    rates: Rates
-    lesson: int
-    noise_shift: float
-    ema: float
-    save_every: int
-    seed: int
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
@@ -244,21 +224,22 @@ class Trainer:
         self.averaged = ShapesNetwork(len(self.tokenizer))
         self.averaged.load_state_dict(self.network.state_dict())
         self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.images, self.seconds = 0, 0, 0.0
         self.file = options.out / f"state-{rank}.pt"
         if self.file.exists():
             state = torch.load(self.file, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         if options.compile:
             self.network.compile()
 
     def save(self) -> None:
         """Writes the resumable state of this process, and from the first one the weights and a picture."""
         state: dict[str, Any] = {"network": self.network.state_dict(), "averaged": self.averaged.state_dict()}
-        state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds}
+        state |= {"optimizer": self.optimizer.state_dict()}
+        state |= {"step": self.step, "images": self.images, "seconds": self.seconds}
         torch.save(state, self.file.with_suffix(".new"))
         self.file.with_suffix(".new").replace(self.file)
         if self.rank == 0:
@@ -278,6 +259,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.images += self.options.batch * self.options.processes
         if self.step % self.options.average_every == 0 and self.options.processes > 1:
             average(self.network)
         if self.step % self.options.average_every == 0:
@@ -303,10 +285,7 @@ def train(rank: int, options: Options) -> None:
             trainer.seconds += time.perf_counter() - before
             before = time.perf_counter()
             if rank == 0:
-                row: dict[str, float] = {
-                    "step": trainer.step,
-                    "images": trainer.step * options.batch * options.processes,
-                }
+                row: dict[str, float] = {"step": trainer.step, "images": trainer.images}
                 row |= {"loss": round(float(np.mean(recent)), 5), "seconds": round(trainer.seconds, 1)}
                 with (options.out / "curve.jsonl").open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -320,44 +299,8 @@ def train(rank: int, options: Options) -> None:
         dist.destroy_process_group()
 
 
-def parse_arguments() -> Options:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the state, the curve and the weights")
-    parser.add_argument("--steps", type=int, default=20000, help="optimizer steps of the whole run")
-    parser.add_argument("--cooldown", type=int, default=6000, help="steps of falling learning rate at the end")
-    parser.add_argument("--batch", type=int, default=32, help="images a process and step")
-    parser.add_argument("--processes", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--average-every", type=int, default=8, help="steps between parameter averages")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="AdamW's, on the plateau")
-    parser.add_argument("--compile", action="store_true", help="compile the network; pays after some minutes")
-    parser.add_argument("--caption-dropout", type=float, default=0.1, help="share of captions left empty for guidance")
-    parser.add_argument(
-        "--wrong",
-        nargs="*",
-        type=rate,
-        default=[],
-        metavar="ATTRIBUTE=RATE",
-        help="how often a picture has another colour, shape, count, relation or background than its caption says",
-    )
-    parser.add_argument("--lesson", type=int, default=0, help="steps until another relation is shown; 0: all at once")
-    parser.add_argument("--noise-shift", type=float, default=0.0, help="mean of the normal whose sigmoid is sigma")
-    parser.add_argument("--ema", type=float, default=0.999, help="decay a step of the averaged weights")
-    parser.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    given = vars(parser.parse_args())
-    return Options(rates=Rates(**dict(given.pop("wrong"))), **given)
-
-
-def rate(text: str) -> tuple[str, float]:
-    """`colour=0.1` -> ("colour", 0.1)."""
-    name, _, value = text.partition("=")
-    if name not in {field.name for field in fields(Rates)} or not 0 <= float(value) <= 1:
-        raise ValueError(text)
-    return name, float(value)
-
-
 def main() -> None:
-    options = parse_arguments()
+    options = parse_arguments(__doc__)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "rendezvous").unlink(missing_ok=True)
     if options.processes == 1:

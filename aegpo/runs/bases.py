@@ -27,7 +27,7 @@ from aegpo.runs.records import read_document, write_document
 Base = Mapping[str, Any]  # as JSON
 
 LARGE = 2**24  # bytes; what is smaller is read as fast as its checksum is looked up
-_DOCUMENTS = (".md", ".png", ".jpg", ".jpeg", ".gif", ".webp")  # that tell people of the weights
+_DOCUMENTS = (".md", ".jsonl", ".png", ".jpg", ".jpeg", ".gif", ".webp")  # that tell people of the weights
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SETTLED = 2.0  # seconds; a file that was changed later may change again without another time
 _CHECKSUMS = "checksums.json"  # in the cache

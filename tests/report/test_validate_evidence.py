@@ -85,7 +85,7 @@ def test_the_documented_command_on_the_base_finds_the_documented_correlations(ro
     assert words == ["profile-entropy", "experiments/ablation.yaml", "--validate"]
     done = CliRunner().invoke(app, [*words, "--out", "profile"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "96 prompts" in done.output
+    assert "192 prompts" in done.output
     found = correlations(Path("profile"))
     text = (root / "experiments" / "ENTROPY.md").read_text()
     for block in ("joint", "image-image", "image-text", "text-image", "text-text"):
@@ -117,6 +117,6 @@ def test_the_documented_command_on_a_run_answers_about_all_its_prompts(root, wor
     words = ["1" if word == "10" else word for word in words]
     done = CliRunner().invoke(app, [*words, "--out", "profile"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "against its base; 96 prompts" in done.output
+    assert "against its base; 192 prompts" in done.output
     questions = {question for question, _, _ in correlations(Path("profile"))}
     assert questions == {"steps", "steps, own deviation", "prompts"}

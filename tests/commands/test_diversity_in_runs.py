@@ -41,13 +41,6 @@ TWICE = "two red circles on a green background\n" * 2 + "a green triangle on a b
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory, tiny_weights) -> Path:
-    path = tmp_path_factory.mktemp("diverse") / "small.yaml"
-    path.write_text(SPEC.format(weights=tiny_weights))
-    return path
-
-
-@pytest.fixture(scope="module")
 def run(experiment) -> Path:
     assert launch(LaunchRequest(experiment, out=experiment.parent, report=True)) == 0
     return experiment.parent / "small" / "main" / "seed-0"

@@ -18,8 +18,6 @@ from typer.testing import CliRunner
 from aegpo.commands.cli import app
 from aegpo.commands.evaluate import evaluate
 from aegpo.commands.evaluate_request import EvaluateRequest
-from aegpo.commands.launch_request import LaunchRequest
-from aegpo.commands.run import launch
 from aegpo.commands.sample import SampleRequest, sample
 from aegpo.errors import AegpoError, SpecError
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -37,7 +35,7 @@ TEXTS = (
     "four blue squares on a red background",
     "a green triangle on a blue background",
 )
-SMALL = """
+SPEC = """
 name: small
 training_steps: 2
 seeds: [0, 1]
@@ -56,20 +54,6 @@ optimizer: {{learning_rate: 0.03}}
 checkpoint: {{every: 1}}
 evaluation: {{images: 2}}
 """
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory, tiny_weights) -> Path:
-    path = tmp_path_factory.mktemp("evaluated") / "small.yaml"
-    path.write_text(SMALL.format(weights=tiny_weights))
-    return path
-
-
-@pytest.fixture(scope="module")
-def arm(experiment) -> Path:
-    for seed in (0, 1):  # one at a time, which is in this process
-        assert launch(LaunchRequest(experiment, seeds=(seed,), out=experiment.parent, report=False)) == 0
-    return experiment.parent / "small" / "main"
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from command_line import aegpo
 from aegpo.commands.evaluate import evaluate
 from aegpo.commands.evaluate_prompts import styled_prompts
 from aegpo.commands.evaluate_request import EvaluateRequest
-from aegpo.commands.run import LaunchRequest, launch
 from aegpo.config.loading import load_experiment_file
 from aegpo.errors import AegpoError
 from aegpo.models.shapes.captions import KINDS, parse
@@ -39,20 +38,6 @@ ROWS = [  # of a list that asks the same of two values, and twice of one
     {"prompt": PHOTO, "style": "16:9 anime", "part": 1.5, "mood": "calm"},
     {"prompt": ANIME, "style": "photo", "part": True, "mood": "calm"},
 ]
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory, tiny_weights) -> Path:
-    path = tmp_path_factory.mktemp("by") / "small.yaml"
-    path.write_text(SPEC.format(weights=tiny_weights))
-    return path
-
-
-@pytest.fixture(scope="module")
-def arm(experiment) -> Path:
-    for seed in (0, 1):  # one at a time, which is in this process
-        assert launch(LaunchRequest(experiment, seeds=(seed,), out=experiment.parent, report=False)) == 0
-    return experiment.parent / "small" / "main"
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_two_loads_of_one_file_are_equal_with_every_spec_in_them_and_have_equal_
 
 @pytest.mark.parametrize(
     "change",
-    ["seed", "evaluation.images=3", "evaluation.rewards=[scene]", "rewards.0.weight=2", "optimizer.weight_decay=0"],
+    ["seed", "evaluation.images=3", "evaluation.rewards=[palette]", "rewards.0.weight=2", "optimizer.weight_decay=0"],
 )
 def test_experiments_of_other_content_are_not_equal(load, change):
     one = load(name="smoke").arms["grpo"]

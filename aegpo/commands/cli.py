@@ -23,6 +23,7 @@ from aegpo.commands.options import (
     Overrides,
     Plugins,
     Rewards,
+    Rows,
     RunArgument,
     StartSeed,
     Steps,
@@ -259,9 +260,7 @@ def profile_entropy(
     ] = None,
     checkpoint: Checkpoint = None,
     layers: Annotated[list[str], typer.Option(metavar="PATTERN", help="layers by name, * and ? are wildcards")] = ["*"],  # noqa: B006
-    rows: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="query rows measured in each call; default: all")
-    ] = None,
+    rows: Rows = None,
     out: Annotated[Path | None, typer.Option(help="folder of the profile; default: below profiles/")] = None,
     validate: Annotated[bool, typer.Option("--validate", help="ask whether the signal means anything here")] = False,
     signal: Annotated[

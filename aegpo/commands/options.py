@@ -53,3 +53,4 @@ By = Annotated[
         show_default=False,
     ),
 ]
+Rows = Annotated[int | None, typer.Option(min=1, max=MOST, help="query rows measured in each call; default: all")]

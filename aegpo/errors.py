@@ -8,6 +8,7 @@ class AegpoError(Exception):
 
     location: tuple[str | int, ...] = ()  # the keys of the experiment it is about, where that is known
     part: tuple[str, str] | None = None  # whose fault it is: such as "reward", and its kind there
+    told_elsewhere: bool = False  # another process of the run tells it
 
     @property
     def message(self) -> str:
@@ -66,3 +67,7 @@ class CheckpointError(AegpoError):
 
 class DiskError(CheckpointError):
     """A disk that takes no more, or a folder that may not be written to; the message says what to do about it."""
+
+
+class ProcessLostError(AegpoError):
+    """Another process of the run is gone, hangs or went another way; nothing of the step it was in can be kept."""

@@ -29,6 +29,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LASTING = ("run", "serve-reward")  # commands that go on for long; others test them
 PROMPT_LINE = re.compile(r"# a line: (\{.*?\})")  # of a list of prompts
+LAUNCHER = "torchrun --standalone --nproc-per-node 2 -m "  # of a command that others test
 STEP = re.compile(r"\d{6}")
 CHEAP = {  # the smallest run that still evaluates, branches and checkpoints
     "training_steps": 2,
@@ -63,6 +64,7 @@ def texts(language):
 def commands(first):
     """The command lines of the page that begin with a word, as lists of words."""
     lines = [line for text in texts("bash") for line in text.splitlines()]
+    lines = [line.removeprefix(LAUNCHER) for line in lines]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.split()[0] == first]
 
 
@@ -116,7 +118,7 @@ def test_every_block_is_of_a_kind_that_is_tested():
 
 
 def test_every_command_line_begins_with_a_program_that_is_tested():
-    lines = [line for text in texts("bash") for line in text.splitlines()]
+    lines = [line.removeprefix(LAUNCHER) for text in texts("bash") for line in text.splitlines()]
     assert {line.split()[0] for line in lines} == {"python3", "aegpo", "nox", "python"}
 
 
@@ -154,7 +156,7 @@ def test_every_command_of_the_command_line_is_on_the_page():
 def test_every_option_on_the_page_exists_and_those_of_the_main_commands_that_are_not_on_it_are_few(name):
     found = typer.main.get_command(app).commands
     options = {each: {option for param in command.params for option in param.opts} for each, command in found.items()}
-    on_the_page = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", TEXT))
+    on_the_page = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", TEXT.replace(LAUNCHER, "")))
     assert on_the_page <= set().union(*options.values())
     assert options[name] - on_the_page <= {"file", "path", "--help", "-h", "--no-report"}
 

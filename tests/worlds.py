@@ -264,6 +264,9 @@ class Asked:
     def decode(self, latents: Tensor) -> Tensor:
         return self.how.model.decode(latents)
 
+    def shared_out(self, count: int, work: Callable[[slice], Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        return tuple(work(slice(0, count)))
+
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:
         return prompt_noise(self.latent_shape, seed, prompts, "signal", sample)
 

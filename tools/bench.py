@@ -43,10 +43,11 @@ from aegpo.core.records import Conditioning, RolloutPlan
 from aegpo.core.reports import StepReport
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.plugin.manager import load_registries, plugin_manager
-from aegpo.train.engine import Engine, Stopwatch
+from aegpo.train.engine import Engine
 from aegpo.train.noise import StepNoise
 from aegpo.train.precision import Precision
 from aegpo.train.rollouts import roll_out
+from aegpo.train.stopwatch import Stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tools" / "BENCHMARKS.md"

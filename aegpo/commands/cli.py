@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,25 +13,25 @@ import typer
 from aegpo import __version__
 from aegpo.commands.options import (
     MOST,
+    MOST_GPUS,
     MOST_SEED,
     By,
     Checkpoint,
     FileArgument,
+    Gpus,
     ImagesPerPrompt,
+    MaxRestarts,
     Overrides,
     Plugins,
+    Processes,
     Rewards,
     Rows,
     RunArgument,
     StartSeed,
     Steps,
 )
-from aegpo.commands.streams import harmless, lenient
-from aegpo.commands.unblamed import blaming_plugins
-from aegpo.core.files import refused, way_out
-from aegpo.core.foreign import watching_for_the_user
-from aegpo.core.processes import DISK_REFUSED, PARENT
-from aegpo.errors import AegpoError, ContractError, DiskError, ObserverError
+from aegpo.commands.streams import lenient
+from aegpo.commands.telling import telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,40 +51,14 @@ def main() -> None:
     code: int | str | None = None
     with lenient() as lost:
         try:
-            _run_command()
+            with telling():
+                app()
         except SystemExit as end:
             code = end.code
     if lost and code in (0, None):
         print(f"error: standard output takes no more: {lost[0].strerror}; what was to be done is done", file=sys.stderr)
         code = 2
     sys.exit(code)
-
-
-def _run_command() -> None:
-    """Ends with the exit code of a command, its mistakes told."""
-    try:
-        with watching_for_the_user(), blaming_plugins():
-            app()
-    except AegpoError as error:
-        cause = error.__cause__
-        if isinstance(error, (ContractError, ObserverError)) and cause and not isinstance(cause, AegpoError):
-            traceback.print_exception(cause)  # a part's own failure: its author needs the place
-        from aegpo.core.registries import with_shipper
-
-        print(harmless(f"error: {with_shipper(error, str(error))}"), file=sys.stderr)
-        sys.exit(DISK_REFUSED if isinstance(error, DiskError) and PARENT in os.environ else 2)
-    except OSError as error:
-        if not refused(error):
-            raise
-        print(f"error: {error.filename or 'the disk'}: {error.strerror}; {way_out(error)}", file=sys.stderr)
-        sys.exit(2)
-    except UnicodeEncodeError as error:
-        if error.encoding != sys.getfilesystemencoding() or error.encoding == "utf-8":
-            raise
-        print(f"error: this locale has no such names ({error}); use one of UTF-8, as LC_ALL=C.UTF-8", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _print_version(wanted: bool) -> None:
@@ -117,8 +89,16 @@ def run(
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="runs at a time; default: one for each GPU or core")
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="runs at a time; default: one for each GPU or core, or for as many of them as a run has processes",
+        ),
     ] = None,
+    processes: Processes = None,
+    gpus: Gpus = None,
+    max_restarts: MaxRestarts = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with what is there")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="write no report at the end")] = False,
     plugin: Plugins = [],  # noqa: B006
@@ -135,6 +115,9 @@ def run(
         seeds=tuple(seed),
         out=out,
         jobs=jobs,
+        processes=processes,
+        gpus=gpus,
+        max_restarts=max_restarts,
         fresh=fresh,
         report=not no_report,
     )
@@ -220,32 +203,20 @@ def evaluate(
 @app.command()
 def check(
     file: FileArgument,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST_GPUS, help="also how one run of so many GPUs shares out a step, and what each holds"
+        ),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder of all runs, where some of these may be")] = Path("runs"),
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Validate a file, show what differs between its arms and what each costs. Loads no model."""
-    from aegpo.commands import begun_runs, describe
-    from aegpo.commands.footprints import footprints, gpu_memory
-    from aegpo.config.loading import load_experiment_file
-    from aegpo.method.costs import costs, unread_prompts
-    from aegpo.plugin.manager import load_registries, plugin_manager
+    from aegpo.commands.check import CheckRequest, check
 
-    loaded = load_experiment_file(file, load_registries(plugin_manager(plugin)), overrides)
-    for warning in loaded.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    for label in dict.fromkeys(label for arm in loaded.arms.values() for label in unread_prompts(arm)):
-        print(f"note: the prompts of {label} are read when a run starts, not here", file=sys.stderr)
-    for note in begun_runs.notes(loaded, out):
-        print(f"note: {note}", file=sys.stderr)
-    console = _console()
-    if len(loaded.arms) > 1:
-        console.print(describe.differences(loaded))
-    console.print(describe.costs(loaded, costs(loaded.arms)))
-    if needs := footprints(loaded):
-        console.print(describe.memory(needs, gpu_memory()))
-    if loaded.measured is not None:
-        print(f"measured: {loaded.measured}")
+    check(CheckRequest(file, tuple(overrides), out, tuple(plugin), gpus), _console())
 
 
 @app.command("profile-entropy")

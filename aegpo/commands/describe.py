@@ -18,6 +18,7 @@ from aegpo.core.records import Footprint
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Entry, Spec, suggestion
 from aegpo.errors import AegpoError
+from aegpo.method.balance import Balance, of_prompts
 from aegpo.method.costs import Cost
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
@@ -112,6 +113,41 @@ def memory(figures: Mapping[str, Footprint], room: int | None) -> Table:
     table.caption = (
         f"{there}. Activations of one micro-batch of the optimizer: lower 'optimizer.micro_batch' first where it does "
         "not fit.\nAn estimate from the network's config; sampling, decoding and rewards come on top."
+    )
+    return table
+
+
+def on_gpus(
+    file: ExperimentFile,
+    gpus: int,
+    figures: Mapping[str, Balance],
+    needs: Mapping[str, tuple[int, int]],
+    room: int | None,
+) -> Table:
+    """How evenly each arm's step is shared out among GPUs, and what each GPU holds.
+
+    Args:
+        file: the arms.
+        gpus: processes of a run, a GPU each.
+        figures: by arm.
+        needs: bytes that sums of gradients take, and all that a GPU holds; of arms where they are known.
+        room: bytes that there are on a GPU, if that is known.
+    """
+    table = Table(title=f"One run on {gpus:,} GPUs", title_justify="left", caption_justify="left")
+    table.add_column("arm")
+    for heading in ("shards", "cut between", "dearest", "repeated", "sums, GiB", "in all, GiB", "fits"):
+        table.add_column(heading, justify="right")
+    for arm, balance in figures.items():
+        experiment = file.arms[arm]
+        shards = "null" if experiment.parallel.shards is None else str(experiment.parallel.shards)
+        pieces = "prompts" if of_prompts(experiment) else "rollouts"
+        sizes = [f"{size / 2**30:.1f}" for size in needs[arm]] if arm in needs else ["?", "?"]
+        fits = "?" if room is None or arm not in needs else "yes" if needs[arm][1] <= room else "no"
+        table.add_row(escape(arm), shards, pieces, str(balance.dearest), str(balance.repeated), *sizes, fits)
+    table.caption = (
+        "dearest = forwards of the GPU that samples most, in those of an even share; repeated = forwards that one GPU "
+        "would not make, in those that it would.\nEvery GPU holds all weights; sums = gradients while they are added "
+        "up."
     )
     return table
 

@@ -27,6 +27,7 @@ from aegpo.commands.evaluate_request import EvaluateRequest, Subject, find_subje
 from aegpo.core.as_json import dumps
 from aegpo.core.files import whole_folder, write_atomically, write_json
 from aegpo.core.parts import RewardSpec
+from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import FloatArray
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
@@ -54,6 +55,7 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
     Raises:
         AegpoError: for a mistake in the request, before a model is loaded; or if a model or reward fails.
     """
+    refuse_several_processes()
     registries = load_registries(plugin_manager(request.plugins))
     subject = find_subject(request, registries)
     seed = subject.experiment.evaluation.seed if request.seed is None else request.seed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from aegpo.core.files import whole_folder, write_json
 from aegpo.core.interfaces import Exportable
+from aegpo.core.processes import refuse_several_processes
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.runs.manifest import read_manifest
@@ -37,6 +38,7 @@ def export(request: ExportRequest) -> str:
     Raises:
         AegpoError: if there is no such run, the folder cannot be made, or the model cannot be written.
     """
+    refuse_several_processes()
     run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
 
     from aegpo.train.policy import Policy

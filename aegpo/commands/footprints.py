@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from aegpo.config.loading import ExperimentFile
+from aegpo.core.moments import FLOAT32
+from aegpo.core.processes import Place
 from aegpo.core.records import Footprint
+from aegpo.parallel.team import Team
 
 
 def footprints(file: ExperimentFile) -> dict[str, Footprint]:
@@ -19,6 +22,18 @@ def footprints(file: ExperimentFile) -> dict[str, Footprint]:
         if footprint is not None:
             found[arm] = footprint
     return found
+
+
+def gradient_sums(trainable: int, processes: int, shards: int) -> int:
+    """Bytes that adding up gradients takes on each process, beside the one gradient that is in every footprint.
+
+    A process that adds up k shards by halves keeps the sums of log2(k) halves before the last. To add it to others' it
+    lays it out flat, and the sum takes its place; summed by a tree, what comes from another is there too.
+    """
+    team = Team(Place(size=processes), None, shards)
+    most = max(len(team.of(rank)) for rank in range(processes))
+    between = 0 if processes == 1 else 2 if team.by_tree(trainable) else 1
+    return max((most - 1).bit_length(), between) * trainable * FLOAT32
 
 
 def gpu_memory() -> int | None:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 MOST, MOST_SEED = 1_000_000, 2**63 - 1  # of counts and seeds, as in experiment files
+MOST_GPUS = 65536  # of one run, as `parallel.shards` in experiment files
+MOST_PROCESSES = 4096  # of one run
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="experiment file (YAML)", show_default=False)]
 Overrides = Annotated[
@@ -54,3 +56,34 @@ By = Annotated[
     ),
 ]
 Rows = Annotated[int | None, typer.Option(min=1, max=MOST, help="query rows measured in each call; default: all")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=MOST_PROCESSES,
+        help="processes that compute each run together, sharing its cores or its GPU",
+        show_default=False,
+    ),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=MOST_PROCESSES,
+        help="as --processes N, each with a GPU of its own: of G GPUs, G / N runs at a time have N each",
+        show_default=False,
+    ),
+]
+MaxRestarts = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=0,
+        max=MOST,
+        help="with --processes or --gpus: how often a run one of whose processes was killed starts again from its "
+        "newest checkpoint; default: 3",
+        show_default=False,
+    ),
+]

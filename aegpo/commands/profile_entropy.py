@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from aegpo.core.files import whole_folder, write_atomically
+from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import FloatArray
 from aegpo.method.signals.entropy import entropy_options
 from aegpo.method.signals.entropy_options import ENTROPY_DELTA
@@ -60,6 +61,7 @@ def profile(request: ProfileRequest, console: Console, progress: Console) -> Pat
     Raises:
         AegpoError: for a target that does not exist, or a network whose attention cannot be measured.
     """
+    refuse_several_processes()
     target = find_target(request, load_registries(plugin_manager(request.plugins)))
     out = request.out or target.default_out
     with whole_folder(out, replaces=WRITTEN) as folder:

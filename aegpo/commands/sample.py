@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegpo.core.files import whole_folder, write_json
+from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import Prompt
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -45,6 +46,7 @@ def sample(request: SampleRequest) -> Path:
     Raises:
         AegpoError: if there is no such run or prompt, or the folder cannot be made.
     """
+    refuse_several_processes()
     registries = load_registries(plugin_manager(request.plugins))
     run = find_run(request.run, registries, request.checkpoint)
     prompts = numbered((*request.prompts, *(() if request.file is None else read_file(request.file))))

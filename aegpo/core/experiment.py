@@ -37,6 +37,7 @@ from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
 from aegpo.core.sections import (
     CheckpointSpec,
     OptimizerSpec,
+    ParallelSpec,
     PolicySpec,
     Positive,
     PromptsSpec,
@@ -95,6 +96,7 @@ class Experiment(Spec):
     objective: SerializeAsAny[ObjectiveSpec]
     policy: PolicySpec = PolicySpec()
     optimizer: OptimizerSpec = OptimizerSpec()
+    parallel: ParallelSpec = ParallelSpec()
     signals: Mapping[str, SerializeAsAny[SignalSpec]] = Field(
         default={}, description="options of the sources of signals, by their kind; those that no part reads are idle"
     )

@@ -121,6 +121,12 @@ class Policy(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, *x) -> images (B, [F,] 3, h, w) in [0, 1]."""
 
+    def shared_out(self, count: int, work: Callable[[slice], Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        """What `work` finds out about `count` >= 1 things, some of which each process does; all of them get all of it.
+
+        `work` is asked about neighbours, at least one of them, and gives tensors with a row for each, always as many.
+        """
+
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:
         """(P, *x): one fixed noise for each prompt, seed and sample, whenever it is asked for."""
 
@@ -261,7 +267,11 @@ class Advantage(Protocol):
         """Levels, each of 0..T-1, whose predicted clean images are decoded and scored too; none: only the rollouts."""
 
     def estimate(self, scores: Scores, weights: Tensor, rollouts: Rollouts) -> Tensor:
-        """Scores under R rewards and (R,) weights -> (E,) float32, in the order of `rollouts.edges`."""
+        """Scores under R rewards and (R,) weights -> (E,) float32, in the order of `rollouts.edges`.
+
+        Where a step is cut into shards, no process has the latents and images of all rollouts: reading them is an error
+        that says so. Scores, plan, log-probabilities and the table of edges are there.
+        """
 
 
 class _Learns(Protocol):

@@ -115,6 +115,11 @@ class RolloutPlan:
         return self.prompt[-1]
 
     @property
+    def nodes(self) -> tuple[IntArray, ...]:  # T+1 arrays (N_i,)
+        """The number of each node at its level, which its noise goes by; of a part of a plan, that in the whole."""
+        return tuple(np.arange(len(prompt)) for prompt in self.prompt)
+
+    @property
     def forwards(self) -> int:
         """Velocity evaluations of one execution: every node that is no leaf and not inside a longer step, once."""
         inside = sum(int((until > level + 1).sum()) for level, until in enumerate((self.until or ())[:-1]))

@@ -110,6 +110,25 @@ class RolloutsSpec(Spec):
     tail: TailSpec | None = Field(default=None, description="solver and number of the steps after the last noisy one")
 
 
+class ParallelSpec(Spec):
+    """One run over several processes; may change between starts of a run, as `micro_batch` may."""
+
+    shards: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        default=None,
+        description="parts a training step is cut into, shared out among the processes. With as many shards, one kind "
+        "of processor and one number of threads, any number of processes that is a power of two and divides them has "
+        "the same results, to the bit; null: the number of processes of the first start, so another number later "
+        "moves results by rounding",
+    )
+    timeout_minutes: float = Field(
+        default=60.0,
+        gt=0,
+        le=100_000,
+        description="how long a process waits for another before it gives up and says for whom; longer than the "
+        "slowest step of one process, its rewards included",
+    )
+
+
 class PolicySpec(Spec):
     """What is trained: every weight, or low-rank adapters (then the base policy is the network without them)."""
 

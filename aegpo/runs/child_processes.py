@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from aegpo.core.experiment import Experiment
+from aegpo.core.problems import Location
 from aegpo.core.processes import PARENT, parent, started_alone
 from aegpo.errors import UserInterrupt
 from aegpo.runs.progress import Display, Record
@@ -26,15 +27,20 @@ from aegpo.runs.threads import VARIABLES, allowed, thread_variables
 GOES_ON = "interrupted; to go on:"  # what a run says last that was stopped, before the command
 INTERRUPTED = 130  # exit code of a run that Ctrl-C or SIGTERM stopped, as shells have it
 _LOOK_EVERY = 0.5  # seconds between looks at the children
+_ECHO = 0.5  # seconds within which a signal that comes again is the same one
 _LOG_LINES = 15
 _GPU = re.compile(r"cuda(:\d+)?")
 
 
 class StopSignals:
-    """Within this context the first Ctrl-C or SIGTERM asks to stop, and the second one stops at once."""
+    """Within this context the first Ctrl-C or SIGTERM asks to stop, and the second one stops at once.
+
+    To a process that another one waits for the same signal may come twice: sent to both, and passed on.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self._first = 0.0  # when the first one came
         self._parent = parent()
         self._before: dict[int, Any] = {}
 
@@ -52,7 +58,10 @@ class StopSignals:
         return self.count > 0 or (self._parent is not None and os.getppid() != self._parent)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+        now = time.monotonic()
+        if self.count == 1 and self._parent is not None and now - self._first < _ECHO:
+            return
+        self.count, self._first = self.count + 1, self._first or now
         if self.count > 1:
             raise UserInterrupt
 
@@ -202,47 +211,72 @@ def _killed_on_error(working: Mapping[int, _Working]) -> Iterator[None]:
         raise
 
 
-def divide(cores: int, gpus: Sequence[str], devices: Set[str], jobs: int | None, runs: int) -> list[dict[str, str]]:
+def divide(
+    cores: int,
+    gpus: Sequence[str],
+    devices: Set[str],
+    jobs: int | None,
+    runs: int,
+    processes: int = 1,
+    gpu_each: bool = False,
+) -> list[dict[str, str]]:
     """The environment variables of each slot, so that runs at the same time do not fight for cores or GPUs.
 
-    A slot's runs see one GPU, of which they make `cuda:0`, as long as they take whatever GPU they are given. Where any
-    of them names a device by number, for itself or for a reward, all of them see all GPUs, under the numbers they have
-    here, and there is one run at a time unless `jobs` says otherwise: who names devices has shared them out.
+    A slot's runs see one GPU, of which they make `cuda:0`, as long as they take whatever GPU they are given; all
+    processes of a run share it, unless each is to have one: then they see as many. Where any of them names a device by
+    number, for itself or for a reward, all of them see all GPUs, under the numbers they have here, and there is one run
+    at a time unless `jobs` says otherwise: who names devices has shared them out.
 
     Args:
         cores: CPU cores there are.
         gpus: ids of the GPUs there are.
         devices: every device the runs name, see `devices_of`.
-        jobs: runs at a time; None: one for each GPU if the runs use them, else one for each core.
+        jobs: runs at a time; None: one for each GPU if the runs use them, else one for each core, or for as many of
+            them as a run has processes.
         runs: how many runs there are in all.
+        processes: of each run.
+        gpu_each: each process has a GPU of its own.
     """
     spread = bool(gpus) and devices <= {"auto", "cpu", "cuda"} and devices != {"cpu"}
+    each = processes if gpu_each else 1  # GPUs of a run
+    groups = [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
     if jobs is None:
         # A device named by number, or one this function knows nothing of, is taken to hold one run.
-        jobs = len(gpus) if spread else cores if devices <= {"auto", "cpu"} else 1
-    jobs = min(jobs, runs)
-    shares = [thread_variables(max(1, cores // jobs)) for _ in range(jobs)]
+        jobs = len(groups) if spread else cores // processes if devices <= {"auto", "cpu"} else 1
+    jobs = max(1, min(jobs, runs))
+    shares = [thread_variables(max(1, cores // (jobs * processes))) for _ in range(jobs)]
     if spread:
         for slot, share in enumerate(shares):
-            share["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+            share["CUDA_VISIBLE_DEVICES"] = groups[slot % len(groups)]
     return shares
 
 
 def devices_of(experiment: Experiment) -> set[str]:
     """Every device an experiment names: its own, and those of rewards and of any other part."""
-    return set(_devices("", experiment.model_dump(mode="json")))
+    return {device for _, device in _devices((), experiment.model_dump(mode="json"))}
 
 
-def _devices(key: str, value: object) -> Iterator[str]:
-    """What is called a device or reads like a GPU, in plain data of a spec; `key` is the value's own."""
+def named_gpus(experiment: Experiment) -> list[tuple[Location, str]]:
+    """The GPUs that an experiment names by number, with their places in it."""
+    found = _devices((), experiment.model_dump(mode="json"))
+    return [(location, device) for location, device in found if device.startswith("cuda:")]
+
+
+def _devices(place: Location, value: object) -> Iterator[tuple[Location, str]]:
+    """What is called a device or reads like a GPU, in plain data of a spec at a place."""
     if isinstance(value, Mapping):
         for name, each in value.items():
-            yield from _devices(name, each)
+            yield from _devices((*place, name), each)
     elif isinstance(value, list):
-        for each in value:
-            yield from _devices(key, each)
-    elif isinstance(value, str) and (key == "device" or _GPU.fullmatch(value)):
-        yield value
+        for index, each in enumerate(value):
+            yield from _devices((*place, index), each)
+    elif isinstance(value, str) and (_named(place) == "device" or _GPU.fullmatch(value)):
+        yield place, value
+
+
+def _named(place: Location) -> str | int:
+    """The key of a value, of one in a list the list's."""
+    return next((name for name in reversed(place) if isinstance(name, str)), "")
 
 
 def usable_cores() -> int:

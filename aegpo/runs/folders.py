@@ -21,10 +21,10 @@ from typing import Any
 
 from aegpo.config.validation import validate
 from aegpo.core.experiment import Experiment
-from aegpo.core.files import write_json
+from aegpo.core.files import refused, way_out, write_json
 from aegpo.core.reports import RunInfo
 from aegpo.core.verdicts import VerdictSpec
-from aegpo.errors import AegpoError, CheckpointError
+from aegpo.errors import AegpoError, CheckpointError, DiskError
 from aegpo.runs.evaluations import evaluated_steps
 from aegpo.runs.records import read_document, write_document
 
@@ -190,6 +190,24 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f" {os.getpid()}".encode())
         yield
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Inside, a disk that is full, or a folder that may not be written to or is taken away, is told as such.
+
+    Raises:
+        DiskError: if the disk refuses what is written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not refused(error, folder):
+            raise
+        raise DiskError(
+            f"{folder} cannot be written to: {error.strerror}; {way_out(error)}, then give the same command again: it "
+            "goes on from the newest checkpoint"
+        ) from error
 
 
 def start_over(folder: Path) -> None:

@@ -7,12 +7,16 @@ A checkpoint says which evaluation was the last, so that one that failed is made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from aegpo.core.reports import RunInfo
 from aegpo.errors import AegpoError, CheckpointError, ContractError, MemoryShortageError, ObserverError, PlanError
+from aegpo.parallel.faults import in_other_words
 from aegpo.runs import checkpoints
+from aegpo.runs.folders import room_in
 from aegpo.runs.observers import Observers
 from aegpo.runs.resuming import counted
 from aegpo.train.engine import Engine, Snapshot
@@ -28,6 +32,7 @@ class Loop:
     ) -> None:
         """`engine` has the state of `run.first_step`; checkpoints note `identity`, what tells the run from others."""
         self._engine, self._run, self._observers, self._identity = engine, run, observers, identity
+        self._team = engine.team
         self._done = self._saved = run.first_step  # training steps
         self._evaluated: int | None = None  # the step of the last evaluation
 
@@ -50,11 +55,11 @@ class Loop:
 
     def _train(self, should_stop: Callable[[], bool]) -> Literal["finished", "interrupted"]:
         run, spec = self._run, self._engine.experiment
-        self._engine.sources.open(run.folder / "signals", run.first_step)
+        self._open_sources()
         if run.owes_evaluation:
             self._evaluate()
         while self._done < run.training_steps:
-            if should_stop():
+            if self._team.any(f"whether to stop after step {self._done}", should_stop()):
                 self._save()
                 return "interrupted"
             self._step()
@@ -64,26 +69,36 @@ class Loop:
                 self._save()
         return "finished"
 
+    def _open_sources(self) -> None:
+        """Opens the files of signals; the first process makes them what they were, so the others come after it."""
+        sources, step = self._engine.sources, self._run.first_step
+        for firsts in (True, False):
+            with self._agreed(f"files of signals are opened, {'by the first' if firsts else 'by the others'}"):
+                if self._team.first == firsts:
+                    sources.open(self._run.folder / "signals", step)
+
     def _due(self, every: int) -> bool:
         return self._done % every == 0 or self._done == self._run.training_steps
 
     def _step(self) -> None:
         """The next training step; if a part or the memory fails, what was learned before is not lost."""
-        before, updates = self._engine.snapshot(), self._engine.learner.updates
+        number, before, updates = self._done + 1, self._engine.snapshot(), self._engine.learner.updates
         try:
-            report = self._engine.step(self._done + 1)
+            with self._agreed(f"step {number}"):
+                report = self._engine.step(number)
         except _Fault as error:
-            if self._engine.learner.updates == updates:
+            if not self._team.any(f"whether step {number} has learned", self._engine.learner.updates != updates):
                 self._save(before)
             raise self._told(error) from error.__cause__
-        self._done += 1
+        self._done = number
         self._tell(lambda: self._observers.stepped(report))
 
     def _evaluate(self) -> None:
         """Scores the held-out prompts; if that fails, the steps before are not lost, and it is done when it goes on."""
         before = self._engine.snapshot()
         try:
-            evaluation = self._engine.evaluator.evaluate()
+            with self._agreed(f"the evaluation after step {self._done}"):
+                evaluation = self._engine.evaluator.evaluate()
         except _Fault as error:
             self._save(before)
             raise self._told(error) from error.__cause__
@@ -102,22 +117,34 @@ class Loop:
     def _told(self, error: AegpoError) -> AegpoError:
         """The error with what is on disk."""
         kept = f"step {self._saved} and all before it are saved" if self._saved > 0 else "nothing was learned yet"
-        told = type(error)(f"{error}\n{kept}; the same command goes on from there")
-        told.location, told.part = error.location, error.part
-        return told
+        return in_other_words(error, f"{error}\n{kept}; the same command goes on from there")
 
     def _save(self, earlier: Snapshot | None = None) -> None:
         """Writes the state after the last step, unless it is on disk or there is none."""
         if self._saved == self._done:
             return
-        engine, number = self._engine, self._done
+        number = self._done
+        path = self._run.folder / "checkpoints" / f"step-{number:06d}"
+        with self._agreed(f"the state after step {number} is saved"):
+            if self._team.first:
+                path = self._write(number, earlier)
+        self._saved = number
+        self._tell(lambda: self._observers.saved(number, path))
+
+    def _write(self, number: int, earlier: Snapshot | None) -> Path:
+        """The folder of a checkpoint, which it makes."""
+        engine = self._engine
         engine.sources.write(number)
         tensors, state = engine.state_dict(earlier)
         state["owes_evaluation"] = self._due(engine.experiment.evaluation.every) and self._evaluated != number
         checkpoint = checkpoints.Checkpoint(number, tensors, state, self._identity, counted(self._run.folder))
-        path = checkpoints.save(self._run.folder / "checkpoints", checkpoint, engine.experiment.checkpoint.keep)
-        self._saved = number
-        self._tell(lambda: self._observers.saved(number, path))
+        return checkpoints.save(self._run.folder / "checkpoints", checkpoint, engine.experiment.checkpoint.keep)
+
+    @contextmanager
+    def _agreed(self, where: str) -> Iterator[None]:
+        """Inside, whatever one process raises all of them raise; a disk that refuses is told as such."""
+        with self._team.agreed(where), room_in(self._run.folder):
+            yield
 
 
 def owes_evaluation(checkpoint: checkpoints.Checkpoint | None) -> bool:

@@ -25,7 +25,8 @@ from aegpo.runs.software import LIBRARIES, source_state, versions
 
 FORMAT = 1
 _NEEDED = {"arm": str, "seed": int, "experiment": dict, "versions": dict, "threads": int}
-_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "threads_changed")
+_CHANGED = ("threads_changed", "parallel_changed")
+_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "parallel", *_CHANGED)
 _ABSENT = object()
 
 
@@ -57,9 +58,14 @@ class Change:
         return self.key.endswith(".micro_batch")
 
     @property
+    def is_parallel(self) -> bool:
+        """True for how processes share the work: `aegpo.runs.cutting` says what moves results."""
+        return self.key == "parallel" or self.key.startswith("parallel.")
+
+    @property
     def is_allowed(self) -> bool:
         """True for what a run may go on with, and say."""
-        return self.is_micro_batch or self.moved
+        return self.is_micro_batch or self.is_parallel or self.moved
 
 
 def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) -> dict[str, Any]:
@@ -183,9 +189,9 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def check_manifest(run: Run) -> None:
     """Refuses a folder in which another experiment has learned something, with the differences.
 
-    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only. So may a
-    place, if what was there is gone and is in another folder now, with all that is around it. A run with
-    steps still to do must have been begun under the rules of this version.
+    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only. So may how
+    processes share the work, and a place, if what was there is gone and is in another folder now, with all that is
+    around it. A run with steps still to do must have been begun under the rules of this version.
 
     Raises:
         CheckpointError: if the folder has a manifest of another experiment, or of other rules, and at least one step.
@@ -221,7 +227,7 @@ def changed_defaults(run: Run) -> list[Change]:
     if not (run.folder / "manifest.json").exists() or not _learned(run):
         return []
     changes = experiment_changes(run.experiment, read_manifest(run.folder))
-    return [change for change in changes if change.by_default and not change.is_micro_batch]
+    return [change for change in changes if change.by_default and not change.is_allowed]
 
 
 def changed_batches(run: Run, manifest: Mapping[str, Any]) -> list[str]:

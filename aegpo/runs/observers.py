@@ -22,6 +22,8 @@ from aegpo.core.hookspecs import Outcome
 from aegpo.core.parts import OnError
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError, ContractError, ObserverError, PluginError
+from aegpo.parallel.team import Team
+from aegpo.runs.folders import room_in
 from aegpo.runs.records import DroppedRow, RowFile, read_rows
 
 DROPPED = "dropped.jsonl"
@@ -39,16 +41,30 @@ class Dropped:
     observer: str
     error: str
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return dict(vars(self))
+
 
 class Observers:
     """The observers of one run, told in the order of their plugin manager: the last registered first."""
 
-    def __init__(self, manager: pluggy.PluginManager, run: RunInfo, say: Callable[[str], None]) -> None:
-        """`say` gets a line for the user where a failure does not end the run."""
+    def __init__(
+        self, manager: pluggy.PluginManager, run: RunInfo, say: Callable[[str], None], team: Team | None = None
+    ) -> None:
+        """Makes observers of a run that is told of.
+
+        Args:
+            manager: with the plugins; of several processes the first tells them.
+            run: what they are told of it.
+            say: gets a line for the user where a failure does not end the run.
+            team: the processes of the run, which tell their observers at the same time; None: one.
+        """
         self._manager, self._run, self._say = manager, run, say
+        self._team = Team.alone() if team is None else team
         self._on_error: dict[str, OnError] = {}  # by name in the manager; of those that were added here
         self._record: str | None = None  # the name of the observer that keeps the run's record
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, Dropped] = {}  # by name
 
     def add(self, name: str, observer: object, on_error: OnError | None = None, record: bool = False) -> None:
         """Registers an observer under the name that messages use; what has no observer hook is left alone.
@@ -69,6 +85,11 @@ class Observers:
         self._on_error[title] = on_error or _declared(title, observer)
         if record:
             self._record = title
+
+    def forget(self) -> None:
+        """Takes what was added out of the plugin manager, which may serve another run."""
+        for title in self._on_error:
+            self._manager.unregister(name=title)
 
     # --- what they are told --------------------------------------------------------------------------------------
 
@@ -95,7 +116,7 @@ class Observers:
     def gave_up(self, step: int, outcome: Outcome) -> None:
         """The run is over by an error, which counts: an observer that fails now is only said to have done so."""
         try:
-            self.ended(step, outcome)
+            self._tell_here("aegpo_on_run_end", step, {"outcome": outcome})  # the other processes may be gone
         except OSError as error:  # a tracker may try to write its rest
             if not refused(error, self._run.folder):
                 raise
@@ -103,12 +124,22 @@ class Observers:
             self._say(str(error))
 
     def _tell(self, event: Event, step: int, told: dict[str, Any]) -> None:
-        """Tells everyone, and raises the first failure that stops the run: that of its record before all others.
+        """Tells everyone in every process, and raises the first failure that stops the run.
 
         Raises:
             ObserverError: if an observer failed that the run does not go on without.
-            OSError: if the run's record cannot be written: for lack of room, or since its folder was taken away.
+            DiskError: if the run's record cannot be written: for lack of room, or since its folder was taken away.
         """
+        known = set(self._left_out)
+        with self._team.agreed(f"who watches is told after step {step}"), room_in(self._run.folder):
+            self._tell_here(event, step, told)
+        lost = [each.plain() for name, each in self._left_out.items() if name not in known]
+        for each in self._team.told(f"who is left out after step {step}", lost):
+            for row in each:
+                self._drop(Dropped(**row))
+
+    def _tell_here(self, event: Event, step: int, told: dict[str, Any]) -> None:
+        """Tells everyone in this process, and raises the first failure: that of the run's record before all others."""
         failures: dict[str, BaseException] = {}
         for name, function, names in self._hooks(event):
             try:
@@ -137,6 +168,8 @@ class Observers:
 
     def _hooks(self, event: Event) -> Iterator[tuple[str, Callable[..., object], tuple[str, ...]]]:
         for hook in reversed(getattr(self._manager.hook, event).get_hookimpls()):
+            if not self._team.first and hook.plugin_name not in self._on_error:
+                continue  # a plugin, told by the first process
             if hook.hookwrapper or hook.wrapper:
                 raise PluginError(
                     f"plugin {hook.plugin_name!r} wraps the observer hook {event!r}, which only tells; drop 'wrapper'"
@@ -148,9 +181,13 @@ class Observers:
         return self._on_error.get(name) or _declared(f"plugin {name!r}", self._manager.get_plugin(name))
 
     def _drop(self, dropped: Dropped) -> None:
-        self._left_out.add(dropped.observer)
-        self._say(f"{dropped.observer} failed with {dropped.error}; the run goes on without it")
-        RowFile(self._run.folder / DROPPED).append(vars(dropped))
+        """Leaves an observer out, which the first process tells."""
+        if dropped.observer in self._left_out:
+            return
+        self._left_out[dropped.observer] = dropped
+        if self._team.first:
+            self._say(f"{dropped.observer} failed with {dropped.error}; the run goes on without it")
+            RowFile(self._run.folder / DROPPED).append(dropped.plain())
 
     def _blamed(self, event: Event, name: str, error: BaseException) -> Exception:
         if isinstance(error, OSError) and refused(error, self._run.folder) and name == self._record:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from aegpo.core import contracts, promises, untouched
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Advantage, Curriculum, Reporting, Stateful
 from aegpo.core.memory import enough_memory, lower
-from aegpo.core.records import Edges, Prompt, Rollouts, Scores
+from aegpo.core.records import Edges, IntArray, Prompt, RolloutPlan, Rollouts, Scores
 from aegpo.core.reports import StepReport
 from aegpo.core.signatures import built
 from aegpo.errors import CheckpointError
@@ -28,16 +27,18 @@ from aegpo.method.costs import update_work
 from aegpo.method.planning import Planner, table_of
 from aegpo.method.residual_noise import residual_noise
 from aegpo.method.scored_levels import scored_levels
+from aegpo.parallel.team import Team
 from aegpo.prompts.lists import read_list, refuse_few, refuse_lacking, refuse_shared
-from aegpo.train.execution import Show
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import Learner
 from aegpo.train.noise import StepNoise
+from aegpo.train.pieces import refuse_memories
 from aegpo.train.policy import Policy
-from aegpo.train.predicted import PredictedScores
-from aegpo.train.rollouts import roll_out
-from aegpo.train.scoring import Scoring, build_scorers
-from aegpo.train.signals import Sources
+from aegpo.train.sampled import Sampled
+from aegpo.train.sampling import Asked, Sampling
+from aegpo.train.scoring import build_scorers
+from aegpo.train.signals import Known, Sources
+from aegpo.train.stopwatch import Stopwatch
 from aegpo.train.tally import Tally
 
 _CURRICULUM = 6151  # keeps the draws of curricula apart from the stream of decisions
@@ -46,11 +47,13 @@ _CURRICULUM = 6151  # keeps the draws of curricula apart from the stream of deci
 class Engine:
     """One arm under one seed: its parts, and a training step."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, team: Team | None = None) -> None:
         self.experiment = experiment
-        self.policy = Policy(experiment)
+        self.policy = Policy(experiment, team)
+        self.team = self.policy.team
         self.rewards = build_scorers(experiment.rewards, self.policy.device)
         self.guards = build_scorers(experiment.evaluation.rewards, self.policy.device)
+        self.sampling = Sampling(self.policy, self.rewards)
         self.planner = Planner.build(experiment)
         self.advantage = built("advantage", experiment.advantage.kind, experiment.advantage.build, Advantage)
         self.learner = Learner.build(self.policy, experiment)
@@ -73,18 +76,23 @@ class Engine:
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
         self._reward_weights = torch.tensor([spec.weight for spec in experiment.rewards], device=self.policy.device)
         self._update_work = update_work(experiment)
+        refuse_memories(self.team, self._stateful())
         self._reporting = {name: part for name, part in self._stateful().items() if isinstance(part, Reporting)}
 
     @classmethod
-    def build(cls, experiment: Experiment) -> Engine:
+    def build(cls, experiment: Experiment, team: Team | None = None) -> Engine:
         """Builds every part of an experiment on its device.
+
+        Args:
+            experiment: one arm under one seed.
+            team: the processes that do the run together; None: this one alone.
 
         Raises:
             AegpoError: if a part cannot be built, or breaks its contract on a first latent.
         """
         remedy = "load the model in a smaller 'dtype', train LoRA adapters, or use a device with more memory"
         with enough_memory("the parts were built", remedy):
-            return cls(experiment)
+            return cls(experiment, team)
 
     # --- one training step ---------------------------------------------------------------------------------------
 
@@ -99,34 +107,36 @@ class Engine:
         with watch("plan"), self._few_rollouts("rollouts were planned"):
             planned = self.planner.plan(known.signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan, levels = planned.plan, scored_levels(spec, self.advantage, planned.plan)
-        predicted = PredictedScores(self.policy.how, self.rewards, plan, prompts, levels, self._inspect)
-        with Scoring(self.rewards, [prompts[row] for row in plan.group]) as scoring:
-            with watch("rollout"), self._sampling("rollouts were sampled"), self.policy.lagging():
-                show = self._inspected(scoring.show)
-                rollouts = roll_out(self.policy.how, plan, cond, noise, prompts, known.trunk, show, predicted.look)
-            with watch("reward"):  # of which rewards in lanes of their own have done a part already
-                scores = scoring.finish(rollouts.images)
-                credit = self._credit(predicted.beside(torch.stack(list(scores.values()), dim=1)), rollouts)
+        sampled = self.sampling.sample(plan, Asked(prompts, cond, noise, known.trunk, levels), watch)
+        with watch("reward"):
+            credit = self._credit(sampled.scores, sampled.whole)
+            self.team.same("plan, scores and credit", lambda: sampled.digest(credit))
         fewer = lower("optimizer.micro_batch", spec.optimizer.micro_batch)
         with watch("update"), enough_memory("the policy was updated", fewer):
-            learned = self.learner.update(rollouts, credit, cond, rng, noise)
+            learned = self.learner.update(sampled, credit, cond, rng, noise)
             self.learner.end_step(number)
-        spent = plan.forwards - (0 if known.trunk is None else known.trunk.saved(plan))
-        tally = _describe(scores, self._reward_weights, rollouts)
+        metrics = self._metrics(sampled, known, levels, learned)
+        return StepReport(
+            number, metrics, prompts, planned.counts, planned.selected, known.signals.known, watch.seconds
+        )
+
+    def _metrics(self, sampled: Sampled, known: Known, levels: IntArray, learned: Tally) -> dict[str, float]:
+        """What a step measured, and what it spent."""
+        spec, plan, parts = self.experiment, sampled.whole.plan, sampled.partition.parts
+        spent = sum(part.forwards - (0 if known.trunk is None else known.trunk.saved(part)) for part in parts)
+        images = sum(len(part.prompt[int(level)]) for part in parts for level in levels)
+        tally = _describe(sampled.scores.leaves, [scorer.label for scorer in self.rewards], self._reward_weights, plan)
         tally.merge(learned)
-        metrics = {
+        return {
             **tally,
             "residual_noise": residual_noise(plan, table_of(spec, plan), spec.sigmas, self.policy.how.predicted_clean),
             "forwards": spent,
             "signal_forwards": known.forwards,
             "trained_edges": plan.trained_edges,
-            **predicted.metrics(),
+            **({"predicted_images": images} if images else {}),
             "work": spent + known.forwards + self._update_work * plan.trained_edges,
             **self._reports(),
         }
-        return StepReport(
-            number, metrics, prompts, planned.counts, planned.selected, known.signals.known, watch.seconds
-        )
 
     def asked(self, number: int) -> tuple[Prompt, ...]:  # P
         """The prompts of training step `number`, as far as is known now."""
@@ -151,21 +161,6 @@ class Engine:
         credit = credit.to(self.policy.device)
         self.sources.rewarded(rollouts.prompts, scores.leaves @ self._reward_weights, rollouts.plan.group)
         return credit
-
-    def _inspected(self, show: Show) -> Show:
-        """Shows what is known to be images."""
-
-        def inspected(images: Tensor) -> None:
-            self._inspect(images)
-            show(images)
-
-        return inspected
-
-    def _inspect(self, images: Tensor) -> None:
-        """Refuses what is no image."""
-        kind = self.experiment.model.kind
-        with contracts.blaming("model", kind):
-            contracts.check_images(kind, images, len(images), self.experiment.model.media)
 
     def _randomness(self, number: int) -> tuple[np.random.Generator, StepNoise]:
         """Decisions and noise of a step, and the global generators that foreign parts may use."""
@@ -284,32 +279,16 @@ class Snapshot:
     generator: Tensor  # torch's global one
 
 
-class Stopwatch:
-    """Wall-clock seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Times a block as `stage`."""
-        begin = time.perf_counter()
-        yield
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
-        self.seconds[stage] = time.perf_counter() - begin
-
-
 def _tensors(record: Scores | Rollouts | Edges) -> list[Tensor]:
     """What a part may read of a record and must not write into."""
     nodes = list(record.nodes.values()) if isinstance(record, Scores) else []
     return nodes + [value for value in vars(record).values() if isinstance(value, Tensor)]
 
 
-def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) -> Tally:
+def _describe(scores: Tensor, labels: Sequence[str], weights: Tensor, plan: RolloutPlan) -> Tally:
     """Training rewards of a step, every prompt counted once, and the spread inside groups that learning lives on."""
-    total = (torch.stack(list(scores.values()), dim=1) * weights).sum(dim=1)
-    group = torch.from_numpy(rollouts.plan.group).to(total.device)
+    total = (scores * weights).sum(dim=1)
+    group = torch.from_numpy(plan.group).to(total.device)
     members = [group == prompt for prompt in torch.unique(group)]
 
     tally = Tally()
@@ -320,6 +299,6 @@ def _describe(scores: dict[str, Tensor], weights: Tensor, rollouts: Rollouts) ->
 
     add("reward", [total[rows].mean() for rows in members])
     add("reward_std", [total[rows].std() for rows in members])
-    for label, values in scores.items():
+    for label, values in zip(labels, scores.unbind(dim=1), strict=True):
         add(f"reward/{label}", [values[rows].mean() for rows in members])
     return tally

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,10 +16,21 @@ from torch import Tensor
 from aegpo.core.records import FloatArray, Prompt
 from aegpo.core.reports import Evaluation
 from aegpo.train.execution import Show
+from aegpo.train.pieces import piece, shares
 from aegpo.train.policy import Policy
 from aegpo.train.scoring import Scorer, Scoring, score
 
+_T = TypeVar("_T")
 Paint = Callable[[Show], Tensor]  # an image of each of N prompts, (N, [F,] 3, h, w) in [0, 1], shown on the way
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What an evaluation found of some prompts."""
+
+    scores: Mapping[str, FloatArray]  # (n * images,) of each reward, for the policy
+    base_scores: Mapping[str, FloatArray]
+    images: Tensor  # (n, [F,] 3, h, w) the first of each prompt, on the CPU
 
 
 class Evaluator:
@@ -26,9 +39,14 @@ class Evaluator:
     def __init__(self, policy: Policy, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
         self._policy, self._scorers = policy, scorers
         self._images = policy.experiment.evaluation.images_per_prompt
-        self._parts = [*parts(prompts, self._images, len(prompts))]  # no more images at a time than with one each
+        self._shares = shares(len(prompts), policy.team.shards)
+        self._parts = {  # of each of this process's shards; no more images at a time than with one each
+            shard: [*parts(own, self._images, len(own))]
+            for shard in policy.team.mine
+            if (own := prompts[self._shares[shard]])
+        }
         self.prompts = tuple(prompt.text for prompt in prompts)
-        self._known: list[HeldOut] | None = None  # of each part, with the base policy's scores
+        self._known: dict[int, list[HeldOut]] | None = None  # of each part, with the base policy's scores
 
     def evaluate(self) -> Evaluation:
         """Scores the held-out prompts for the policy (its averaged weights, if any) and, once, for the base.
@@ -39,28 +57,55 @@ class Evaluator:
         policy, begin = self._policy, time.perf_counter()
         if self._known is None:
             with policy.base():
-                self._known = [
-                    HeldOut(self._scorers, repeated(part, self._images), self._painter(part)) for part in self._parts
-                ]
-        found: list[tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]] = []
-        shown: list[Tensor] = []
+                self._known = self._worked_on(self._begun)
         with policy.averaged():
-            for known, part in zip(self._known, self._parts, strict=True):
-                scores, base_scores, images = known.evaluate(self._painter(part))
-                found.append((scores, base_scores))
-                shown.append(images[:: self._images].contiguous().cpu())  # which does not hold the others
-        kept, (ours, bases) = policy.experiment.evaluation.images, zip(*found, strict=True)
-        grid, seconds = torch.cat(shown)[:kept], time.perf_counter() - begin
-        return Evaluation(self.prompts, self._means(ours), self._means(bases), grid, seconds)
+            found = self._worked_on(self._scored)
+        scores = self._means({shard: [each.scores for each in parts] for shard, parts in found.items()})
+        base_scores = self._means({shard: [each.base_scores for each in parts] for shard, parts in found.items()})
+        grid = self._grid({shard: [each.images for each in parts] for shard, parts in found.items()})
+        return Evaluation(self.prompts, scores, base_scores, grid, time.perf_counter() - begin)
+
+    def _worked_on(self, work: Callable[[int, int, Sequence[Prompt]], _T]) -> dict[int, list[_T]]:
+        """What comes of each part of this process's shards: of a shard, the how-manieth part, and its prompts."""
+        found = dict[int, list[_T]]()
+        for shard, own in self._parts.items():
+            with piece(self._policy.team, "evaluation", shard):
+                found[shard] = [work(shard, number, part) for number, part in enumerate(own)]
+        return found
+
+    def _begun(self, shard: int, number: int, part: Sequence[Prompt]) -> HeldOut:
+        """A part with the base policy's scores."""
+        return HeldOut(self._scorers, repeated(part, self._images), self._painter(part))
+
+    def _scored(self, shard: int, number: int, part: Sequence[Prompt]) -> _Scored:
+        """A part's images for the policy, scored beside the base's."""
+        assert self._known is not None, "the base comes first"
+        scores, base_scores, images = self._known[shard][number].evaluate(self._painter(part))
+        return _Scored(scores, base_scores, images[:: self._images].contiguous().cpu())  # which hold no others
 
     def _painter(self, part: Sequence[Prompt]) -> Paint:
         policy, images = self._policy, self._images
         return partial(policy.images, repeated(part, images), policy.evaluation_noise(part, images=images), None)
 
-    def _means(self, found: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:  # of parts -> (P,) each
-        """The mean of each prompt's scores, of every reward."""
-        joined = {label: np.concatenate([each[label] for each in found]) for label in found[0]}
-        return {label: values.reshape(-1, self._images).mean(axis=1) for label, values in joined.items()}
+    def _means(self, found: Mapping[int, Sequence[Mapping[str, FloatArray]]]) -> dict[str, FloatArray]:  # (P,) each
+        """The mean of each prompt's scores, of every reward; `found`: those of each part of this process's shards."""
+        labels = [scorer.label for scorer in self._scorers]
+        own = [torch.zeros((0, len(labels)), dtype=torch.float64)]
+        for parts_of_shard in found.values():
+            for part in parts_of_shard:
+                means = [part[label].reshape(-1, self._images).mean(axis=1) for label in labels]
+                own.append(torch.from_numpy(np.stack(means, axis=1)))
+        counts = [rows.stop - rows.start for rows in self._shares]
+        table = self._policy.team.gathered("scores of evaluation", [torch.cat(own)], counts).numpy()
+        return {label: np.ascontiguousarray(table[:, column]) for column, label in enumerate(labels)}
+
+    def _grid(self, found: Mapping[int, Sequence[Tensor]]) -> Tensor:  # (n, [F,] 3, h, w), on the CPU
+        """The first images of the first prompts."""
+        kept, own = self._policy.experiment.evaluation.images, list[Tensor]()
+        for shard, images in found.items():
+            own.append(torch.cat(list(images))[: max(0, kept - self._shares[shard].start)])
+        counts = [max(0, min(rows.stop, kept) - rows.start) for rows in self._shares]
+        return self._policy.team.spread("images of evaluation", [torch.cat(own)] if own else [], counts)[0].cpu()
 
 
 class HeldOut:

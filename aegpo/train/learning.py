@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
@@ -16,14 +17,18 @@ from aegpo.core.records import Conditioning, Edges, IntArray, Rollouts
 from aegpo.core.sections import OptimizerSpec
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
+from aegpo.parallel.team import Team
 from aegpo.train.asking import DIVERGED
 from aegpo.train.execution import Execution
+from aegpo.train.held_edges import HeldEdges, Portion
 from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
+from aegpo.train.pieces import piece
 from aegpo.train.policy import Policy
 from aegpo.train.precision import Precision
 from aegpo.train.replay import Batch, noise_again, renoised, schedule_std, transitions, velocities
-from aegpo.train.tally import Tally
+from aegpo.train.sampled import Sampled, sampled_of
+from aegpo.train.tally import Tally, together
 from aegpo.train.weights import Weights
 
 _OWN = "optimizer/"  # names of its state in checkpoints
@@ -82,10 +87,16 @@ def whole_groups(rows: Tensor, group: Tensor, most: int) -> list[Tensor]:  # (B,
 class _Lesson:
     """What a training step learns from."""
 
-    edges: Edges
+    held: HeldEdges
+    credit: Tensor  # (E,) float32
+    cond: Conditioning
     kept: Tensor  # (E,) bool, the edges that are learned from, at least one
     share: Tensor  # (E,) float32, of the step's loss
     std: float  # of Batch
+
+    def batch(self, portion: Portion) -> Batch:
+        """The edges of a portion and what belongs to them."""
+        return Batch(portion.edges, portion.of(self.credit), self.cond, portion.rows, self.std)
 
 
 class Learner:
@@ -101,7 +112,9 @@ class Learner:
         ema_decay: float | None,
         precision: Precision,
         updates: int,
+        team: Team | None = None,
     ) -> None:
+        self._team = team or Team.alone()
         self._how, self.weights, self._spec, self._precision = how, weights, spec, precision
         self.objective, self._kind, self._ema_decay = objective, objective_kind, ema_decay
         self._optimizer = make_optimizer(list(weights.trained.values()), spec)
@@ -115,48 +128,84 @@ class Learner:
         objective, ema = experiment.objective, experiment.policy.ema
         made = built("objective", objective.kind, objective.build, Objective, ForwardObjective)
         optimizer, updates = experiment.optimizer, experiment.updates
-        return cls(policy.how, policy.weights, made, objective.kind, optimizer, ema, policy.precision, updates)
+        what = (made, objective.kind, optimizer, ema, policy.precision, updates, policy.team)
+        return cls(policy.how, policy.weights, *what)
 
     def update(
-        self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, rng: np.random.Generator, noise: StepNoise
+        self,
+        rollouts: Sampled | Rollouts,
+        credit: Tensor,
+        cond: Conditioning,
+        rng: np.random.Generator,
+        noise: StepNoise,
     ) -> Tally:
-        """Every inner epoch over a step's edges; returns metrics averaged as the loss is, over the edges with them."""
-        lesson = self._lesson(rollouts, credit, cond, noise)
+        """Every inner epoch over a step's edges; returns metrics averaged as the loss is, over the edges with them.
+
+        Args:
+            rollouts: what the processes sampled of a plan, or all of it, if one did.
+            credit: (E,) of its trained edges.
+            cond: of the step's prompts.
+            rng: of decisions, the same in all processes.
+            noise: of the step.
+        """
+        sampled = sampled_of(rollouts)
+        lesson = self._lesson(sampled, credit, cond, noise)
         if lesson is None:
             return _nothing_learned()
-        edges, share, kept, std = lesson.edges, lesson.share, lesson.kept, lesson.std
-        pieces, norms = Tally(), list[float]()
+        edges, team = lesson.held.table, self._team
+        pieces, norms = {shard: Tally() for shard in team.mine}, list[float]()
         for epoch in range(self._spec.inner_epochs):
-            parts = deal(rollouts.plan.group, self._spec, rng)
+            parts = deal(sampled.whole.plan.group, self._spec, rng)
             for number, members in enumerate(parts):
-                chosen = torch.isin(edges.rollout, members.to(edges.rollout.device)) & kept
+                chosen = torch.isin(edges.rollout, members.to(edges.rollout.device)) & lesson.kept
                 rows = chosen.nonzero().flatten()
                 if len(rows) == 0:
                     continue  # none of these rollouts owns an edge to learn from
-                batch = Batch(edges, credit, cond, rows, std)
-                deviation = self._accumulate(batch, share * len(parts), pieces)
-                if epoch == number == 0 and self.objective.process == "reverse":
-                    pieces.raise_to("ratio_error", deviation)
+                fresh = epoch == number == 0 and self.objective.process == "reverse"
+                self._learn(lesson, rows, len(parts), pieces, fresh)
                 norms.append(self._advance())
-        tally = pieces.counted(self._spec.inner_epochs * len(parts))
+        tally = together(team, pieces).counted(self._spec.inner_epochs * len(parts))
         if self._varies:
             tally.add("learning_rate", self._learning_rate())  # of the last update
         tally.add("grad_norm", float(np.sum(norms)), len(norms))
-        tally.add("updated_edges", float(kept.sum()))
+        tally.add("updated_edges", float(lesson.kept.sum()))
         return tally
 
-    def gradients(self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, noise: StepNoise) -> tuple[Tensor, ...]:
-        """Those of a step's whole loss, of every trained weight; nothing is learned from them.
+    def _learn(self, lesson: _Lesson, rows: Tensor, parts: int, pieces: Mapping[int, Tally], fresh: bool) -> None:
+        """Gradients of one optimizer step: those of every shard's portion of its edges, added up.
+
+        `parts`: the optimizer steps of a pass; `fresh`: nothing was learned yet from what was sampled.
+        """
+        weights = list(self.weights.trained.values())
+        portions = lesson.held.portions(rows, self.objective.scope == "groups")
+
+        def of(shard: int) -> list[Tensor | None]:
+            if shard in portions:
+                with piece(self._team, "update", shard, self.updates):
+                    batch, share = lesson.batch(portions[shard]), portions[shard].of(lesson.share)
+                    deviation = self._accumulate(batch, share * parts, pieces[shard])
+                if fresh:
+                    pieces[shard].raise_to("ratio_error", deviation)
+            return _taken(weights)
+
+        for weight, gradient in zip(weights, self._team.summed("gradients", weights, of), strict=True):
+            weight.grad = gradient
+
+    def gradients(
+        self, rollouts: Sampled | Rollouts, credit: Tensor, cond: Conditioning, noise: StepNoise
+    ) -> tuple[Tensor, ...]:
+        """Those of the whole loss of a step, which one process sampled, of every trained weight; nothing is learned.
 
         All 0 where nothing would be learned. Where those of float16 do not fit, they are scaled up less.
 
         Raises:
             AegpoError: if they are not finite.
         """
-        weights, lesson = list(self.weights.trained.values()), self._lesson(rollouts, credit, cond, noise)
+        weights, lesson = list(self.weights.trained.values()), self._lesson(sampled_of(rollouts), credit, cond, noise)
         if lesson is None:
             return tuple(torch.zeros_like(weight) for weight in weights)
-        batch, scaler = Batch(lesson.edges, credit, cond, lesson.kept.nonzero().flatten(), lesson.std), self._scaler
+        batch = Batch(lesson.held.table, credit, cond, lesson.kept.nonzero().flatten(), lesson.std)
+        scaler = self._scaler
         while True:
             self._accumulate(batch, lesson.share, Tally())
             scale = 1.0 if scaler is None else scaler.get_scale()
@@ -172,17 +221,18 @@ class Learner:
     def _scaler(self) -> torch.amp.GradScaler | None:
         return self._precision.scaler
 
-    def _lesson(self, rollouts: Rollouts, credit: Tensor, cond: Conditioning, noise: StepNoise) -> _Lesson | None:
+    def _lesson(self, sampled: Sampled, credit: Tensor, cond: Conditioning, noise: StepNoise) -> _Lesson | None:
         """What a training step has to learn from; None: nothing."""
-        if len(rollouts.edges) == 0:
+        if len(sampled.whole.edges) == 0:
             return None
-        edges = self._edges(rollouts, cond, noise)
-        kept = self._kept(edges, credit)
+        own = [self._edges(part, cond, noise) for part in sampled.own]
+        held = HeldEdges(self._team, sampled.partition, sampled.whole.edges, own)
+        kept = self._kept(held.table, credit)
         if not bool(kept.any()):
             return None
-        share = edge_weights(edges, self._spec.reduction, kept).float()
-        std = schedule_std(self._how, rollouts.plan) if self.objective.process == "reverse" else 0.0
-        return _Lesson(edges, kept, share, std)
+        share = edge_weights(held.table, self._spec.reduction, kept).float()
+        std = schedule_std(self._how, sampled.whole.plan) if self.objective.process == "reverse" else 0.0
+        return _Lesson(held, credit, cond, kept, share, std)
 
     def _edges(self, rollouts: Rollouts, cond: Conditioning, noise: StepNoise) -> Edges:
         """What is learned from: the trained transitions, or their rollouts noised again."""
@@ -272,6 +322,14 @@ class Learner:
         moments = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
         load_state_by_name(self._optimizer, list(self.weights.trained), moments)
         self.updates = updates
+
+
+def _taken(weights: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """The gradients of weights, which have none then."""
+    gradients = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    return gradients
 
 
 def _nothing_learned() -> Tally:

@@ -20,26 +20,37 @@ from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.core.signatures import built
 from aegpo.models.adapters import add_adapters
 from aegpo.models.loaded import fingerprint, resized
+from aegpo.parallel.team import Team
 from aegpo.train.asking import Answers, decoded, log_prob, transition
 from aegpo.train.devices import STORAGE, choose_device
 from aegpo.train.execution import Execution, Show, Velocity, unseen
 from aegpo.train.noise import prompt_noise
+from aegpo.train.pieces import shared_out, shares
 from aegpo.train.precision import Precision
 from aegpo.train.rollouts import sample_deterministic
 from aegpo.train.weights import Weights
+
+_WORTHWHILE = 32  # the share of a micro-batch below which fewer latents hardly cost less
+_READ_TOGETHER = 16  # prompts that are never parted, since text encoders may read so many at a time
 
 
 class Policy:
     """The network of an experiment: what is trained, beside the frozen base that it was when it was loaded."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, team: Team | None = None) -> None:
         """Loads the network onto the experiment's device and puts adapters into it.
+
+        Args:
+            experiment: what it is of.
+            team: the processes that work on it together; None: this one alone.
 
         Raises:
             AegpoError: if it cannot be built, or paints no images of the size that evaluation asks for.
         """
-        self.experiment, self.device = experiment, choose_device(experiment.device)
-        refuse_several_processes()
+        if team is None:
+            refuse_several_processes()
+        self.team = team or Team.alone()
+        self.experiment, self.device = experiment, choose_device(experiment.device, self.team.place)
         self.precision = Precision(experiment.precision, self.device)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         self.model = built("model", experiment.model.kind, partial(experiment.model.build, self.device), Model)
@@ -91,9 +102,16 @@ class Policy:
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Works on prompts ahead where the model can, so that no text encoder is needed in between."""
-        if isinstance(self.model, Preparable):
-            with contracts.blaming("model", self.experiment.model.kind):
-                self.model.prepare(prompts)
+        if not isinstance(self.model, Preparable):
+            return
+        share = shares(-(-len(prompts) // _READ_TOGETHER), self.team.size)[self.team.place.rank]
+        own = prompts[share.start * _READ_TOGETHER : share.stop * _READ_TOGETHER]
+        with contracts.blaming("model", self.experiment.model.kind):
+            if len(own) < len(prompts):
+                self.model.prepare(own)
+        self.team.told("prompts were prepared")  # each finds on disk what the others did
+        with contracts.blaming("model", self.experiment.model.kind):
+            self.model.prepare(prompts)
 
     def painting(self, steps: int | None = None) -> Execution:
         """How deterministic images are painted, at the size of evaluation; None: the denoising steps it takes."""
@@ -132,6 +150,16 @@ class Policy:
         seed, shape = self.experiment.evaluation.seed if seed is None else seed, self._sized.latent_shape
         each = [prompt_noise(shape, seed, prompts, "evaluation", sample) for sample in range(images)]
         return torch.stack(each, dim=1).flatten(0, 1).to(self.device)
+
+    def shared_out(self, count: int, work: Callable[[slice], Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        """What `work` finds out about `count` things, some of which each process does; all processes get all of it.
+
+        Args:
+            count: at least 1.
+            work: is asked about neighbours, at least one; gives tensors with a row for each, as many each time.
+        """
+        least = -(-self.micro_batch // _WORTHWHILE)
+        return shared_out(self.team, "signals", count, work, least)
 
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:  # (P, *x)
         """Start noise for signals: one fixed noise for each prompt, seed and sample, whenever it is asked for."""

@@ -53,11 +53,6 @@ class PredictedScores:
                 found = score(self._scorers, complete, asked)
                 self._levels[level].keep(nodes, torch.stack(list(found.values()), dim=1))
 
-    def metrics(self) -> dict[str, int]:
-        """How many images were decoded and scored beside the rollouts', where any were."""
-        images = sum(len(each.prompt) for each in self._levels.values())
-        return {"predicted_images": images} if images else {}
-
     def beside(self, leaves: Tensor) -> Scores:
         """All scores, once the plan was executed; `leaves`: (N, R) of the rollouts."""
         return Scores(leaves, {level: each.scores for level, each in self._levels.items()})

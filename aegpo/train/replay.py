@@ -126,7 +126,9 @@ def noise_again(how: Execution, rollouts: Rollouts, noise: StepNoise, shared: bo
     rollouts of a prompt, of the level and the prompt.
     """
     edges = rollouts.edges
-    clean = rollouts.latents[edges.rollout]
+    if len(edges) == 0:
+        return edges
+    clean = rollouts.latents[edges.rollout - int(rollouts.plan.nodes[-1][0])]
     owners = (edges.prompt if shared else edges.rollout).cpu().numpy()
     drawn = noise.again(edges.level.cpu().numpy(), owners, tuple(clean.shape[1:])).to(clean.device)
     sigma = how.sigmas[edges.level].view(-1, *(1 for _ in clean.shape[1:]))
@@ -137,7 +139,7 @@ def noise_again(how: Execution, rollouts: Rollouts, noise: StepNoise, shared: bo
 @torch.no_grad()
 def velocities(how: Execution, edges: Edges, cond: Conditioning) -> Tensor:
     """(E, *x) float32: what the policy predicts now at every edge."""
-    found, answers = [], Answers(how)
+    found, answers = [edges.latents[:0].float()], Answers(how)
     for rows in torch.split(torch.arange(len(edges), device=edges.level.device), how.micro_batch):
         chosen = cond.select(edges.prompt[rows])
         found.append(how.velocity(edges.latents[rows].float(), how.sigmas[edges.level[rows]], chosen))

@@ -14,6 +14,7 @@ from aegpo.core.signals import Trunk
 from aegpo.core.steps import last_steps, passing
 from aegpo.method.samplers import euler, final_latents, start_latents
 from aegpo.train.asking import Answers, decoded
+from aegpo.train.edges import joined
 from aegpo.train.execution import Execution, Look, Show, unseen
 from aegpo.train.noise import StepNoise
 from aegpo.train.stepping import Reached, Steps, children, deterministic, followed
@@ -50,7 +51,7 @@ def roll_out(
         images.append(decoded(how, latents[-1].float()))
         show(images[-1])
     log_probs = tuple(torch.cat(parts) for parts in walk.log_probs)
-    edges = _joined([part for level in walk.edges for part in level])
+    edges = joined([part for level in walk.edges for part in level])
     return Rollouts(plan, torch.cat(latents), torch.cat(images), log_probs, edges, tuple(prompts))
 
 
@@ -158,6 +159,7 @@ class _Walk:
         self._known, self._through, self._last = _known(plan, trunk), passing(plan), last_steps(plan)
         asked = [rows < 0 for rows in self._known] + [np.ones(plan.num_rollouts, dtype=np.bool_)]
         self._queues = [_Queue(_batch_sizes(each, how.micro_batch)) for each in asked]
+        self._nodes = plan.nodes
         self._looks_back = plan.tail is not None and plan.tail.solver != "euler"
         first = _start(how, plan, trunk, noise)
         self._queues[0].add(_States(start_latents(first, how.sigmas).to(how.storage)))
@@ -220,7 +222,7 @@ class _Walk:
 
     def _noise_of(self, level: int, children: slice) -> Tensor:
         """Noise of the noisy ones among some children."""
-        nodes = np.flatnonzero(self._plan.noisy[level][children]) + children.start
+        nodes = self._nodes[level + 1][children][self._plan.noisy[level][children]]
         noise = self._noise.level(level, nodes, self._how.model.latent_shape)
         return noise.to(self._how.sigmas.device)
 
@@ -274,11 +276,6 @@ def _trained_edges(
         until=None if plan.until is None else _index(plan.until[level][rows], device),
         scale=None if plan.scale is None else torch.from_numpy(plan.scale[level][rows]).float().to(device),
     )
-
-
-def _joined(parts: list[Edges]) -> Edges:
-    kept = [name for name, value in vars(parts[0]).items() if value is not None]
-    return Edges(**{name: torch.cat([vars(part)[name] for part in parts]) for name in kept})
 
 
 def _start(how: Execution, plan: RolloutPlan, trunk: Trunk | None, noise: StepNoise) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from aegpo.parallel.team import Team
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -83,3 +85,29 @@ class Tally(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def as_json(self) -> dict[str, list[float]]:
+        """What `Tally.read` takes back: total and count of a mean, the value of a maximum."""
+        return {
+            name: [found.total, found.count] if isinstance(found, Mean) else [found]
+            for name, found in self._found.items()
+        }
+
+    @classmethod
+    def read(cls, told: Mapping[str, list[float]]) -> Tally:
+        """What `as_json` said."""
+        tally = cls()
+        for name, values in told.items():
+            tally._found[name] = Mean(*values) if len(values) > 1 else values[0]
+        return tally
+
+
+def together(team: Team, own: Mapping[int, Tally]) -> Tally:
+    """What all shards measured, put together in their order; `own`: what each of this process's shards did."""
+    if team.shards == 1:
+        return own[0]
+    whole = Tally()
+    for told in team.told("measured", [own[shard].as_json() for shard in team.mine]):
+        for each in told:
+            whole.merge(Tally.read(each))
+    return whole

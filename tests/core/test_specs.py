@@ -163,7 +163,7 @@ def test_every_option_of_a_section_documents_itself():
         "objective",
         "trackers",
     }
-    sections = {"prompts", "rollouts", "policy", "optimizer", "evaluation", "checkpoint"}
+    sections = {"prompts", "rollouts", "policy", "optimizer", "parallel", "evaluation", "checkpoint"}
     undocumented = [
         f"{section.__name__}.{name}"
         for section in SECTIONS

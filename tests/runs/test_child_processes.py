@@ -218,6 +218,17 @@ def wait_until(happened):
         time.sleep(0.01)
 
 
+def test_a_signal_that_is_sent_to_a_child_and_passed_on_to_it_counts_once(monkeypatch):
+    monkeypatch.setenv("AEGPOPARENT", str(os.getppid()))
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.count == 1
+        time.sleep(0.6)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_the_first_signal_asks_to_stop_and_the_handlers_come_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopSignals() as stop:

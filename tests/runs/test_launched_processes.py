@@ -1,4 +1,4 @@
-"""A command that a launcher started several times over is refused before anything is written."""
+"""A command that a launcher started several times over without telling why is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from worlds import GaussianSpec, small_experiment
 
+from aegpo.commands.export import ExportRequest, export
 from aegpo.commands.launch_request import LaunchRequest
 from aegpo.commands.run import launch
 from aegpo.errors import AegpoError
 from aegpo.runs.child_processes import Child, run_children
 from aegpo.runs.progress import Lines
-from aegpo.train.engine import Engine
 
 TINY = """
 name: tiny
@@ -57,35 +56,28 @@ def under_torchrun(folder, rank, size):
     )
 
 
-@pytest.mark.parametrize("rank", [0, 3])
-def test_one_of_several_processes_is_told_how_to_start_and_writes_nothing(folder, rank):
-    done = under_torchrun(folder, rank, size=4)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: 4 processes were launched (WORLD_SIZE=4), but a run is one process; start it without torchrun or "
-        "another launcher, or unset WORLD_SIZE; several runs at a time: --jobs\n"
-    )
-    assert sorted(path.name for path in folder.iterdir()) == ["tiny.yaml"]
-
-
 def test_a_launcher_that_starts_one_process_is_fine(folder):
     done = under_torchrun(folder, 0, size=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "out" / "tiny" / "main" / "seed-0" / "finished.json").exists()
 
 
-@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
-def test_the_launchers_of_mpi_are_known_too(folder, monkeypatch, name):
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_that_were_not_told_who_they_are_say_how_to_start_and_write_nothing(folder, monkeypatch, name):
+    for variable in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, "2")
-    with pytest.raises(AegpoError, match=rf"2 processes were launched \({name}=2\), but a run is one process"):
+    expected = r"2 processes were launched, but not told who they are \(RANK, .*'aegpo run FILE --processes N'"
+    with pytest.raises(AegpoError, match=expected):
         launch(LaunchRequest(folder / "tiny.yaml", out=folder / "out"))
     assert not (folder / "out").exists()
 
 
-def test_an_engine_without_the_command_is_refused_too(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(AegpoError, match="2 processes were launched"):
-        Engine.build(small_experiment(GaussianSpec()))
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE"])
+def test_commands_of_one_process_are_refused(folder, monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(AegpoError, match=rf"2 processes were launched \({name}=2\), but this command is one process"):
+        export(ExportRequest(folder, folder / "exported"))
 
 
 def test_children_of_a_launched_process_do_not_take_themselves_for_it(tmp_path, monkeypatch):

@@ -63,26 +63,47 @@ class EntropyProbe:
         """
         cond = policy.encode(prompts)
         due = self._due(step, [prompt.index for prompt in prompts])
-        found = self._trajectories(prompts, cond, due, policy, path=self._on_policy) if due else None
-        if found is not None:
-            on_path = self._base_on_path(found, cond, due, policy) if self._on_policy else [None] * len(due)
-            fresh = zip((prompts[row].index for row in due), found.curves, on_path, strict=True)
-            self._kept.update({prompt: _Kept(step, curve, base) for prompt, curve, base in fresh})
+        trunk = self._measure_due(step, prompts, cond, due, policy) if due else None
         missing = [] if self._on_policy else self._base.missing(prompts)
         if missing:
             with policy.base():
-                curves = self._trajectories(prompts, cond, missing, policy).curves
-            self._base.add(step, [prompts[row] for row in missing], curves)
+                self._base.add(step, [prompts[row] for row in missing], self._curves(prompts, cond, missing, policy))
         entropy = np.stack([self._kept[prompt.index].curve for prompt in prompts])
-        trunk = None
-        if found is not None and self._spec.source == "rollout":
-            trunk = Trunk(np.array(due, dtype=np.int64), found.noise, found.velocity)
         steps = self._steps(policy)
         ours, theirs = (curves.take(steps, axis=1) for curves in (entropy, self.base_entropies(prompts)))
         delta = entropy_change(ours, theirs, self._spec.delta)
         each = self._spec.cost(len(policy.sigmas) - 1)
         spent = len(due) * (each.policy + each.base_again) + len(missing) * each.base
         return Measurement({ENTROPY: entropy, ENTROPY_DELTA: delta}, spent, trunk)
+
+    def _measure_due(
+        self, step: int, prompts: Sequence[Prompt], cond: Conditioning, due: Sequence[int], policy: Policy
+    ) -> Trunk | None:
+        """Measures the policy at the prompts in `due`; what rollouts may start from."""
+        handed_on = self._spec.source == "rollout"
+
+        def work(rows: slice) -> list[Tensor]:
+            found = self._trajectories(prompts, cond, due[rows], policy, path=self._on_policy)
+            on_path = [self._base_on_path(found, cond, due[rows], policy)] if self._on_policy else []
+            curves = [torch.from_numpy(each).to(found.noise.device) for each in (found.curves, *on_path)]
+            return [*curves, *([found.noise, *found.velocity] if handed_on else [])]
+
+        curves, *others = policy.shared_out(len(due), work)
+        on_path = others.pop(0).cpu().numpy() if self._on_policy else [None] * len(due)
+        fresh = zip((prompts[row].index for row in due), curves.cpu().numpy(), on_path, strict=True)
+        self._kept.update({prompt: _Kept(step, curve, base) for prompt, curve, base in fresh})
+        return Trunk(np.array(due, dtype=np.int64), others[0], tuple(others[1:])) if handed_on else None
+
+    def _curves(
+        self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], policy: Policy
+    ) -> FloatArray:  # (len(rows), T)
+        """Entropies of the prompts in `rows` along their trajectories."""
+
+        def work(some: slice) -> list[Tensor]:
+            return [torch.from_numpy(self._trajectories(prompts, cond, rows[some], policy).curves)]
+
+        curves: FloatArray = policy.shared_out(len(rows), work)[0].numpy()
+        return curves
 
     def base_entropies(self, prompts: Sequence[Prompt]) -> FloatArray:  # (P, T)
         """The base policy's curves of prompts that were measured, in nats; NaN at steps that are not measured."""

@@ -1,0 +1,202 @@
+"""One run in this process, or this process's part of a run that several compute together.
+
+The first process of a run keeps its folder and speaks to the user; the others read what it wrote, after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from aegpo.core.foreign import blaming
+from aegpo.core.hookspecs import check_tracker
+from aegpo.core.parts import TrackerSpec
+from aegpo.core.reports import RunInfo
+from aegpo.core.signatures import built
+from aegpo.errors import AegpoError, CheckpointError
+from aegpo.parallel.team import Team
+from aegpo.plugin.manager import distributions
+from aegpo.runs.child_processes import INTERRUPTED, StopSignals
+from aegpo.runs.cutting import Cut, keep_cut, shards_of
+from aegpo.runs.folders import Run, locked, room_in
+from aegpo.runs.manifest import (
+    at_its_base,
+    changed_batches,
+    changed_versions,
+    identity,
+    keep_base,
+    moved_places,
+    note_threads,
+    open_manifest,
+)
+from aegpo.runs.observers import Observers
+from aegpo.runs.resuming import check_counted
+from aegpo.runs.threads import allowed, fewer_threads
+from aegpo.runs.trackers import JsonlTracker
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from aegpo.runs.checkpoints import Checkpoint
+    from aegpo.train.engine import Engine
+
+
+def run_here(run: Run, manager: pluggy.PluginManager, console: Console, team: Team) -> int:
+    """Starts or resumes one run in the processes of a team; the exit code is 0 or 130.
+
+    Args:
+        run: one that is not finished.
+        manager: with the plugins.
+        console: for lines to the user; of another process than the first one that takes nothing.
+        team: the processes, which all call this.
+
+    Raises:
+        AegpoError: if it fails; in every process.
+    """
+    with ExitStack() as held, team.agreed(f"{run.label}: the end"), room_in(run.folder), StopSignals() as stop:
+        with team.agreed(f"{run.label}: its folder is locked"), room_in(run.folder):
+            if team.first:
+                held.enter_context(locked(run.folder))
+        return _Start(run, manager, console, team, held).go(stop)
+
+
+class _Start:
+    """A run that starts or goes on, in one of its processes."""
+
+    def __init__(self, run: Run, manager: pluggy.PluginManager, console: Console, team: Team, held: ExitStack) -> None:
+        self._run, self._manager, self._console, self._team, self._held = run, manager, console, team, held
+
+    def go(self, stop: StopSignals) -> int:
+        """Trains to the end, or until asked to stop."""
+        import torch
+
+        from aegpo.runs.loop import Loop, owes_evaluation
+        from aegpo.train.devices import choose_device
+
+        plugins, threads = distributions(self._manager), allowed(torch.get_num_threads())
+        team = self._team
+        manifest = team.of_first("the manifest", lambda: open_manifest(self._run, plugins, threads))
+        run = self._run = at_its_base(self._run, manifest)
+        team.use(run.experiment.parallel.timeout_minutes, choose_device(run.experiment.device, team.place))
+        for line in _changes(run, manifest):
+            self._say(f"goes on with {line}")
+        whose = identity(manifest)
+        checkpoint = self._newest(whose)
+        info = run.info(0 if checkpoint is None else checkpoint.step, owes_evaluation(checkpoint))
+        if team.place.attempt > 0:
+            self._say(f"a process was lost; goes on from step {info.first_step} (start {team.place.attempt + 1})")
+        self._use_threads(manifest["threads"], info.first_step)
+        observers = self._observers(info)
+        engine = self._engine(checkpoint, manifest, info)
+        for name, part in engine.parts().items():
+            observers.add(name, part)
+        if Loop(engine, info, observers, whose).run(stop.wanted) == "interrupted":
+            return INTERRUPTED
+        if team.first:
+            run.mark_finished(info.training_steps)
+        return 0
+
+    def _newest(self, whose: Mapping[str, Any]) -> Checkpoint | None:
+        """The newest intact checkpoint, the same for all processes."""
+        from aegpo.runs import checkpoints
+
+        folder, found = self._run.checkpoints, None
+        with self._team.agreed("the newest checkpoint"), room_in(self._run.folder):
+            if self._team.first:
+                found = checkpoints.load_latest(folder, report=self._say_alone, run=whose)
+                check_counted(self._run.folder, found)
+        step = self._team.told("its step", None if found is None else found.step)[0]
+        if self._team.first or step is None:
+            return found
+        return checkpoints.load_step(folder, step, run=whose)
+
+    def _use_threads(self, begun: int, step: int) -> None:
+        """Computes with the threads the run had until `step`, or with the fewer that the environment asks for."""
+        import torch
+
+        threads = allowed(begun)
+        torch.set_num_threads(threads)
+        if threads != begun and self._team.first:
+            self._say_alone(fewer_threads(self._run.label, begun, threads))
+            note_threads(self._run, threads, step)
+
+    def _observers(self, info: RunInfo) -> Observers:
+        """Those of the experiment, in the first process."""
+        observers = Observers(self._manager, info, self._say, self._team)
+        self._held.callback(observers.forget)
+        with self._team.agreed("trackers are built"), room_in(self._run.folder):
+            for spec in _trackers(self._run) if self._team.first else ():
+                tracker = built("tracker", spec.kind, partial(spec.build, self._run.folder))
+                with blaming("tracker", spec.kind):
+                    check_tracker(spec.kind, tracker)
+                observers.add(f"tracker {spec.kind!r}", tracker, spec.on_error, spec.kind == "jsonl")
+        return observers
+
+    def _engine(self, checkpoint: Checkpoint | None, manifest: Mapping[str, Any], info: RunInfo) -> Engine:
+        """The engine, with the state of the checkpoint."""
+        from aegpo.train.engine import Engine
+
+        run, team = self._run, self._team
+        begun = None if info.first_step == 0 else Cut.noted(manifest)
+        team = team.cut(shards_of(run.experiment.parallel, team.size, begun))
+        base = None
+        with team.agreed("the base is known"), room_in(run.folder):
+            if team.first:
+                base = keep_base(run)
+        engine = Engine.build(run.experiment, team)
+        with team.agreed("the parts are built"), room_in(run.folder):
+            if team.first:
+                keep_base(run, base)  # which may have been downloaded, or written over, while it was loaded
+                numbers = sum(weight.numel() for weight in engine.policy.weights.trained.values())
+                for line in (*engine.unused, keep_cut(run, team, numbers, info.first_step)):
+                    if line is not None:
+                        self._say(line)
+        if checkpoint is not None:
+            _take_up(engine, checkpoint, run)
+        return engine
+
+    def _say(self, line: str) -> None:
+        self._say_alone(f"{self._run.label}: {line}")
+
+    def _say_alone(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _changes(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is not as it was when the run began, and may differ."""
+    for change in changed_versions(manifest):
+        yield f"other versions than it began with: {change}"
+    for change in changed_batches(run, manifest):
+        yield f"another micro-batch than it began with: {change}"
+    for change in moved_places(run, manifest):
+        yield f"what was moved since it began: {change}"
+
+
+def _take_up(engine: Engine, checkpoint: Checkpoint, run: Run) -> None:
+    """Gives the engine the state of a checkpoint.
+
+    Raises:
+        CheckpointError: if it is not of this engine.
+    """
+    try:
+        engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+    except CheckpointError as error:
+        path = run.checkpoints / f"step-{checkpoint.step:06d}"
+        raise CheckpointError(
+            f"{path}: {error}; or delete it to go on from an earlier one, or start the run over with --fresh"
+        ) from error
+
+
+def _trackers(run: Run) -> Sequence[TrackerSpec]:
+    """The experiment's trackers; the record is part of every run, whether the file names it or not."""
+    specs = run.experiment.trackers
+    records = sum(spec.kind == "jsonl" for spec in specs)
+    if records > 1:
+        raise AegpoError(
+            f"'trackers' names 'jsonl' {records} times, which would record every step as often; name it once"
+        )
+    return specs if records else (*specs, JsonlTracker())

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -68,10 +69,10 @@ def run_group(group: Group, entry: Callable[[A], int], argument: A) -> int:
 
     told = {**group.environment, PARENT: str(os.getpid()), "TORCH_CPP_LOG_LEVEL": _log_level()}
     guard = _Guard(parent())
-    with _own_signals(), _quiet(), _environment(told):
+    with _own_signals(), _quiet(), _environment(told), tempfile.TemporaryDirectory() as folder:
         guard.start()
         try:
-            codes = elastic_launch(_config(group), _process)(entry, argument, guard.started)
+            codes = elastic_launch(_config(group, f"{folder}/agent"), _process)(entry, argument, guard.started)
         except SignalException:
             if not guard.silent:
                 return STOPPED
@@ -102,7 +103,8 @@ def _lost(group: Group, error: ChildFailedError) -> ProcessLostError:
     )
 
 
-def _config(group: Group) -> LaunchConfig:
+def _config(group: Group, file: str) -> LaunchConfig:
+    """How torch's agent is to do it. What it notes is pickled: it does so in a file of the user's, and on no port."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -117,7 +119,8 @@ def _config(group: Group) -> LaunchConfig:
         nproc_per_node=group.processes,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=file,
+        rdzv_configs={"store_type": "file"},
         local_addr="localhost",
         max_restarts=group.restarts,
         start_method="spawn",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from worlds import GaussianSpec, small_experiment
@@ -278,6 +280,20 @@ def fails(message):
 def test_a_group_ends_with_the_exit_code_of_its_processes_which_tell_their_errors(capfd):
     assert run_group(Group(2, 3, 60, thread_variables(1)), fails, "no such thing") == 2
     assert capfd.readouterr().err == "error: no such thing\n" * 2  # they did not agree on who tells it
+
+
+def listening(argument):
+    """On how many ports the agent listens."""
+    fds = (Path("/proc") / str(os.getppid()) / "fd").iterdir()
+    own = {str(each.readlink()) for each in fds if each.is_symlink()}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return sum(columns[3] == "0A" and f"socket:[{columns[9]}]" in own for columns in lines)
+
+
+@pytest.mark.slow
+def test_what_an_agent_notes_is_on_no_port_but_that_of_the_processes_store():
+    """torch pickles it, and a port knows no password."""
+    assert run_group(Group(2, 0, 60, thread_variables(1)), listening, None) == 1
 
 
 def is_lost(message):

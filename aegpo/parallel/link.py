@@ -51,6 +51,7 @@ class Link:
         self._control: dist.ProcessGroup = _world()
         self._data, self._carrier = self._control, torch.device("cpu")
         self.computes_on = self._carrier
+        self._watch: Watch | None = None
         self._watch = self._watched()
 
     def use(self, timeout: timedelta, device: torch.device) -> None:
@@ -66,7 +67,8 @@ class Link:
     def leave(self) -> None:
         """The last message was sent: each may end."""
         self._note(left(self.place.rank), "done")
-        self._watch.stop()
+        if self._watch is not None:
+            self._watch.stop()
         dist.destroy_process_group()
 
     def tells_of_loss(self) -> bool:
@@ -184,7 +186,10 @@ class Link:
             raise ProcessLostError(self._lost(where, time.monotonic() - begin)) from error
 
     def _lost(self, where: str, waited: float) -> str:
-        behind = [rank for rank in range(self.place.size) if rank != self.place.rank and self._is_behind(rank)]
+        others = [rank for rank in range(self.place.size) if rank != self.place.rank]
+        behind = [rank for rank in others if self._is_behind(rank)]
+        if not behind:  # who came as far may have stopped before it said anything
+            behind = others if len(others) == 1 else self._watch.stopped() if self._watch is not None else []
         named = ", ".join(map(str, behind)) or "another one"
         which = f"process {named} of the {self.place.size} of this run"
         if waited >= self._timeout.total_seconds():

@@ -48,6 +48,10 @@ class Watch:
         """All that was to be done together is done: the others may end."""
         self._over.set()
 
+    def stopped(self) -> list[int]:
+        """The processes of this machine that are stopped (SIGSTOP, a debugger), as far as the system says."""
+        return [rank for rank, other in list(self._others.items()) if other.stopped()]
+
     def _look(self) -> None:
         while self._others and not self._over.wait(_LOOK_EVERY):
             for rank, other in list(self._others.items()):
@@ -79,6 +83,14 @@ class OtherProcess:
                 self._gone = True
             except OSError:  # a kernel that does not know of it, or a sandbox that forbids it
                 pass
+
+    def stopped(self) -> bool:
+        """True if it is stopped, where there is a /proc to ask."""
+        try:
+            told = Path(f"/proc/{self._pid}/stat").read_text()
+        except OSError:
+            return False
+        return told.rpartition(")")[2].split()[0] in ("T", "t")
 
     def gone(self) -> bool:
         """True once it ended, whoever has its number now."""

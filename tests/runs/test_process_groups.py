@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from aegpo.errors import AegpoError, ContractError, ObserverError, ProcessLostEr
 from aegpo.parallel.agent import Group, run_group
 from aegpo.parallel.faults import Fault, agreed_on, fault_of, in_other_words
 from aegpo.parallel.team import Team
+from aegpo.parallel.watch import OtherProcess
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.clip import ClipReward
 from aegpo.runs.child_processes import divide
@@ -130,6 +132,19 @@ def test_a_process_ends_after_another_one_unless_that_one_left_or_all_is_done(le
     done = subprocess.run([sys.executable, "-c", WATCHING % (left, over)], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert ("process 1 of the 2 of this run ended amid a step" in done.stderr) == bool(code)
+
+
+def test_a_process_that_is_stopped_is_known_to_be():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        other = OtherProcess(process.pid)
+        assert not other.stopped()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        assert other.stopped()
+        assert not other.gone()
+        process.kill()
+    assert not other.stopped()
+    assert other.gone()
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

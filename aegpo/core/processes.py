@@ -57,7 +57,8 @@ def place() -> Place:
     told = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     address = os.environ.get("MASTER_ADDR", "")
     if not address or not all(_is_number(value) for value in told.values()):
-        missing = ", ".join([*(name for name, value in told.items() if not _is_number(value)), "MASTER_ADDR"][:3])
+        unknown = [name for name, value in told.items() if not _is_number(value)]
+        missing = ", ".join([*unknown, *([] if address else ["MASTER_ADDR"])])
         raise AegpoError(
             f"{size} processes were launched, but not told who they are ({missing}); start them with 'aegpo run FILE "
             "--processes N', or with torchrun"
@@ -102,7 +103,7 @@ def refuse_several_processes() -> None:
     """
     for name in _SIZES:
         size = os.environ.get(name, "")
-        if size.isdecimal() and int(size) > 1:
+        if _is_number(size) and int(size) > 1:
             raise AegpoError(
                 f"{size} processes were launched ({name}={size}), but this command is one process; start it without "
                 f"torchrun or another launcher, or unset {name}"

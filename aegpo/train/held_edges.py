@@ -35,10 +35,10 @@ class HeldEdges:
     are neighbours in the order of their rollouts, so that few states have to be sent.
     """
 
-    def __init__(self, team: Team, partition: Partition | None, table: Edges, own: Sequence[Edges]) -> None:
-        """`own`: of each of this process's parts; `partition`: None where nothing is cut."""
+    def __init__(self, team: Team, partition: Partition, table: Edges, own: Sequence[Edges]) -> None:
+        """`own`: the edges of each of this process's parts."""
         self._team, self.table = team, table
-        if partition is None or team.shards == 1:
+        if team.shards == 1:
             self.table, self._own = own[0], own[0]
             return
         owner = partition.edge_owner()

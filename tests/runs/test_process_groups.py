@@ -57,6 +57,13 @@ def test_what_is_missing_of_a_place_is_named(monkeypatch):
         place()
 
 
+def test_only_what_is_missing_of_a_place_is_named(monkeypatch):
+    for name, value in (TORCHRUN | FOUND | {"RANK": ""}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AegpoError, match=r"who they are \(RANK\)"):
+        place()
+
+
 def test_a_team_of_one_says_everything_to_itself():
     team = Team.joined()
     assert (team.size, team.first, list(team.cut(3).mine), team.exact) == (1, True, [0, 1, 2], True)

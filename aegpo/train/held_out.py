@@ -54,7 +54,7 @@ class Evaluator:
 
     def share(self, store: Store) -> None:
         """Shares what does not depend on training with other runs, where scores follow from what is known of them."""
-        asked = [prompt for parts in self._parts.values() for part in parts for prompt in part]
+        asked = [[prompt for part in parts for prompt in part] for parts in self._parts.values()]
         self._shared = SharedScores.of(store, self._policy, self._scorers, asked)
 
     def evaluate(self, untrained: bool = False) -> Evaluation:

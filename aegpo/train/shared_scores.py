@@ -26,14 +26,16 @@ _IMAGES = "images/"
 class SharedScores:
     """A store of them, and what they depend on, as it is before anything is learned."""
 
-    def __init__(self, store: Store, policy: Policy, common: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
-        """`prompts`: those of this process."""
+    def __init__(
+        self, store: Store, policy: Policy, common: Mapping[str, Any], prompts: Sequence[Sequence[Prompt]]
+    ) -> None:
+        """`prompts`: of each of this process's shards."""
         self._store, self._policy, self._common, self._prompts = store, policy, common, prompts
         self._start, self._told = of_start(policy), list[Any]()
 
     @classmethod
     def of(
-        cls, store: Store, policy: Policy, scorers: Sequence[Scorer], prompts: Sequence[Prompt]
+        cls, store: Store, policy: Policy, scorers: Sequence[Scorer], prompts: Sequence[Sequence[Prompt]]
     ) -> SharedScores | None:
         """None: scores must not be shared.
 
@@ -64,11 +66,19 @@ class SharedScores:
     def _depends_on(self) -> dict[str, Any]:
         """Settings, and what network and rewards are told, in all processes."""
         if not self._told:
-            parts = [self._prompts[first : first + _TOGETHER] for first in range(0, len(self._prompts), _TOGETHER)]
-            asked = [[each.index, each.occurrence, identity(each), dict(each.metadata)] for each in self._prompts]
-            own = [asked, [digest_of_told(self._policy.told(part)) for part in parts]]
-            self._told = self._policy.team.told("what is asked in evaluations", own)
+            own = [[self._told_of(prompts), [*map(_plain, prompts)]] for prompts in self._prompts]
+            self._told = [shard for each in self._policy.team.told("what evaluations ask", own) for shard in each]
         return {**self._common, "told": self._told}
+
+    def _told_of(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Digests of what the network is told."""
+        firsts = range(0, len(prompts), _TOGETHER)
+        return [digest_of_told(self._policy.told(prompts[first : first + _TOGETHER])) for first in firsts]
+
+
+def _plain(prompt: Prompt) -> str:
+    """What rewards are told; metadata of a dataset may be more than JSON has."""
+    return json.dumps([prompt.index, prompt.occurrence, identity(prompt), dict(prompt.metadata)], default=repr)
 
 
 def as_bytes(images: Tensor) -> Arrays:

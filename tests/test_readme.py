@@ -222,9 +222,9 @@ def test_a_run_with_the_reward_leaves_the_folder_that_the_page_shows(workplace, 
 
 
 def found_below(folder):
-    """Paths in a run folder without hidden files, the other arm and what is inside of checkpoints and report."""
-    paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.name.startswith(".")}
-    inside = re.compile(r"aegpo(/|$)|report/.|.*/checkpoints/[^/]+/.")
+    """Paths in a run folder without locks, the other arm and what is inside of checkpoints, report and store."""
+    paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != ".lock"}
+    inside = re.compile(r"aegpo(/|$)|report/.|.base/.|.*/checkpoints/[^/]+/.")
     return {STEP.sub("N", path) for path in paths if not inside.match(path)}
 
 

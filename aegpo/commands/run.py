@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ from aegpo.runs.manifest import begun_threads, check_manifest
 from aegpo.runs.opening import Options, begun_runs
 from aegpo.runs.progress import Record, display
 from aegpo.runs.threads import allowed, fewer_threads
+from aegpo.runs.warm_server import starting
 
 if TYPE_CHECKING:
     import pluggy
@@ -222,12 +224,13 @@ def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, er
     gpus = usable_gpus() if devices != {"cpu"} else ()
     group = (request.size, request.gpus is not None)
     shares = divide(usable_cores(), gpus, devices, request.jobs, len(runs), *group)
-    with display(console, every_step=False, runs=len(runs)) as shown:
+    start = nullcontext() if gpus or request.apart else starting(len(todo), shares)
+    with display(console, every_step=False, runs=len(runs)) as shown, start as starter:
         for run in runs:
             if run.finished:
                 shown.show(run.label, Record(run.folder, run.experiment.training_steps).read())
                 shown.end(run.label, "finished before, skipped (--fresh starts over)")
-        failures, interrupted = run_children(todo, shares, shown)
+        failures, interrupted = run_children(todo, shares, shown, starter)
     if failures and not interrupted and all(failure.code == DISK_REFUSED for failure in failures):
         raise DiskError(
             f"the disk refused what {len(failures)} of {len(runs)} runs wrote: {failures[0].reason or 'make room'}"

@@ -20,6 +20,7 @@ from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.parallel.team import Team
 from aegpo.plugin.manager import distributions
+from aegpo.runs.base_store import common_identity, open_store
 from aegpo.runs.child_processes import INTERRUPTED, StopSignals
 from aegpo.runs.cutting import Cut, keep_cut, shards_of
 from aegpo.runs.folders import Run, locked, room_in
@@ -41,6 +42,7 @@ from aegpo.runs.trackers import JsonlTracker
 if TYPE_CHECKING:
     import pluggy
 
+    from aegpo.runs.bases import Base
     from aegpo.runs.checkpoints import Checkpoint
     from aegpo.train.engine import Engine
 
@@ -150,14 +152,24 @@ class _Start:
         engine = Engine.build(run.experiment, team)
         with team.agreed("the parts are built"), room_in(run.folder):
             if team.first:
-                keep_base(run, base)  # which may have been downloaded, or written over, while it was loaded
+                base = keep_base(run, base)  # which may have been downloaded, or written over, while it was loaded
                 numbers = sum(weight.numel() for weight in engine.policy.weights.trained.values())
                 for line in (*engine.unused, keep_cut(run, team, numbers, info.first_step)):
                     if line is not None:
                         self._say(line)
+        self._share(engine, base)
         if checkpoint is not None:
             _take_up(engine, checkpoint, run)
         return engine
+
+    def _share(self, engine: Engine, base: Base | None) -> None:
+        """Lets the engine read what other runs of the experiment measured of the same base; the first process knows."""
+        plugins = distributions(self._manager)
+        common = engine.team.of_first(
+            "what runs have in common", lambda: common_identity(self._run, engine.policy, base, plugins)
+        )
+        if common is not None:
+            engine.share(open_store(self._run, common, engine.team, self._say))
 
     def _say(self, line: str) -> None:
         self._say_alone(f"{self._run.label}: {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 from torch import nn
 
@@ -13,10 +14,17 @@ from aegpo.errors import AegpoError
 _SAMPLE = 16  # values of each weight that tell one network from another
 
 
-def fingerprint(network: nn.Module) -> str:
-    """Tells networks apart by names, shapes and a few values of every weight; cheap for billions of them."""
+def fingerprint(network: nn.Module, without: Collection[str] = ()) -> str:
+    """Tells networks apart by names, shapes and a few values of every weight; cheap for billions of them.
+
+    Args:
+        network: the network.
+        without: names of weights that do not count.
+    """
     digest = hashlib.sha256()
     for name, weight in network.state_dict().items():
+        if name in without:
+            continue
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aegpo.core.parts import ComparedWith, RewardSpec
 from aegpo.core.records import Prompt
@@ -25,6 +25,10 @@ class DiversityReward(RewardSpec):
     media: ClassVar[Literal["image", "video", "both"]] = "both"
     group_wise: ClassVar[bool] = True
     compared_with: ClassVar[ComparedWith] = "own"
+
+    def identity(self) -> Mapping[str, Any]:
+        """Scores depend on nothing but spec, images and prompts."""
+        return {}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, [F,] 3, h, w) in [0, 1] and N prompts, each at least twice -> (N,) float32 in [0, 1].

@@ -8,10 +8,10 @@ Groups of equal colour pool their cells. Shapes and relations are nearly invisib
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,10 @@ class PaletteReward(RewardSpec):
     def refuses(self, prompt: Prompt) -> str | None:
         """Why a prompt is no caption of the embedded world; None: it is one."""
         return why_not(prompt.text)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Scores depend on nothing but spec, images and prompts."""
+        return {}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better.

@@ -6,8 +6,8 @@ Pixels and the caption are all it sees; how it reads is in `scene_reading`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,10 @@ class SceneReward(RewardSpec):
     def refuses(self, prompt: Prompt) -> str | None:
         """Why a prompt is no caption of the embedded world; None: it is one."""
         return why_not(prompt.text)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Scores depend on nothing but spec, images and prompts."""
+        return {}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, 24, 24) in [0, 1] and N captions -> (N,) float32 in [0, 1], higher is better.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from aegpo.core.experiment import Experiment
 from aegpo.core.problems import Location
@@ -110,8 +110,60 @@ class Failure:
         return f"{self.child.label} failed: {how}; the end of {self.child.log}:\n{tail}"
 
 
+class Started(Protocol):
+    """A process, as `subprocess.Popen` is one."""
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended; negative: of a signal."""
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+
+    def terminate(self) -> None:
+        """Asks it to stop."""
+
+    def kill(self) -> None:
+        """Ends it."""
+
+
+class Starter(Protocol):
+    """A way to start children."""
+
+    def ready(self) -> bool:
+        """True if a child may be started now."""
+
+    def start(self, child: Child, environment: Mapping[str, str]) -> Started:
+        """A process that runs the child's command, adds to its log and leads a group of its own.
+
+        A terminal's Ctrl-C then reaches this process only, which passes it on once.
+
+        Raises:
+            OSError: if it cannot be started.
+        """
+
+
+class Cold:
+    """A new interpreter for each child."""
+
+    def ready(self) -> bool:
+        """Always."""
+        return True
+
+    def start(self, child: Child, environment: Mapping[str, str]) -> Started:
+        """A process of its own from the beginning."""
+        with child.log.open("ab") as log:
+            return subprocess.Popen(
+                child.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0,
+            )
+
+
 def run_children(
-    children: Sequence[Child], shares: Sequence[Mapping[str, str]], shown: Display
+    children: Sequence[Child], shares: Sequence[Mapping[str, str]], shown: Display, starter: Starter | None = None
 ) -> tuple[list[Failure], bool]:
     """Runs every child, in this order, one at a time in each slot; a failing one does not stop the others.
 
@@ -121,20 +173,21 @@ def run_children(
         children: what to run.
         shares: for each slot, the environment variables of its share of the machine.
         shown: where progress goes.
+        starter: how they are started; None: each is a new interpreter.
 
     Returns:
         The failures in the order they happened, and whether any child was stopped before it was done.
     """
-    waiting, working = deque(children), dict[int, _Working]()
+    waiting, working, starter = deque(children), dict[int, _Working](), starter or Cold()
     failures: list[Failure] = []
     interrupted = told = False
     with StopSignals() as stop, _killed_on_error(working):
         while working or (waiting and not told):
             for slot, share in enumerate(shares):
-                if slot not in working and waiting and not told:
+                if slot not in working and waiting and not told and starter.ready():
                     child = waiting.popleft()
                     try:
-                        working[slot] = _Working(child, share, shown)
+                        working[slot] = _Working(child, share, shown, starter)
                     except OSError as error:
                         why = f"{error.filename or child.log}: {error.strerror}; move or mend it"
                         failures.append(Failure(child, 1, f"{why}, then give the same command again"))
@@ -156,21 +209,13 @@ def run_children(
 class _Working:
     """A child that was started."""
 
-    def __init__(self, child: Child, share: Mapping[str, str], shown: Display) -> None:
+    def __init__(self, child: Child, share: Mapping[str, str], shown: Display, starter: Starter) -> None:
         self.child, self._shown, self.failed = child, shown, False
         self._record = Record(child.folder, child.steps)
         child.log.parent.mkdir(parents=True, exist_ok=True)
         with child.log.open("ab") as log:
             log.write(f"--- {shlex.join(child.command)}\n".encode(errors="surrogateescape"))
-            log.flush()
-            self.process = subprocess.Popen(
-                child.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(child, share),
-                process_group=0,  # Ctrl-C reaches this process only, which passes it on once
-            )
+        self.process = starter.start(child, _environment(child, share))
         shown.show(child.label, self._record.read())
 
     def look(self, told: bool) -> int | None:

@@ -98,7 +98,7 @@ class Loop:
         before = self._engine.snapshot()
         try:
             with self._agreed(f"the evaluation after step {self._done}"):
-                evaluation = self._engine.evaluator.evaluate()
+                evaluation = self._engine.evaluator.evaluate(untrained=self._done == 0)
         except _Fault as error:
             self._save(before)
             raise self._told(error) from error.__cause__

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 LIBRARIES = (
     "accelerate",
@@ -48,6 +53,33 @@ def source_state(folder: Path = _PACKAGE) -> dict[str, Any]:
     commit = None if tracked is None else _git(folder, "rev-parse", "HEAD")
     changed = None if commit is None else _git(folder, "status", "--porcelain", "--", ".")
     return {"commit": commit, "dirty": None if changed is None else changed != ""}
+
+
+def source_sha256(part: type) -> str | None:
+    """SHA-256 of the Python files of the package that a class comes from, or of its one file; None: there is none."""
+    module = sys.modules.get(part.__module__.partition(".")[0])
+    spec = None if module is None else module.__spec__
+    if spec is None or spec.origin is None:
+        return None
+    folders = [Path(each) for each in spec.submodule_search_locations or ()]
+    files = sorted(path for folder in folders for path in folder.rglob("*.py")) if folders else [Path(spec.origin)]
+    digest = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def computing_on(device: torch.device) -> dict[str, Any]:
+    """What decides last bits beside versions: the processor, or the GPU, and the number of threads."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags"))]
+    processor = [platform.machine(), platform.processor(), *sorted(set(names))]
+    return {"device": device.type, "gpu": gpu, "processor": processor, "threads": torch.get_num_threads()}
 
 
 def _git(folder: Path, *words: str) -> str | None:

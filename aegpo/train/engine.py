@@ -20,6 +20,7 @@ from aegpo.core.interfaces import Advantage, Curriculum, Reporting, Stateful
 from aegpo.core.memory import enough_memory, lower
 from aegpo.core.records import Edges, IntArray, Prompt, RolloutPlan, Rollouts, Scores
 from aegpo.core.reports import StepReport
+from aegpo.core.sharing import Store
 from aegpo.core.signatures import built
 from aegpo.errors import CheckpointError
 from aegpo.method.advantages.credit import crediting
@@ -93,6 +94,11 @@ class Engine:
         remedy = "load the model in a smaller 'dtype', train LoRA adapters, or use a device with more memory"
         with enough_memory("the parts were built", remedy):
             return cls(experiment, team)
+
+    def share(self, store: Store) -> None:
+        """Asks a store before anything is measured that other runs measure too; called before anything is learned."""
+        self.sources.share(store)
+        self.evaluator.share(store)
 
     # --- one training step ---------------------------------------------------------------------------------------
 

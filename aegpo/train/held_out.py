@@ -15,10 +15,12 @@ from torch import Tensor
 
 from aegpo.core.records import FloatArray, Prompt
 from aegpo.core.reports import Evaluation
+from aegpo.core.sharing import Arrays, Store
 from aegpo.train.execution import Show
 from aegpo.train.pieces import piece, shares
 from aegpo.train.policy import Policy
 from aegpo.train.scoring import Scorer, Scoring, score
+from aegpo.train.shared_scores import SharedScores, as_bytes, of_bytes
 
 _T = TypeVar("_T")
 Paint = Callable[[Show], Tensor]  # an image of each of N prompts, (N, [F,] 3, h, w) in [0, 1], shown on the way
@@ -47,14 +49,30 @@ class Evaluator:
         }
         self.prompts = tuple(prompt.text for prompt in prompts)
         self._known: dict[int, list[HeldOut]] | None = None  # of each part, with the base policy's scores
+        self._shared: SharedScores | None = None
+        self._base_scores: dict[str, FloatArray] | None = None  # (P,) of each reward, if they are shared
 
-    def evaluate(self) -> Evaluation:
+    def share(self, store: Store) -> None:
+        """Shares what does not depend on training with other runs, where scores follow from what is known of them."""
+        asked = [[prompt for part in parts for prompt in part] for parts in self._parts.values()]
+        self._shared = SharedScores.of(store, self._policy, self._scorers, asked)
+
+    def evaluate(self, untrained: bool = False) -> Evaluation:
         """Scores the held-out prompts for the policy (its averaged weights, if any) and, once, for the base.
+
+        Args:
+            untrained: the policy has learned nothing yet.
 
         Raises:
             RewardError: if a reward fails; nothing was changed.
         """
-        policy, begin = self._policy, time.perf_counter()
+        begin = time.perf_counter()
+        found = self._beside_base() if self._shared is None else self._apart(self._shared, untrained)
+        return Evaluation(self.prompts, *found, time.perf_counter() - begin)
+
+    def _beside_base(self) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
+        """Scores of the policy and of the base, whose images may be compared; and the policy's images."""
+        policy = self._policy
         if self._known is None:
             with policy.base():
                 self._known = self._worked_on(self._begun)
@@ -62,8 +80,33 @@ class Evaluator:
             found = self._worked_on(self._scored)
         scores = self._means({shard: [each.scores for each in parts] for shard, parts in found.items()})
         base_scores = self._means({shard: [each.base_scores for each in parts] for shard, parts in found.items()})
-        grid = self._grid({shard: [each.images for each in parts] for shard, parts in found.items()})
-        return Evaluation(self.prompts, scores, base_scores, grid, time.perf_counter() - begin)
+        return (
+            scores,
+            base_scores,
+            self._grid({shard: [each.images for each in parts] for shard, parts in found.items()}),
+        )
+
+    def _apart(
+        self, shared: SharedScores, untrained: bool
+    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
+        """The same, where neither is compared with the other, so that both may be known from elsewhere."""
+        policy, labels = self._policy, [scorer.label for scorer in self._scorers]
+
+        def measured() -> Arrays:
+            found = self._worked_on(self._alone)
+            scores = self._means({shard: [each.scores for each in parts] for shard, parts in found.items()})
+            grid = self._grid({shard: [each.images for each in parts] for shard, parts in found.items()})
+            return {"scores": np.stack([scores[label] for label in labels], axis=1), **as_bytes(grid)}
+
+        def by_label(table: FloatArray) -> dict[str, FloatArray]:
+            return {label: np.ascontiguousarray(table[:, column]) for column, label in enumerate(labels)}
+
+        if self._base_scores is None:
+            with policy.base():
+                self._base_scores = by_label(shared.of_base(lambda: {"scores": measured()["scores"]})["scores"])
+        with policy.averaged():
+            found = shared.of_start(measured) if untrained else measured()
+        return by_label(found["scores"]), dict(self._base_scores), of_bytes(found)
 
     def _worked_on(self, work: Callable[[int, int, Sequence[Prompt]], _T]) -> dict[int, list[_T]]:
         """What comes of each part of this process's shards: of a shard, the how-manieth part, and its prompts."""
@@ -82,6 +125,11 @@ class Evaluator:
         assert self._known is not None, "the base comes first"
         scores, base_scores, images = self._known[shard][number].evaluate(self._painter(part))
         return _Scored(scores, base_scores, images[:: self._images].contiguous().cpu())  # which hold no others
+
+    def _alone(self, shard: int, number: int, part: Sequence[Prompt]) -> _Scored:
+        """A part's images for the policy, or the base, scored with no other beside it."""
+        images, scores = Alone(self._scorers, repeated(part, self._images)).painted(self._painter(part))
+        return _Scored(scores, {}, images[:: self._images].contiguous().cpu())
 
     def _painter(self, part: Sequence[Prompt]) -> Paint:
         policy, images = self._policy, self._images
@@ -108,6 +156,36 @@ class Evaluator:
         return self._policy.team.spread("images of evaluation", [torch.cat(own)] if own else [], counts)[0].cpu()
 
 
+class Alone:
+    """Scores of one policy's images of held-out prompts by the rewards that compare them with no other policy's."""
+
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
+        """`prompts`: (N,) of the images."""
+        self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
+        self._among = [scorer for scorer in scorers if scorer.group_wise and scorer.compared_with == "own"]
+        self._prompts = prompts
+
+    def painted(self, paint: Paint) -> tuple[Tensor, dict[str, FloatArray]]:
+        """Images (N, [F,] 3, h, w), and (N,) scores of each such reward, some found while others are painted."""
+        with Scoring(self._absolute, self._prompts) as scoring:
+            images = paint(scoring.show)
+            return images, _as_numpy(scoring.finish(images)) | self._compared_among(images)
+
+    def _compared_among(self, images: Tensor) -> dict[str, FloatArray]:
+        """(N,) of each reward that compares a policy's images of a prompt with one another.
+
+        What the list asks twice is two groups, scored one after the other.
+        """
+        found = {scorer.label: np.zeros(len(images)) for scorer in self._among}
+        occurrences = dict.fromkeys(prompt.occurrence for prompt in self._prompts) if self._among else {}
+        for occurrence in occurrences:
+            rows = [row for row, prompt in enumerate(self._prompts) if prompt.occurrence == occurrence]
+            prompts = [self._prompts[row] for row in rows]
+            for label, values in _as_numpy(score(self._among, images[rows], prompts)).items():
+                found[label][rows] = values
+        return found
+
+
 class HeldOut:
     """Scores of images of held-out prompts, for a policy beside the untouched base.
 
@@ -117,18 +195,16 @@ class HeldOut:
 
     def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], paint_base: Paint) -> None:
         """`prompts`: (N,) of the images; one that is painted several times is there as often, as `repeated` does."""
-        self._absolute = [scorer for scorer in scorers if not scorer.group_wise]
-        comparing = [scorer for scorer in scorers if scorer.group_wise]
-        self._relative = [scorer for scorer in comparing if scorer.compared_with == "base"]
-        self._among = [scorer for scorer in comparing if scorer.compared_with == "own"]
+        self._alone = Alone(scorers, prompts)
+        self._relative = [scorer for scorer in scorers if scorer.group_wise and scorer.compared_with == "base"]
         self._labels, self._prompts = [scorer.label for scorer in scorers], prompts
-        base_images, scores = self._painted(paint_base)
+        base_images, scores = self._alone.painted(paint_base)
         self.base_scores: Mapping[str, FloatArray] = scores  # (N,) of each reward that needs no policy beside the base
         self._base_images = base_images.cpu() if self._relative else None
 
     def evaluate(self, paint: Paint) -> tuple[dict[str, FloatArray], dict[str, FloatArray], Tensor]:
         """(N,) of each reward, for the policy that paints and for the base; and the images (N, [F,] 3, h, w)."""
-        (images, scores), base_scores = self._painted(paint), dict(self.base_scores)
+        (images, scores), base_scores = self._alone.painted(paint), dict(self.base_scores)
         if self._base_images is not None:
             for label, (ours, bases) in self._compared(images, self._base_images.to(images.device)).items():
                 scores[label], base_scores[label] = ours, bases
@@ -146,26 +222,6 @@ class HeldOut:
             for label, values in _as_numpy(score(self._relative, both, (*prompts, *prompts))).items():
                 found[label][0][rows], found[label][1][rows] = values[: len(rows)], values[len(rows) :]
         return found
-
-    def _compared_among(self, images: Tensor) -> dict[str, FloatArray]:
-        """(N,) of each reward that compares a policy's images of a prompt with one another.
-
-        What the list asks twice is two groups, scored one after the other.
-        """
-        found = {scorer.label: np.zeros(len(images)) for scorer in self._among}
-        occurrences = dict.fromkeys(prompt.occurrence for prompt in self._prompts) if self._among else {}
-        for occurrence in occurrences:
-            rows = [row for row, prompt in enumerate(self._prompts) if prompt.occurrence == occurrence]
-            prompts = [self._prompts[row] for row in rows]
-            for label, values in _as_numpy(score(self._among, images[rows], prompts)).items():
-                found[label][rows] = values
-        return found
-
-    def _painted(self, paint: Paint) -> tuple[Tensor, dict[str, FloatArray]]:
-        """Images, and their scores where nothing is compared with the base, some found while others are painted."""
-        with Scoring(self._absolute, self._prompts) as scoring:
-            images = paint(scoring.show)
-            return images, _as_numpy(scoring.finish(images)) | self._compared_among(images)
 
     def _in_order(self, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         return {label: scores[label] for label in self._labels}

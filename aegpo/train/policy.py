@@ -88,6 +88,10 @@ class Policy:
         """What the network is told about prompts."""
         return self._encoded(self.model, prompts)
 
+    def told(self, prompts: Sequence[Prompt]) -> Conditioning:  # P
+        """The same, when it paints images of the size of evaluation."""
+        return self._encoded(self._sized, prompts)
+
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, *x), (B,) -> (B, *x) float32, in the run's precision."""
         return self.how.velocity(latents, sigma, cond)

@@ -14,6 +14,7 @@ from aegpo.core import contracts, untouched
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Filed, Rewarded, SignalSource
 from aegpo.core.records import IntArray, Per, Prompt, Signal
+from aegpo.core.sharing import Sharing, Store
 from aegpo.core.signals import Measurement, Signals, Trunk
 from aegpo.core.signatures import built
 from aegpo.train.policy import Policy
@@ -77,6 +78,13 @@ class Sources:
             if isinstance(source, Rewarded):
                 with contracts.blaming("signals", kind):
                     source.rewarded(prompts, rewards, group)
+
+    def share(self, store: Store) -> None:
+        """Lets those that measure what other runs do ask a store for it."""
+        for kind, source in self.built.items():
+            if isinstance(source, Sharing):
+                with contracts.blaming("signals", kind):
+                    source.share(store)
 
     def open(self, folder: Path, step: int) -> None:
         """Opens the files of those that keep any, as they were after a training step.

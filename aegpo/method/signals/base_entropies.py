@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from aegpo.core.digests import checksum
 from aegpo.core.files import write_atomically
 from aegpo.core.records import FloatArray, Prompt
 from aegpo.errors import CheckpointError
@@ -52,18 +53,18 @@ class BaseCurves:
 
     def missing(self, prompts: Sequence[Prompt]) -> list[int]:
         """The places in `prompts` of those that are not known, each prompt once."""
-        first = {_digest(prompt): place for place, prompt in reversed(list(enumerate(prompts)))}
+        first = {prompt_digest(prompt): place for place, prompt in reversed(list(enumerate(prompts)))}
         return sorted(place for key, place in first.items() if key not in self._curves)
 
     def add(self, step: int, prompts: Sequence[Prompt], curves: FloatArray) -> None:
         """Keeps (n, T) curves of n prompts, measured in a training step."""
-        keys = [_digest(prompt) for prompt in prompts]
+        keys = [prompt_digest(prompt) for prompt in prompts]
         self._take(keys, curves)
         self._unwritten.update(dict.fromkeys(keys, step))
 
     def get(self, prompts: Sequence[Prompt]) -> FloatArray:  # (P, T)
         """The curves of known prompts."""
-        return np.stack([self._curves[_digest(prompt)] for prompt in prompts])
+        return np.stack([self._curves[prompt_digest(prompt)] for prompt in prompts])
 
     def open(self, folder: Path, step: int, depends_on: Mapping[str, Any]) -> None:
         """Takes back what was on disk when the checkpoint of `step` was written, and will write there.
@@ -104,7 +105,7 @@ class BaseCurves:
         keys = [*(self._read(path)[0] if path.exists() else ()), *new]
         digests = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
         tensors: dict[str, np.ndarray] = {"prompt": digests, "entropy": np.stack([self._curves[key] for key in keys])}
-        told = {"format": _FORMAT, "key": self._key, "sha256": _checksum(tensors)}
+        told = {"format": _FORMAT, "key": self._key, "sha256": checksum(tensors)}
         write_atomically(path, save(tensors, metadata=told))
         self._unwritten = {prompt: step for prompt, step in self._unwritten.items() if step > checkpoint}
 
@@ -127,24 +128,16 @@ class BaseCurves:
             raise CheckpointError(f"{path} is damaged ({error}); {_PUT_BACK}") from error
         if known.get("format") not in (_FORMAT, _UNSIGNED) or known.get("key") != self._key:
             raise CheckpointError(f"{path} holds entropies of another probe; {_PUT_BACK}")
-        signed = {"sha256": _checksum(found)} if known["format"] == _FORMAT else {}
+        signed = {"sha256": checksum(found)} if known["format"] == _FORMAT else {}
         if known != {"format": known["format"], "key": self._key, **signed} or found.keys() != {"prompt", "entropy"}:
             raise CheckpointError(f"{path} is damaged (its checksum is wrong); {_PUT_BACK}")
         return [row.tobytes() for row in found["prompt"]], found["entropy"]
-
-
-def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of tensors with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
 
 
 def _curve_digest(key: bytes, curve: FloatArray) -> int:
     return int.from_bytes(hashlib.sha256(key + np.ascontiguousarray(curve).tobytes()).digest())
 
 
-def _digest(prompt: Prompt) -> bytes:
+def prompt_digest(prompt: Prompt) -> bytes:
+    """What tells a prompt from others of its list: its text, its images, and the how-manieth asks the same."""
     return hashlib.sha256(json.dumps([prompt.occurrence, identity(prompt)]).encode()).digest()[:_DIGEST]

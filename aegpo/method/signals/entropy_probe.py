@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from aegpo.attention.entropy import measure_call
+from aegpo.core.digests import digest_of_told
 from aegpo.core.interfaces import Policy
 from aegpo.core.parts import JOINT_BLOCKS
 from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
+from aegpo.core.sharing import Arrays, Store
 from aegpo.core.signals import Measurement, Trunk
 from aegpo.errors import SettingError
 from aegpo.method.samplers import euler, start_latents
-from aegpo.method.signals.base_entropies import BaseCurves
+from aegpo.method.signals.base_entropies import BaseCurves, prompt_digest
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA, EntropyOptions, entropy_change
 
 
@@ -48,13 +50,19 @@ class EntropyProbe:
 
     A prompt's start noise is fixed for the whole run, so that changes of entropy are changes of the policy. The base
     policy never changes: its entropies on its own trajectory are measured once for each prompt and kept, in files where
-    there is a folder. Those on the policy's latents hold as long as the policy's curve that they belong to.
+    there is a folder. Where there is a store, runs that ask the same prompts together share them. Those on the policy's
+    latents hold as long as the policy's curve that they belong to.
     """
 
     def __init__(self, spec: EntropyOptions) -> None:
         self._spec = spec
         self._base = BaseCurves()
         self._kept: dict[int, _Kept] = {}
+        self._store: Store | None = None
+
+    def share(self, store: Store) -> None:
+        """Asks a store for the base policy's curves before it measures them; what they cost stays what it was."""
+        self._store = store
 
     def measure(self, step: int, prompts: Sequence[Prompt], policy: Policy) -> Measurement:
         """`entropy` (P, T) nats of a training step's prompts, and `entropy-delta` (P,), nats unless it is relative.
@@ -66,8 +74,8 @@ class EntropyProbe:
         trunk = self._measure_due(step, prompts, cond, due, policy) if due else None
         missing = [] if self._on_policy else self._base.missing(prompts)
         if missing:
-            with policy.base():
-                self._base.add(step, [prompts[row] for row in missing], self._curves(prompts, cond, missing, policy))
+            curves = self._base_curves(prompts, cond, missing, policy)
+            self._base.add(step, [prompts[row] for row in missing], curves)
         entropy = np.stack([self._kept[prompt.index].curve for prompt in prompts])
         steps = self._steps(policy)
         ours, theirs = (curves.take(steps, axis=1) for curves in (entropy, self.base_entropies(prompts)))
@@ -93,6 +101,28 @@ class EntropyProbe:
         fresh = zip((prompts[row].index for row in due), curves.cpu().numpy(), on_path, strict=True)
         self._kept.update({prompt: _Kept(step, curve, base) for prompt, curve, base in fresh})
         return Trunk(np.array(due, dtype=np.int64), others[0], tuple(others[1:])) if handed_on else None
+
+    def _base_curves(
+        self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], policy: Policy
+    ) -> FloatArray:  # (len(rows), T)
+        """The base policy's entropies of the prompts in `rows`, measured here or in another run.
+
+        Which prompts go through the network together changes last bits, so what is shared is of all of them: the curves
+        are those that would be measured here, and a policy that has not moved differs from its base by nothing at all.
+        """
+
+        def depends_on() -> dict[str, Any]:
+            index = torch.tensor(list(rows), device=cond.text.device)
+            together = [prompt_digest(prompts[row]).hex() for row in rows]
+            told = digest_of_told(cond.select(index))
+            return {"probe": self._how(), "prompts": together, "told": told, "micro_batch": policy.micro_batch}
+
+        def measure() -> Arrays:
+            with policy.base():
+                return {"entropy": self._curves(prompts, cond, rows, policy)}
+
+        found = measure() if self._store is None else self._store.known("entropy", depends_on, measure)
+        return found["entropy"]
 
     def _curves(
         self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], policy: Policy
@@ -193,8 +223,11 @@ class EntropyProbe:
         """
         if self._on_policy:
             return  # the policy's latents are never the same again
-        how = self._spec.model_dump(mode="json", exclude={"refresh", "source", "base_on", "delta"})
-        self._base.open(folder, step, {"probe": how, **identity})
+        self._base.open(folder, step, {"probe": self._how(), **identity})
+
+    def _how(self) -> dict[str, Any]:
+        """The options that the base policy's curves depend on, as JSON."""
+        return self._spec.model_dump(mode="json", exclude={"refresh", "source", "base_on", "delta"})
 
     def write(self, step: int) -> None:
         """Puts the base policy's new curves on disk."""

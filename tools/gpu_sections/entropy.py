@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from bench_entropy import float64, least_seconds, peak_memory
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bench_entropy import float64, least_seconds, peak_memory
 
 from aegpo.attention.backends import Backend
 from aegpo.attention.entropy import attention_entropy
@@ -127,21 +122,29 @@ def costs(job: Job, size: Attention, name: str, dtype: torch.dtype) -> Row:
     """Times as multiples of a plain attention call, which is flash attention in bfloat16 on a GPU; and MiB held."""
     query, key, scale = drawn(job, size, dtype)
     value, half = torch.randn_like(key), dtype if job.dry else torch.bfloat16
-    plain = tuple(side.to(half) for side in (query, key, value))
+    plain_query, plain_key, plain_value = (side.to(half) for side in (query, key, value))
 
     def attend() -> Tensor:
         flash: AbstractContextManager[object] = nullcontext() if job.dry else sdpa_kernel(SDPBackend.FLASH_ATTENTION)
         with flash:
-            return F.scaled_dot_product_attention(*plain, scale=scale)
+            return F.scaled_dot_product_attention(plain_query, plain_key, plain_value, scale=scale)
 
     measures = _measures(job, query, key, scale, dtype)
     seconds = least_seconds({"attention": attend, **measures}, REPEATS, job.device)
     ratios = {f"{way}_ratio": round(seconds[way] / seconds["attention"], 3) for way in measures}
     held = {f"{way}_mib": round(peak_memory(measure, job.device)[0], 1) for way, measure in measures.items()}
-    return {"what": "cost", **_said(size, name), "attention_ms": round(1000 * seconds["attention"], 4), **ratios, **held}
+    return {
+        "what": "cost",
+        **_said(size, name),
+        "attention_ms": round(1000 * seconds["attention"], 4),
+        **ratios,
+        **held,
+    }
 
 
-def _measures(job: Job, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+def _measures(
+    job: Job, query: Tensor, key: Tensor, scale: float, dtype: torch.dtype
+) -> dict[str, Callable[[], Tensor]]:
     chosen = torch.linspace(0, query.shape[2] - 1, min(query.shape[2], SAMPLED), device=job.device).long()
 
     def whole(backend: Backend) -> Callable[[], Tensor]:

@@ -68,7 +68,7 @@ class Pipeline:
 def sd3(dry: bool, share: float = 1.0) -> Pipeline:
     """Stable Diffusion 3.5 Medium; `share`: of its blocks."""
     factors = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
-    small = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "patch_size": 2, "num_layers": 4}
+    small: dict[str, Any] = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "patch_size": 2, "num_layers": 4}
     small |= {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 32, "qk_norm": "rms_norm"}
     small |= {"caption_projection_dim": 16, "pooled_projection_dim": 32, "pos_embed_max_size": 16}
     whole: dict[str, Any] = {**small, "dual_attention_layers": (0, 1)} if dry else {**SD3, **PATCHES}
@@ -184,7 +184,10 @@ def random_weights(device: str, dry: bool) -> Iterator[None]:
     """Inside, transformers, VAEs and HPSv2's network are made on the device where a checkpoint would be read."""
 
     def load(spec: PipelineOptions, folder: Path, component: str, cls: Any, dtype: str) -> nn.Module:
-        return drawn(cls, cls.load_config(folder, subfolder=component, local_files_only=True), DTYPES[dtype], device)
+        config = cls.load_config(folder, subfolder=component, local_files_only=True)
+        network = drawn(cls, config, torch.float32 if dry else DTYPES[dtype], device)
+        nn.Module.to(network, dtype=DTYPES[dtype])  # small ones are the same in every dtype, to rounding
+        return network
 
     def read(who: str, path: Path) -> dict[str, Tensor]:
         return hpsv2_tensors(json.loads((path.parent / "pieces.json").read_text()), dry, device)
@@ -198,7 +201,7 @@ def random_weights(device: str, dry: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def drawn(cls: Any, config: Mapping[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
-    """A network of diffusers with random weights, made where it stays and in the dtype it keeps."""
+    """A network of diffusers with random weights, made where it stays and in a dtype that leaves room for it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -93,7 +93,7 @@ def step_of(job: Job, subject: Subject) -> Iterator[Row]:
             report = engine.step(2)
             took = now(job.device) - begin
         found = {"what": "step", **row, "warmed": warm, **of_step(job, report, took, unit)}
-        yield found | of_memory(engine, experiment, peaks) | of_all_blocks(report, took, whole / unit)
+        yield {**found, **of_memory(engine, experiment, peaks), **of_all_blocks(report, took, whole / unit)}
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpu_sections.sections import Record, Section
+    from gpu_sections.sections import Method, Record, Section
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("entropy", "sd35", "flux", "precision", "moments", "compile", "offload", "ablation", "bits", "nccl")
@@ -107,15 +107,15 @@ def run(given: argparse.Namespace) -> bool:
 
     chosen = [section for section in sections() if section.name in (given.section or NAMES)]
     quiet()
-    common = described(given.dry)
+    common, method = described(given.dry)
     record = Record(given.rows, common)
     record.add("machine", {"seconds_to_import": round(time.monotonic() - begin, 1), "minutes": given.minutes})
     deadline = begin + 60 * given.minutes
-    fine = [one(section, given.dry, deadline, record) for section in chosen]
+    fine = [one(section, given.dry, deadline, record, method) for section in chosen]
     return not all(fine)
 
 
-def one(section: Section, dry: bool, deadline: float, record: Record) -> bool:
+def one(section: Section, dry: bool, deadline: float, record: Record, method: Method) -> bool:
     """Runs a section, or says that there is no time for it; True unless it failed."""
     from gpu_sections.sections import run_apart
 
@@ -123,7 +123,7 @@ def one(section: Section, dry: bool, deadline: float, record: Record) -> bool:
     if not dry and left < section.seconds:
         record.add(section.name, {"skipped": f"{left:.0f} s are left, it takes about {section.seconds:.0f}"})
         return True
-    return run_apart(section, dry, deadline, record)
+    return run_apart(section, dry, deadline, record, method)
 
 
 if __name__ == "__main__":

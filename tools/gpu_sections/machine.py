@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import multiprocessing
 import os
 import platform
@@ -13,19 +12,20 @@ from pathlib import Path
 
 import torch
 
-from gpu_sections.sections import Row, Value
+from gpu_sections.sections import Method, Row, context, told
 
 ROOT = Path(__file__).resolve().parents[2]
+METHODS: tuple[Method, ...] = ("fork", "spawn")  # the first is sooner there
 
 
-def described(dry: bool) -> Row:
-    """Device, versions, date and commit; asks CUDA in a process of its own, since forked ones need it untouched.
+def described(dry: bool) -> tuple[Row, Method]:
+    """Device, versions, date and commit; and how the processes of sections can begin: fork or spawn.
 
     Raises:
         SystemExit: without a GPU, unless sizes are tiny.
     """
-    device = "cpu" if dry else _gpu()
-    return {
+    device, method = _gpu() if not dry else ("cpu", METHODS[0])
+    row: Row = {
         "device": device,
         "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
@@ -35,29 +35,34 @@ def described(dry: bool) -> Row:
         "commit": _commit(),
         "dry": dry,
     }
+    return row, method
 
 
-def _gpu() -> str:
-    ours, theirs = multiprocessing.Pipe()
-    asking = multiprocessing.get_context("fork").Process(target=_look, args=(theirs,))
-    asking.start()
-    theirs.close()
-    try:
-        name: str | None = json.loads(ours.recv())
-    except EOFError:
-        name = None
-    asking.join()
-    if name is None:
-        raise SystemExit("torch sees no CUDA device; --dry walks every section on a CPU")
-    return name
+def _gpu() -> tuple[str, Method]:
+    """Name and memory of the GPU, asked in a process of its own: forked ones need CUDA untouched; and what worked."""
+    problem = "torch sees no CUDA device"
+    for method in METHODS:
+        ours, theirs = multiprocessing.Pipe()
+        asking = context(method).Process(target=_look, args=(theirs,))
+        asking.start()
+        theirs.close()
+        try:
+            name, problem = ours.recv()
+        except EOFError:
+            name, problem = "", f"a process that looked for a CUDA device ended with {asking.exitcode}"
+        asking.join()
+        if name:
+            return name, method
+    raise SystemExit(f"{problem}; --dry walks every section on a CPU")
 
 
 def _look(pipe: Connection) -> None:
-    name: Value = None
-    if torch.cuda.is_available():
+    try:
         properties = torch.cuda.get_device_properties(0)
-        name = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
-    pipe.send(json.dumps(name))
+    except Exception as error:  # whatever keeps CUDA from starting is told
+        pipe.send(("", told(error)))
+        return
+    pipe.send((f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB", ""))
 
 
 def _commit() -> str | None:

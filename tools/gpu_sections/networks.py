@@ -149,15 +149,17 @@ def _clip(width: int, projected: bool) -> nn.Module:
         bos_token_id=1,
         eos_token_id=3,
     )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    network: nn.Module = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    return network
 
 
 def _t5(width: int) -> nn.Module:
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(
-        T5Config(vocab_size=len(_vocabulary()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    )
+    size = len(_vocabulary())
+    config = T5Config(vocab_size=size, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    network: nn.Module = T5EncoderModel(config)
+    return network
 
 
 def _vocabulary() -> dict[str, int]:

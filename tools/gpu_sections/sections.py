@@ -2,12 +2,13 @@
 
 A section is a generator of rows: numbers by name, each printed and put into the file as soon as it is known. It runs in
 a process of its own, forked from one that has imported everything and never touched CUDA: a kernel that breaks the
-context, or memory that is not given back, is then that section's alone.
+context, or memory that is not given back, is then that section's alone. Where imports did touch it, it is spawned.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -16,8 +17,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
+from typing import Literal
 
+Method = Literal["fork", "spawn"]
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]
 GRACE = 5.0  # seconds a section that was told to end may take
@@ -61,10 +65,20 @@ class Record:
 
     def add(self, section: str, row: Row) -> None:
         """Prints and appends a row at once, so that a run that is cut off has told it."""
-        line = json.dumps({"section": section, **row, **self._common})
+        said = {name: _in_json(value) for name, value in {"section": section, **row, **self._common}.items()}
+        line = json.dumps(said)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
+
+
+def context(method: Method) -> ForkContext | SpawnContext:
+    """How processes begin."""
+    return multiprocessing.get_context("fork") if method == "fork" else multiprocessing.get_context("spawn")
+
+
+def _in_json(value: Value) -> Value:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def failure(row: Row) -> bool:
@@ -72,12 +86,15 @@ def failure(row: Row) -> bool:
     return "error" in row or row.get("ok") is False
 
 
-def run_apart(section: Section, dry: bool, deadline: float, record: Record) -> bool:
-    """Runs a section in a process of its own; True if all went well. One that is still at it is ended in time."""
+def run_apart(section: Section, dry: bool, deadline: float, record: Record, method: Method) -> bool:
+    """Runs a section in a process of its own; True if all went well. One that is still at it is ended in time.
+
+    `method`: how the process begins, fork or spawn.
+    """
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         job = Job(dry, Path(folder), deadline)
-        child = multiprocessing.get_context("fork").Process(target=_child, args=(section, job, record))
+        child = context(method).Process(target=_child, args=(section, job, record))
         child.start()
         child.join(max(0.0, job.left))
         late = child.is_alive()

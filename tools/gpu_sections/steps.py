@@ -34,6 +34,7 @@ GiB = 2**30
 ROOF = 989e12  # FLOP/s of an H100 or H200 SXM in dense bfloat16 (data sheet)
 AIM = 0.4  # of it, in useful FLOPs
 COUNTED = 1 / 24  # share of the blocks of the network whose FLOPs are counted: a counter slows a step down
+LONG = 60.0  # seconds from which a step needs no other one to warm up
 SLACK = 1.5  # a step may take so many times what its forwards promise
 # Four, of which a step asks two: those of the second one are new to the probe, as all are in the files.
 TRAIN = ("a red circle", "two blue squares on the right", "a cube above a circle", "four purple circles")
@@ -85,7 +86,7 @@ def step_of(job: Job, subject: Subject) -> Iterator[Row]:
             del engine
             engine, experiment, row = built(job, subject, share)
         unit = forward_flops(engine)
-        warm = job.left > 3 * expected * share
+        warm = expected * share < min(LONG, job.left / 3)
         if warm:
             engine.step(1)
         with peaks_by_stage(job.device) as peaks:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-import site
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON, PLATFORMS = "3.12", ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 EXTRA = ("ftfy>=6.3",)  # of reward hpsv2
-STAYS = ("torch", "scipy", "matplotlib")  # never carried: large, or read by reports alone
+STAYS = ("torch", "numpy", "scipy", "matplotlib")  # never carried: torch comes with numpy, reports alone read the rest
 OPTIONAL = ("scipy", "matplotlib")  # no section imports them
 INSIDE = "AEGPO_GPU_WHEELS"  # set in the environment that was made
 
@@ -74,15 +74,14 @@ def planned(requirements: Iterable[str], installed: Find, wheels: Find, environm
         seen.add(text)
         name = str(canonicalize_name(requirement.name))
         here, carried = installed(name), wheels(name)
-        for dist in (here, carried):
-            if dist is not None and requirement.specifier.contains(dist.version, prereleases=True):
-                if dist is not here or name in plan.install:
-                    plan.install[name] = carried.version if carried is not None else ""
-                ahead += dist.requires
-                break
-        else:
-            there = [f"{dist.version} {where}" for dist, where in ((here, "installed"), (carried, "carried")) if dist]
-            plan.missing[name] = f"{requirement.specifier or 'any version'} ({', '.join(there) or 'not there'})"
+        if here is not None and requirement.specifier.contains(here.version, prereleases=True):
+            continue  # what is installed has what it needs
+        if carried is not None and requirement.specifier.contains(carried.version, prereleases=True):
+            plan.install[name] = carried.version
+            ahead += carried.requires
+            continue
+        there = [f"{dist.version} {where}" for dist, where in ((here, "installed"), (carried, "carried")) if dist]
+        plan.missing[name] = f"{requirement.specifier or 'any version'} ({', '.join(there) or 'not there'})"
     for name in OPTIONAL:
         plan.missing.pop(name, None)
     return plan
@@ -152,8 +151,9 @@ def made(place: Path, folder: Path, install: dict[str, str]) -> Path:
     venv.EnvBuilder(system_site_packages=True, with_pip=False, symlinks=True).create(place)
     python = place / "bin" / "python"
     (own,) = (place / "lib").glob("python*/site-packages")
-    # Of an environment made from within another one, Python shows the outermost packages only.
-    (own / "below.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
+    # Of an environment made from within another one, Python shows the packages of the outermost one alone.
+    below = [entry for entry in sys.path if Path(entry).is_dir() and not _is_ours(Path(entry))]
+    (own / "below.pth").write_text("\n".join(below) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
     command += ["--ignore-installed", "--disable-pip-version-check", "--find-links", str(folder), "--target", str(own)]
     done = subprocess.run([*command, *(f"{name}=={version}" for name, version in install.items())], check=False)
@@ -162,13 +162,19 @@ def made(place: Path, folder: Path, install: dict[str, str]) -> Path:
     return python
 
 
+def _is_ours(entry: Path) -> bool:
+    """True for places that the environment has anyway: of Python itself, and of this repository."""
+    library = Path(sysconfig.get_path("stdlib"))
+    return entry in (library, library / "lib-dynload", ROOT, ROOT / "tools")
+
+
 # --- beforehand ------------------------------------------------------------------------------------------------------
 
 
 def collect(folder: Path) -> None:
     """Downloads what a machine with torch alone needs, at this environment's versions, for Python 3.12 on Linux."""
-    plan = planned(wanted(), lambda name: Dist("0", ()) if name in STAYS else None, _as_here, markers(PYTHON))
-    chosen = {name: version for name, version in plan.install.items() if name not in STAYS}
+    plan = planned(wanted(), _stays, installed, markers(PYTHON))
+    chosen = plan.install
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
     command += [str(folder), "--python-version", PYTHON, "--implementation", "cp", "--disable-pip-version-check"]
@@ -178,11 +184,11 @@ def collect(folder: Path) -> None:
         if subprocess.run([*command, f"{name}=={version}"], check=False).returncode:
             failed.append(f"{name}=={version}")
     size = sum(path.stat().st_size for path in folder.glob("*.whl"))
-    print(f"{len(chosen) - len(failed)} wheels, {size / 2**20:.1f} MiB, in {folder}")
+    print(f"{len(chosen) - len(failed)} wheels, {size / 2**20:.1f} MiB, in {folder}; this repository comes on top")
     if failed:
         raise SystemExit(f"no wheel for Python {PYTHON} on Linux: {', '.join(failed)}")
 
 
-def _as_here(name: str) -> Dist | None:
-    """A distribution of this environment, as if it were carried; those that stay need nothing."""
-    return None if name in STAYS else installed(name)
+def _stays(name: str) -> Dist | None:
+    """A distribution that is there wherever this runs, in the version that is here."""
+    return installed(name) if name in STAYS else None

@@ -277,4 +277,6 @@ def not_run(device: str) -> list[str]:
     """What this machine cannot measure."""
     if device == "cuda":
         return []
-    return ["Not run: the CUDA backends (`cuda-flash`, `cuda-efficient`), because there is no GPU here."]
+    return [
+        "Not run: the CUDA backends (`cuda-flash`, `cuda-efficient`), because there is no GPU here; `python tools/gpu.py` does."
+    ]

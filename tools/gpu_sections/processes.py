@@ -46,10 +46,11 @@ def ablation(job: Job) -> Iterator[Row]:
     """
     steps, small = (2 if job.dry else STEPS), (TINY if job.dry else {})
     context, pipes = multiprocessing.get_context("fork"), []
+    threads = 1 if job.dry else THREADS
     for rounding in ({}, OTHER):  # before CUDA is touched, which a forked process cannot use after its parent has
         ours, theirs = context.Pipe()
         asked = {"device": "cpu", **small, **rounding}
-        context.Process(target=_numbers, args=(asked, steps, theirs), daemon=True).start()
+        context.Process(target=_numbers, args=(asked, steps, threads, theirs), daemon=True).start()
         theirs.close()
         pipes.append(ours)
     found = _steps({"device": job.device, **small}, steps)
@@ -78,8 +79,8 @@ def _compared(images: int, each: Sequence[tuple[float, tuple[int, ...]]], apart:
     }
 
 
-def _numbers(changes: Mapping[str, object], steps: int, pipe: Connection) -> None:
-    torch.set_num_threads(min(THREADS, len(os.sched_getaffinity(0))))
+def _numbers(changes: Mapping[str, object], steps: int, threads: int, pipe: Connection) -> None:
+    torch.set_num_threads(threads)
     try:
         pipe.send(_steps(changes, steps))
     except Exception as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
-import os
 import platform
 import subprocess
 from multiprocessing.connection import Connection
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from aegpo.runs.child_processes import usable_cores
 from gpu_sections.sections import Method, Row, context, told
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def described(dry: bool) -> tuple[Row, Method]:
     device, method = _gpu() if not dry else ("cpu", METHODS[0])
     row: Row = {
         "device": device,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "torch": torch.__version__,
         "cuda": None if dry else torch.version.cuda,
         "python": platform.python_version(),

@@ -12,7 +12,7 @@ from bench import RECORD, write_section
 
 COMMON = ("device", "cores", "torch", "cuda", "python", "date", "commit", "dry")
 TITLE = "gpu"
-WIDE = 8  # columns; rows that say more stand upright
+WIDE, FEW = 8, 4  # a few rows with more columns than that stand upright
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -51,7 +51,7 @@ def _section(name: str, rows: Rows) -> list[str]:
         keys, table = tuple(names), list(alike)
         if keys == ("section_seconds",):
             lines += [f"Section `{name}` took {table[0]['section_seconds']} s.", ""]
-        elif len(keys) <= WIDE:
+        elif len(keys) <= WIDE or len(table) > FEW:
             lines += [f"`{name}`:", "", _line(keys), _rule(len(keys))]
             lines += [*(_line([_cell(row[key]) for key in keys]) for row in table), ""]
         else:

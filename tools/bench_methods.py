@@ -71,7 +71,7 @@ def methods_table(steps: int) -> list[str]:
     return [
         f"Best of {steps} training steps each, in turns, after one to warm up. `grpo` is the ablation's with as many "
         "prompts, rollouts and denoising steps as `baselines.yaml` starts from; the others are its arms. Planned work "
-        "is forwards + 3 x trained edges, the middle of its range, with the probe; a ratio should be near it.",
+        "is forwards + 3 x gradient rows, the middle of its range, with the probe; a ratio should be near it.",
         "",
         *rows,
     ]

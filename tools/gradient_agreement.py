@@ -29,7 +29,7 @@ def gradients(experiment: Experiment, steps: int) -> tuple[Tensor, list[float]]:
     """The whole gradient of each of so many steps of the base policy, (steps, weights), and their mean rewards."""
     engine, found = Engine.build(experiment), list[Tensor]()
 
-    def measure(rollouts: Any, credit: Any, cond: Any, rng: Any, noise: Any) -> Tally:
+    def measure(rollouts: Any, credit: Any, cond: Any, deals: Any, noise: Any) -> Tally:
         parts = engine.learner.gradients(rollouts, credit, cond, noise)
         found.append(torch.cat([part.flatten() for part in parts]).cpu())
         return Tally()

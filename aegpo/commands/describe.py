@@ -60,7 +60,7 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
         "rollouts",
         "forwards",
         "per rollout",
-        "trained edges",
+        "gradient rows",
         "work",
         "signals",
         "steps x seeds",
@@ -72,14 +72,18 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
     for arm, cost in figures.items():
         steps, seeds = file.arms[arm].training_steps, len(file.seeds)
         total = cost.total_work(steps).times(seeds)
-        row = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", cost.trained_edges, cost.work)
+        mean = "~" if cost.expected else ""
+        rows, work = f"{mean}{cost.gradient_rows}", f"{mean}{cost.work}"
+        row = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", rows, work)
         base = f"{cost.signals_again:,.0f} of the base" if cost.signals_again else f"{cost.signals_base:,} once"
         signals = f"{cost.signals:,.0f} + {base}" if cost.signals else "-"
         predicted = [str(cost.predicted)] if predicts else []
         table.add_row(escape(arm), *(str(cell) for cell in row), signals, f"{steps} x {seeds}", str(total), *predicted)
     caption = (
-        "work = forwards + 3 x trained edges (a forward and a backward pass), for every inner epoch, "
-        "and 1 more for each frozen policy evaluated there.\n"
+        "gradient rows = states that are learned from, each once in every optimizer step (~: in the mean over how "
+        "rollouts may be dealt to these).\n"
+        "work = forwards + 3 x gradient rows (a forward and a backward pass), and 1 more for each frozen policy at a "
+        "state that is learned from.\n"
         "signals = forwards that measure what parts read: of the policy in a mean step; of the base once a prompt, or "
         "in that step too.\n" + _asked(figures)
     )

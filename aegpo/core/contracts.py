@@ -245,19 +245,23 @@ def check_learned(name: str, learned: tuple[Tensor, Mapping[str, Tensor]]) -> No
         raise ContractError(f"objective {name!r} returned {what}; a loss and a mapping of metrics were asked")
 
 
-def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int) -> None:
-    """An objective's (B,) loss, finite and with a gradient, and its (B,) metrics."""
+def check_loss(name: str, loss: Tensor, metrics: Mapping[str, Tensor], size: int, values: bool = True) -> None:
+    """An objective's (B,) loss, finite and with a gradient, and its (B,) metrics.
+
+    Without a look at the `values`, for which the device would have to be waited for.
+    """
     who = f"objective {name!r}"
     _check_tensor(who, "a loss", loss, (size,), ("float32",))
-    for metric, values in metrics.items():
+    for metric, value in metrics.items():
         if metric in _OWN_METRICS or metric.startswith("reward/"):
             raise ContractError(f"{who} returned a metric {metric!r}, which the engine has one of; call it otherwise")
-        _check_tensor(who, f"metric {metric!r}", values, (size,), _FLOATING)
+        _check_tensor(who, f"metric {metric!r}", value, (size,), _FLOATING)
     if not loss.requires_grad:
         raise ContractError(
             f"{who} returned a loss without a gradient; it must depend on 'log_prob', 'mean' or 'velocity'"
         )
-    _check_finite(who, "returned", loss)
+    if values:
+        _check_finite(who, "returned", loss)
 
 
 def check_decay(name: str, kept: float) -> None:

@@ -83,6 +83,11 @@ class Experiment(Spec):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="autocast of the network"
     )
+    tf32: bool | None = Field(
+        default=None,
+        description="GPUs may make products of float32 of 19 bits (TF32), which are several times as fast; null: where "
+        "`precision` is bfloat16, and not otherwise",
+    )
     model: SerializeAsAny[ModelSpec]
     prompts: PromptsSpec = PromptsSpec()
     rollouts: RolloutsSpec = RolloutsSpec()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aegpo.errors import MemoryShortageError
+
+if TYPE_CHECKING:
+    import torch
 
 _SIGNS = ("out of memory", "not enough memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -48,3 +54,29 @@ def brief(error: BaseException) -> str:
     sentences = (str(error).strip().splitlines() or [""])[0].split(". ")
     told = next((each for each in sentences if any(sign in each for sign in _SIGNS)), sentences[0])
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free where a device computes: of its own, or of the machine's within the limit of a container.
+
+    Where a system does not say, half of what it has.
+    """
+    if device.type == "cuda":
+        import torch
+
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserved
+    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{what}") for what in ("max", "current"))
+    if limit and used and limit[0].isdigit():
+        free.append(int(limit[0]) - int(used[0]))
+    if not free:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 0
+    return max(0, min(free))
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

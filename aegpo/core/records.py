@@ -205,25 +205,42 @@ class StepTable:
 
 @dataclass(frozen=True)
 class Edges:
-    """What a training step learns from, level by level: a network evaluation each.
+    """What a training step learns from, level by level.
 
     In the reverse process these are the trained transitions of the plan. In the forward process they are clean latents
-    of rollouts that were noised again to the level's sigma; `next_latents` are then the clean latents.
+    of rollouts that were noised again to the level's sigma; each then ends at the clean latents.
+
+    A state is there once, whatever begins or ends at it: siblings, which share the state they begin at, share what the
+    network says there, too.
     """
 
     level: Tensor  # (E,) int64, the denoising step
     prompt: Tensor  # (E,) int64, row of the step's Conditioning
     rollout: Tensor  # (E,) int64, the rollout the edge is booked on (RolloutPlan.first_leaf)
     leaves: Tensor  # (E,) int64, rollouts that pass through the edge
-    latents: Tensor  # (E, *x) storage dtype, before the step
-    next_latents: Tensor  # (E, *x) storage dtype, after it
+    begin: Tensor  # (E,) int64, row of `states`: before the step
+    end: Tensor  # (E,) int64, row of `states`: after it
+    states: Tensor  # (S, *x) storage dtype; edges begin at the first V
     log_prob: Tensor  # (E,) float32, mean over dimensions, under the policy that sampled
-    velocity: Tensor | None = None  # (E, *x) float32, of the policy that sampled; None unless `needs_old`
+    velocity: Tensor | None = None  # (V, *x) float32, of the policy that sampled; None unless `needs_old`
+    base_velocity: Tensor | None = (
+        None  # (V, *x) float32, of the base policy; None until learned from with `needs_base`
+    )
     until: Tensor | None = None  # (E,) int64, the level the step ends at; None: the next
     scale: Tensor | None = None  # (E,) float32, factor of the step's noise rate; None: 1
 
     def __len__(self) -> int:
         return len(self.level)
+
+    @property
+    def latents(self) -> Tensor:  # (E, *x) storage dtype
+        """The state before each step, a copy."""
+        return self.states[self.begin]
+
+    @property
+    def next_latents(self) -> Tensor:  # (E, *x) storage dtype
+        """The state after each step, a copy."""
+        return self.states[self.end]
 
     @cached_property
     def group(self) -> Tensor:  # (E,) int64

@@ -267,8 +267,14 @@ class OptimizerSpec(Spec):
     inner_epochs: Positive = Field(default=1, description="passes over a training step's transitions")
     micro_batch: Positive = Field(
         default=64,
-        description="transitions a forward-backward takes at most; never changes results. An objective that compares "
-        "the rollouts of a prompt takes them together, however many they are",
+        description="states a forward-backward takes at most, with all transitions from them; never changes results. "
+        "An objective that compares the rollouts of a prompt takes them together, however many they are",
+    )
+    retain: Literal["auto", "never"] | Annotated[float, Field(gt=0, le=1e6)] = Field(
+        default="auto",
+        description="memory for what the network computed while sampling: the first optimizer step of a training step "
+        "then learns from it without evaluating those states again. auto: half of what is free; a number: so many "
+        "GiB; never: every state is evaluated again. Where it ends the rest is evaluated again, with the same results",
     )
     reduction: Literal["prompt", "rollout", "edge"] = Field(
         default="prompt",

@@ -19,8 +19,10 @@ from aegpo.core.records import IntArray, RolloutPlan, Signal
 from aegpo.core.sections import DatasetPrompts
 from aegpo.core.signals import SignalCost, Signals
 from aegpo.core.signatures import built
+from aegpo.method.dealing import Deals, expected_gradient_rows, gradient_rows
 from aegpo.method.planning import made_up_signals, plan_steps
 from aegpo.method.scored_levels import scored_levels
+from aegpo.method.trained_edges import TrainedEdges
 from aegpo.prompts.lists import read_prompts, refuse_few, refuse_shared
 
 BACKWARD = 3  # a forward-backward in forwards: the backward pass costs about two (Kaplan et al. 2020, Sec. 2.1)
@@ -48,7 +50,9 @@ class Cost:
     leaves: Range  # rollouts
     forwards: Range  # of executing the plan
     trained_edges: Range
-    work: Range  # forwards + 3 for every pass over a trained edge, and 1 more for each frozen policy evaluated there
+    gradient_rows: Range  # states at which the network is evaluated with a gradient, once in each optimizer step
+    work: Range  # forwards + 3 for each of these, and 1 more for each frozen policy at a state that is learned from
+    expected: bool  # these two are means over how rollouts may be dealt to optimizer steps, which chance decides
     per_rollout: float  # forwards of a rollout, the middle of the range
     predicted: Range  # images that are decoded and scored beside those of the rollouts; no velocity evaluations
     signals: float  # of the policy, mean over the run's steps; 0 where no part reads a signal that costs anything
@@ -97,10 +101,11 @@ def _same_prompts(one: Experiment, other: Experiment) -> bool:
 
 def _cost(experiment: Experiment, prompts: int) -> Cost:
     plans = list(plan_steps(experiment, made_up_signals(experiment)))
-    spent = [(plan, forwards) for plan in plans for forwards in _forwards(experiment, plan)]
-    forwards = _range(made for _, made in spent)
+    spent = [list(_forwards(experiment, plan)) for plan in plans]
+    forwards = _range(made for each in spent for made in each)
     leaves = _range(plan.num_rollouts for plan in plans)
-    update = update_work(experiment)
+    rows = [gradient_rows_of(experiment, plan) for plan in plans]
+    learned = [update_work(experiment, plan, each) for plan, each in zip(plans, rows, strict=True)]
     seen = min(prompts, experiment.rollouts.prompts_per_step * experiment.training_steps)
     candidates = _candidates(experiment, prompts)
     with contracts.blaming("model", experiment.model.kind):
@@ -113,7 +118,9 @@ def _cost(experiment: Experiment, prompts: int) -> Cost:
         leaves=leaves,
         forwards=forwards,
         trained_edges=_range(plan.trained_edges for plan in plans),
-        work=_range(made + update * plan.trained_edges for plan, made in spent),
+        gradient_rows=_range(round(each) for each in rows),
+        work=_range(round(made + update) for each, update in zip(spent, learned, strict=True) for made in each),
+        expected=any(each != round(each) for each in rows),
         per_rollout=(forwards.low + forwards.high) / (leaves.low + leaves.high),
         predicted=_predicted(experiment, plans),
         signals=measured / experiment.training_steps,
@@ -124,13 +131,31 @@ def _cost(experiment: Experiment, prompts: int) -> Cost:
     )
 
 
-def update_work(experiment: Experiment) -> int:
-    """What learning from one trained edge costs in forwards: every pass over it, and each frozen policy there."""
+def gradient_rows_of(experiment: Experiment, plan: RolloutPlan, deals: Deals | None = None) -> float:
+    """Forward-backwards of a training step: of single states, each once in every optimizer step that needs it.
+
+    In the forward process every trained edge begins at a state of its own. `deals`: what was dealt; None: the mean.
+    """
+    spec = experiment.optimizer
+    if experiment.objective.process == "forward":
+        return spec.inner_epochs * plan.trained_edges
+    if deals is None:
+        return spec.inner_epochs * expected_gradient_rows(plan, spec)
+    return sum(gradient_rows(plan, parts) for parts in deals)
+
+
+def update_work(experiment: Experiment, plan: RolloutPlan, rows: float) -> float:
+    """What a training step's learning costs in forwards: `rows` forward-backwards, and each frozen policy once a state.
+
+    What is not evaluated again because sampling retained it is counted all the same: whether it fits in memory is no
+    matter of the method.
+    """
     objective = experiment.objective
     with contracts.blaming("objective", objective.kind):
-        passes = experiment.optimizer.inner_epochs * (BACKWARD + objective.needs_base)
+        forward = objective.process == "forward"
+        states = plan.trained_edges if forward else TrainedEdges.of(plan).begins
         # in the reverse process the rollout had the velocity of the policy that sampled
-        return passes + (objective.needs_old and objective.process == "forward")
+        return BACKWARD * rows + states * (objective.needs_base + (objective.needs_old and forward))
 
 
 def _sources(experiment: Experiment) -> list[SignalCost]:

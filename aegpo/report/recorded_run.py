@@ -143,6 +143,11 @@ class RecordedRun:
         rows = (row.metrics for row in self.steps if row.step <= step)
         return sum(row.get(name, 0.0) for row in rows for name in names)
 
+    def gradient_rows(self, step: int) -> float:
+        """Of the training steps up to `step`; before they were counted, every trained edge was evaluated."""
+        rows = (row.metrics for row in self.steps if row.step <= step)
+        return sum(row.get("gradient_rows", row.get("trained_edges", 0.0)) for row in rows)
+
     def training_seconds(self, step: int) -> float:
         """Wall-clock of the training steps up to `step`, without evaluations and checkpoints."""
         rows = (stages for done, stages in self.seconds.items() if 0 < done <= step)

@@ -43,8 +43,8 @@ class Cost:
     steps: int
     forwards: float  # velocity evaluations of rollouts and signals
     signal_forwards: float
-    trained_edges: float
-    cost: float  # what `aegpo check` calls work: forwards + 3 x trained edges + frozen policies evaluated there
+    gradient_rows: float  # states at which the network was evaluated with a gradient, once in each optimizer step
+    cost: float  # what `aegpo check` calls work: forwards + 3 x gradient rows + frozen policies at those states
     relative_cost: float | None  # to the first arm's
     training_seconds: float  # without evaluations and checkpoints
     total_seconds: float
@@ -194,7 +194,7 @@ def _cost_row(runs: Sequence[RecordedRun], curve: Curve, first: Curve | None, eq
         last,
         float(curve.forwards[-1]),
         float(np.mean([run.spent(last, *SIGNAL_FORWARDS) for run in runs])),
-        float(np.mean([run.spent(last, "trained_edges") for run in runs])),
+        float(np.mean([run.gradient_rows(last) for run in runs])),
         float(curve.cost[-1]),
         float(curve.cost[-1] / first.cost[-1]) if first is not None and first.cost[-1] > 0 else None,
         float(curve.seconds[-1]),

@@ -93,7 +93,7 @@ def cost_table(summary: Summary) -> Table:
         "steps",
         "forwards",
         "of these signals",
-        "trained edges",
+        "gradient rows",
         "cost",
         "relative",
         "s per step",
@@ -106,7 +106,7 @@ def cost_table(summary: Summary) -> Table:
             str(cost.steps),
             count(cost.forwards),
             count(cost.signal_forwards),
-            count(cost.trained_edges),
+            count(cost.gradient_rows),
             count(cost.cost),
             NONE if cost.relative_cost is None else f"{cost.relative_cost:.2f} x",
             f"{cost.training_seconds / cost.steps:.2f}",
@@ -116,7 +116,8 @@ def cost_table(summary: Summary) -> Table:
         for cost in summary.costs
     )
     note = (
-        f"Cost = forwards + {BACKWARD} x trained edges, and 1 more for each frozen policy evaluated there. "
+        f"Cost = forwards + {BACKWARD} x gradient rows, and 1 more for each frozen policy at a state that is learned "
+        "from. Gradient rows are states, each once in every optimizer step that learns from it. "
         "Seconds per step are without evaluations and checkpoints. "
         f"Gain at equal cost: gain on {summary.headline} when an arm has spent what the cheapest run spends in all."
     )

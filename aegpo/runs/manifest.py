@@ -54,8 +54,8 @@ class Change:
 
     @property
     def is_micro_batch(self) -> bool:
-        """True for what moves results by rounding only."""
-        return self.key.endswith(".micro_batch")
+        """True for what moves results by rounding only: how much is worked on at once, and how much is kept of it."""
+        return self.key.endswith(".micro_batch") or self.key == "optimizer.retain"
 
     @property
     def is_parallel(self) -> bool:
@@ -189,7 +189,8 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def check_manifest(run: Run) -> None:
     """Refuses a folder in which another experiment has learned something, with the differences.
 
-    A `micro_batch` may change: it says how many are worked on at once, and moves results by rounding only. So may how
+    A `micro_batch` and `optimizer.retain` may change: they say how much is worked on at once and how much is kept of
+    it, and move results by rounding only. So may how
     processes share the work, and a place, if what was there is gone and is in another folder now, with all that is
     around it. A run with steps still to do must have been begun under the rules of this version.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-RULES: Mapping[str, int] = {"noise": 2, "decisions": 2, "evaluation": 2}
+RULES: Mapping[str, int] = {"noise": 2, "decisions": 2, "evaluation": 2, "cost": 2}
 _FIRST = 1  # the number of every rule in version 0.1.0, whose manifests name none
 _DOES = {
     "noise": "draws noise",
     "decisions": "draws prompts, counts and steps",
     "evaluation": "paints held-out prompts",
+    "cost": "counts what a step costs",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +17,7 @@ from aegpo.core.steps import check_scaling
 from aegpo.errors import ContractError
 from aegpo.method.advantages.credit import crediting
 from aegpo.method.scored_levels import asked_levels
+from aegpo.method.trained_edges import TrainedEdges
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.testing.common import ROUNDING, check_equal, check_memory, check_spec, decision_rng, tree_inputs
 
@@ -125,24 +125,12 @@ def _rollouts(plan: RolloutPlan, generator: Any) -> Any:
     """Made-up rollouts of a plan: what an execution would return, with random numbers for latents."""
     import torch
 
-    from aegpo.core.records import Edges, Prompt, Rollouts
+    from aegpo.core.records import Prompt, Rollouts
+    from aegpo.train.edges import edge_table
 
-    def joined(arrays: Iterator[IntArray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(list(arrays)))
-
-    trained = list(enumerate(plan.trained))
-    size = plan.trained_edges
-    noise = torch.randn((2, size, 1, 2, 2), generator=generator)
+    known = TrainedEdges.of(plan)
     log_prob = tuple(torch.randn(len(nodes), generator=generator) for nodes in plan.prompt[1:])
-    edges = Edges(
-        level=joined(np.full(int(mask.sum()), level) for level, mask in trained),
-        prompt=joined(plan.prompt[level + 1][mask] for level, mask in trained),
-        rollout=joined(plan.first_leaf[level + 1][mask] for level, mask in trained),
-        leaves=joined(plan.leaves[level + 1][mask] for level, mask in trained),
-        latents=noise[0],
-        next_latents=noise[1],
-        log_prob=torch.cat([log_prob[level][torch.from_numpy(mask)] for level, mask in trained]),
-    )
+    edges = edge_table(plan, known, log_prob, torch.randn((known.states, 1, 2, 2), generator=generator))
     images = torch.rand((plan.num_rollouts, 3, 4, 4), generator=generator)
     prompts = tuple(Prompt(index, f"prompt {index}") for index in range(int(plan.group.max()) + 1))
     return Rollouts(plan, images[:, :1, :2, :2], images, log_prob, edges, prompts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aegpo.core import contracts, untouched
-from aegpo.core.records import Gaussian
+from aegpo.core.records import Conditioning, Gaussian
 from aegpo.errors import AegpoError, ContractError
 from aegpo.train.execution import Execution
 
@@ -20,6 +20,7 @@ DIVERGED = (
 )
 _VELOCITY = "a velocity that is not finite"
 _TRANSITION = "a transition that is not finite, or whose std is below 0"
+_LOSS = "a loss that is not finite"
 _DENSITY = "log-probabilities that are not finite"
 
 
@@ -43,6 +44,10 @@ class Answers:
         """What a sampler said of the states that were reached, (B,) and (B, 1, ...); without noise there is none."""
         total = torch.where(std.reshape(len(log_prob), -1).amin(1) > 0, log_prob, 0).sum()
         self._note("sampler", self._how.sampler_kind, _DENSITY, total)
+
+    def loss(self, objective: str, loss: Tensor) -> None:
+        """What an objective, by its name, said of some edges."""
+        self._note("objective", objective, _LOSS, loss.sum())
 
     def _note(self, part: str, name: str, what: str, total: Tensor) -> None:
         self._of.append((part, name, what))
@@ -80,6 +85,18 @@ def refuse(how: Execution, part: str, name: str, what: str) -> None:
 def ruined(how: Execution) -> bool:
     """True if the network's weights are not finite, or what it says where the base policy makes sense is not."""
     return not all(bool(weight.isfinite().all()) for weight in how.model.policy.parameters()) or how.diverged()
+
+
+def batched_velocity(
+    how: Execution, latents: Tensor, level: int, cond: Conditioning, prompt: Tensor, answers: Answers
+) -> Tensor:
+    """Velocity of (B, *x) latents at one level, at most `micro_batch` at a time; `prompt`: (B,) rows of `cond`."""
+    sigma, found = how.sigmas[level], []
+    for rows in torch.split(torch.arange(len(latents), device=latents.device), how.micro_batch):
+        chosen = cond.select(prompt[rows])
+        found.append(how.velocity(latents[rows].float(), sigma.expand(len(rows)), chosen))
+        answers.velocity(found[-1])
+    return torch.cat(found)
 
 
 def transition(how: Execution, latents: Tensor, velocity: Tensor, *span: Tensor) -> Gaussian:

@@ -23,7 +23,8 @@ from aegpo.core.reports import StepReport
 from aegpo.core.signatures import built
 from aegpo.errors import CheckpointError
 from aegpo.method.advantages.credit import crediting
-from aegpo.method.costs import update_work
+from aegpo.method.costs import gradient_rows_of, update_work
+from aegpo.method.dealing import Deals
 from aegpo.method.planning import Planner, table_of
 from aegpo.method.residual_noise import residual_noise
 from aegpo.method.scored_levels import scored_levels
@@ -75,7 +76,6 @@ class Engine:
         self.sources = Sources(experiment, self.policy)
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
         self._reward_weights = torch.tensor([spec.weight for spec in experiment.rewards], device=self.policy.device)
-        self._update_work = update_work(experiment)
         refuse_memories(self.team, self._stateful())
         self._reporting = {name: part for name, part in self._stateful().items() if isinstance(part, Reporting)}
 
@@ -107,24 +107,30 @@ class Engine:
         with watch("plan"), self._few_rollouts("rollouts were planned"):
             planned = self.planner.plan(known.signals, rng)  # allocator: counts; selector: steps; tree: the forest
             plan, levels = planned.plan, scored_levels(spec, self.advantage, planned.plan)
-        sampled = self.sampling.sample(plan, Asked(prompts, cond, noise, known.trunk, levels), watch)
+            deals = self.learner.deals(plan, rng)
+        keep = partial(self.learner.keeping, deals=deals)
+        sampled = self.sampling.sample(plan, Asked(prompts, cond, noise, known.trunk, levels, keep), watch)
         with watch("reward"):
             credit = self._credit(sampled.scores, sampled.whole)
-            self.team.same("plan, scores and credit", lambda: sampled.digest(credit))
+            self.team.same("plan, scores and credit", partial(sampled.digest, credit))
+            sampled = sampled.scored()
         fewer = lower("optimizer.micro_batch", spec.optimizer.micro_batch)
         with watch("update"), enough_memory("the policy was updated", fewer):
-            learned = self.learner.update(sampled, credit, cond, rng, noise)
+            learned = self.learner.update(sampled, credit, cond, deals, noise)
             self.learner.end_step(number)
-        metrics = self._metrics(sampled, known, levels, learned)
+        metrics = self._metrics(sampled, known, levels, learned, deals)
         return StepReport(
             number, metrics, prompts, planned.counts, planned.selected, known.signals.known, watch.seconds
         )
 
-    def _metrics(self, sampled: Sampled, known: Known, levels: IntArray, learned: Tally) -> dict[str, float]:
+    def _metrics(
+        self, sampled: Sampled, known: Known, levels: IntArray, learned: Tally, deals: Deals
+    ) -> dict[str, float]:
         """What a step measured, and what it spent."""
         spec, plan, parts = self.experiment, sampled.whole.plan, sampled.partition.parts
         spent = sum(part.forwards - (0 if known.trunk is None else known.trunk.saved(part)) for part in parts)
         images = sum(len(part.prompt[int(level)]) for part in parts for level in levels)
+        rows = gradient_rows_of(spec, plan, deals)
         tally = _describe(sampled.scores.leaves, [scorer.label for scorer in self.rewards], self._reward_weights, plan)
         tally.merge(learned)
         return {
@@ -133,8 +139,9 @@ class Engine:
             "forwards": spent,
             "signal_forwards": known.forwards,
             "trained_edges": plan.trained_edges,
+            "gradient_rows": rows,
             **({"predicted_images": images} if images else {}),
-            "work": spent + known.forwards + self._update_work * plan.trained_edges,
+            "work": spent + known.forwards + update_work(spec, plan, rows),
             **self._reports(),
         }
 

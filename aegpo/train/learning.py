@@ -1,4 +1,4 @@
-"""Learns from executed plans: deals out trained edges, weighs their losses and steps the optimizer."""
+"""Learns from executed plans: weighs the losses of trained edges and steps the optimizer."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from torch import Tensor, nn
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import ForwardObjective, Objective
-from aegpo.core.records import Conditioning, Edges, IntArray, Rollouts
+from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Renoised, RolloutPlan, Rollouts, Update
 from aegpo.core.sections import OptimizerSpec
 from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
+from aegpo.method.dealing import Deals, deal, worth_keeping
+from aegpo.method.partition import Partition
 from aegpo.parallel.team import Team
 from aegpo.train.asking import DIVERGED
 from aegpo.train.execution import Execution
+from aegpo.train.findings import Findings
 from aegpo.train.held_edges import HeldEdges, Portion
+from aegpo.train.micro_batches import MicroBatch, micro_batches, retained_batches
 from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
 from aegpo.train.pieces import piece
 from aegpo.train.policy import Policy
 from aegpo.train.precision import Precision
 from aegpo.train.replay import Batch, noise_again, renoised, schedule_std, transitions, velocities
+from aegpo.train.retained import Keeping, Retained, Retention, Room, to_keep
 from aegpo.train.sampled import Sampled, sampled_of
 from aegpo.train.tally import Tally, together
 from aegpo.train.weights import Weights
 
+_Work = Mapping[int, tuple[Portion, list[MicroBatch]]]  # by shard
 _OWN = "optimizer/"  # names of its state in checkpoints
 
 
@@ -51,38 +57,6 @@ def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Te
     return passes / (total[edges.prompt] * (total > 0).sum())
 
 
-def deal(group: IntArray, spec: OptimizerSpec, rng: np.random.Generator) -> list[Tensor]:  # (N,)
-    """The rollouts of each optimizer step of one pass; `group` is the prompt of each.
-
-    `deal: prompts` keeps a prompt's rollouts together. Prompts are taken in a random order, those with more rollouts
-    first, and each goes to the step that has the fewest rollouts so far; so with equal counts the steps differ by one
-    prompt at most, and none is empty unless there are fewer prompts. The steps then come in a random order.
-    """
-    size = spec.rollouts_per_update or len(group)
-    if spec.deal == "rollouts":
-        return list(torch.split(torch.from_numpy(rng.permutation(len(group))), size))
-    prompts, row, counts = np.unique(group, return_inverse=True, return_counts=True)
-    order = rng.permutation(len(prompts))
-    loads = np.zeros(math.ceil(len(group) / size), dtype=np.int64)
-    owner = np.zeros(len(prompts), dtype=np.int64)
-    for prompt in order[np.argsort(-counts[order], kind="stable")]:
-        owner[prompt] = loads.argmin()
-        loads[owner[prompt]] += counts[prompt]
-    return [torch.from_numpy(np.flatnonzero(owner[row] == step)) for step in rng.permutation(np.flatnonzero(loads))]
-
-
-def whole_groups(rows: Tensor, group: Tensor, most: int) -> list[Tensor]:  # (B,), (E,)
-    """The edges `rows` in batches of whole groups, as many as fit into `most` edges; a larger group is one alone."""
-    rows = rows[group[rows].argsort(stable=True)]
-    batches = [0]
-    for size in filter(None, torch.bincount(group[rows]).tolist()):
-        if batches[-1] + size <= most or batches[-1] == 0:
-            batches[-1] += size
-        else:
-            batches.append(size)
-    return list(torch.split(rows, batches))
-
-
 @dataclass(frozen=True)
 class _Lesson:
     """What a training step learns from."""
@@ -90,13 +64,13 @@ class _Lesson:
     held: HeldEdges
     credit: Tensor  # (E,) float32
     cond: Conditioning
-    kept: Tensor  # (E,) bool, the edges that are learned from, at least one
+    kept: BoolArray  # (E,) the edges that are learned from, at least one
     share: Tensor  # (E,) float32, of the step's loss
     std: float  # of Batch
 
-    def batch(self, portion: Portion) -> Batch:
-        """The edges of a portion and what belongs to them."""
-        return Batch(portion.edges, portion.of(self.credit), self.cond, portion.rows, self.std)
+    def batch(self, portion: Portion, micro: MicroBatch) -> Batch:
+        """Some edges of a portion and what belongs to them."""
+        return Batch(portion.edges, portion.of(self.credit), self.cond, micro, self.std)
 
 
 class Learner:
@@ -120,6 +94,8 @@ class Learner:
         self._optimizer = make_optimizer(list(weights.trained.values()), spec)
         weights.keep(averaged=ema_decay is not None, lagging=objective.keeps_old)
         self.updates = 0
+        self._std: float | None = None  # of ordinary plans
+        self._room = Room(how.model.policy, how.sigmas.device, spec.retain, self._team.place)
         self._most_updates, self._varies = updates, spec.schedule.varies  # of the whole run; its learning rate
 
     @classmethod
@@ -131,12 +107,26 @@ class Learner:
         what = (made, objective.kind, optimizer, ema, policy.precision, updates, policy.team)
         return cls(policy.how, policy.weights, *what)
 
+    def deals(self, plan: RolloutPlan, rng: np.random.Generator) -> Deals:
+        """The rollouts of each optimizer step, pass by pass; known before anything is sampled."""
+        return [deal(plan.group, self._spec, rng) for _ in range(self._spec.inner_epochs)]
+
+    def keeping(self, partition: Partition, deals: Deals) -> Keeping | None:
+        """What sampling keeps of each part for the first optimizer step; None: nothing."""
+        objective = self.objective
+        if self._spec.retain == "never" or objective.process == "forward" or objective.scope == "groups":
+            return None
+        if objective.keeps_old or not worth_keeping(partition, deals[0][0]):
+            return None
+        self._room.refill()
+        return lambda part: Retention(self._room, to_keep(part, deals[0][0]), self._spec.micro_batch)
+
     def update(
         self,
         rollouts: Sampled | Rollouts,
         credit: Tensor,
         cond: Conditioning,
-        rng: np.random.Generator,
+        deals: Deals | np.random.Generator,
         noise: StepNoise,
     ) -> Tally:
         """Every inner epoch over a step's edges; returns metrics averaged as the loss is, over the edges with them.
@@ -145,47 +135,61 @@ class Learner:
             rollouts: what the processes sampled of a plan, or all of it, if one did.
             credit: (E,) of its trained edges.
             cond: of the step's prompts.
-            rng: of decisions, the same in all processes.
+            deals: of the plan, or what to deal with; the same in all processes.
             noise: of the step.
         """
         sampled = sampled_of(rollouts)
         lesson = self._lesson(sampled, credit, cond, noise)
         if lesson is None:
             return _nothing_learned()
-        edges, team = lesson.held.table, self._team
-        pieces, norms = {shard: Tally() for shard in team.mine}, list[float]()
-        for epoch in range(self._spec.inner_epochs):
-            parts = deal(sampled.whole.plan.group, self._spec, rng)
+        deals = self.deals(sampled.whole.plan, deals) if isinstance(deals, np.random.Generator) else deals
+        pieces, norms = {shard: Tally() for shard in self._team.mine}, list[float]()
+        rollout = lesson.held.rollout
+        for epoch, parts in enumerate(deals):
             for number, members in enumerate(parts):
-                chosen = torch.isin(edges.rollout, members.to(edges.rollout.device)) & lesson.kept
-                rows = chosen.nonzero().flatten()
+                rows = np.flatnonzero(np.isin(rollout, members) & lesson.kept)
                 if len(rows) == 0:
                     continue  # none of these rollouts owns an edge to learn from
-                fresh = epoch == number == 0 and self.objective.process == "reverse"
-                self._learn(lesson, rows, len(parts), pieces, fresh)
+                first = epoch == number == 0
+                work = self._cut(lesson, rows, sampled.retained if first else None)
+                self._learn(lesson, work, len(parts), pieces, first and self.objective.process == "reverse")
                 norms.append(self._advance())
-        tally = together(team, pieces).counted(self._spec.inner_epochs * len(parts))
+        tally = together(self._team, pieces).counted(sum(map(len, deals)))
         if self._varies:
             tally.add("learning_rate", self._learning_rate())  # of the last update
         tally.add("grad_norm", float(np.sum(norms)), len(norms))
         tally.add("updated_edges", float(lesson.kept.sum()))
         return tally
 
-    def _learn(self, lesson: _Lesson, rows: Tensor, parts: int, pieces: Mapping[int, Tally], fresh: bool) -> None:
+    def _cut(self, lesson: _Lesson, rows: IntArray, retained: Sequence[Sequence[Retained]] | None) -> _Work:
+        """The micro-batches of an optimizer step's edges, by shard; as sampling had them, if it retained any."""
+        held, device, groups = lesson.held, self._how.sigmas.device, self.objective.scope == "groups"
+        if retained is not None:
+            batches = dict(zip(self._team.mine, map(held.numbered, self._team.mine, retained), strict=True))
+            return {
+                shard: (portion, retained_batches(portion.begin, portion.rows, batches[shard], device))
+                for shard, portion in held.kept(rows).items()
+            }
+        most = self._spec.micro_batch
+        return {
+            shard: (each, micro_batches(each.begin, each.rows, most, device, each.group if groups else None))
+            for shard, each in held.portions(rows, groups).items()
+        }
+
+    def _learn(self, lesson: _Lesson, work: _Work, parts: int, pieces: Mapping[int, Tally], fresh: bool) -> None:
         """Gradients of one optimizer step: those of every shard's portion of its edges, added up.
 
         `parts`: the optimizer steps of a pass; `fresh`: nothing was learned yet from what was sampled.
         """
         weights = list(self.weights.trained.values())
-        portions = lesson.held.portions(rows, self.objective.scope == "groups")
 
         def of(shard: int) -> list[Tensor | None]:
-            if shard in portions:
+            if shard in work:
+                portion, micro = work[shard]
                 with piece(self._team, "update", shard, self.updates):
-                    batch, share = lesson.batch(portions[shard]), portions[shard].of(lesson.share)
-                    deviation = self._accumulate(batch, share * parts, pieces[shard])
-                if fresh:
-                    pieces[shard].raise_to("ratio_error", deviation)
+                    share = portion.of(lesson.share) * parts
+                    found = self._accumulate([lesson.batch(portion, each) for each in micro], share)
+                found.settle(pieces[shard], fresh)
             return _taken(weights)
 
         for weight, gradient in zip(weights, self._team.summed("gradients", weights, of), strict=True):
@@ -204,10 +208,10 @@ class Learner:
         weights, lesson = list(self.weights.trained.values()), self._lesson(sampled_of(rollouts), credit, cond, noise)
         if lesson is None:
             return tuple(torch.zeros_like(weight) for weight in weights)
-        batch = Batch(lesson.held.table, credit, cond, lesson.kept.nonzero().flatten(), lesson.std)
-        scaler = self._scaler
+        portion, micro = self._cut(lesson, np.flatnonzero(lesson.kept), None)[0]
+        scaler = self._precision.scaler
         while True:
-            self._accumulate(batch, lesson.share, Tally())
+            self._accumulate([lesson.batch(portion, each) for each in micro], lesson.share).settle(Tally())
             scale = 1.0 if scaler is None else scaler.get_scale()
             found = [torch.zeros_like(w) if w.grad is None else w.grad.detach() / scale for w in weights]
             self._optimizer.zero_grad(set_to_none=True)
@@ -217,22 +221,36 @@ class Learner:
                 raise AegpoError(DIVERGED)
             scaler.update(scale / 2)
 
-    @property
-    def _scaler(self) -> torch.amp.GradScaler | None:
-        return self._precision.scaler
-
     def _lesson(self, sampled: Sampled, credit: Tensor, cond: Conditioning, noise: StepNoise) -> _Lesson | None:
         """What a training step has to learn from; None: nothing."""
-        if len(sampled.whole.edges) == 0:
+        table, reverse = sampled.whole.edges, self.objective.process == "reverse"
+        if len(table) == 0:
+            return None
+        kept = self._kept(table, credit)
+        if not kept.any():
             return None
         own = [self._edges(part, cond, noise) for part in sampled.own]
-        held = HeldEdges(self._team, sampled.partition, sampled.whole.edges, own)
-        kept = self._kept(held.table, credit)
-        if not bool(kept.any()):
-            return None
-        share = edge_weights(held.table, self._spec.reduction, kept).float()
-        std = schedule_std(self._how, sampled.whole.plan) if self.objective.process == "reverse" else 0.0
+        if self.objective.needs_base:
+            owner = sampled.partition.edge_owner()
+            wanted = [kept[owner == shard] for shard in self._team.mine]
+            with self._how.model.frozen("base"):  # once: where the base is kept elsewhere, it has to be fetched
+                own = [
+                    replace(edges, base_velocity=velocities(self._how, edges, cond, each))
+                    for edges, each in zip(own, wanted, strict=True)
+                ]
+        held = HeldEdges(self._team, sampled.partition, table, own, renoised=not reverse)
+        dropped = None if kept.all() else torch.from_numpy(kept).to(credit.device)
+        share = edge_weights(table, self._spec.reduction, dropped).float()
+        std = self._schedule_std(sampled.whole.plan) if reverse else 0.0
         return _Lesson(held, credit, cond, kept, share, std)
+
+    def _schedule_std(self, plan: RolloutPlan) -> float:
+        """Of `Batch`; that of ordinary plans is the same in every step."""
+        if plan.until is not None or plan.scale is not None:
+            return schedule_std(self._how, plan)
+        if self._std is None:
+            self._std = schedule_std(self._how, plan)
+        return self._std
 
     def _edges(self, rollouts: Rollouts, cond: Conditioning, noise: StepNoise) -> Edges:
         """What is learned from: the trained transitions, or their rollouts noised again."""
@@ -244,44 +262,43 @@ class Learner:
         with self.weights.active(self.weights.old):
             return replace(edges, velocity=velocities(self._how, edges, cond))
 
-    def _kept(self, edges: Edges, credit: Tensor) -> Tensor:  # (E,) bool
+    def _kept(self, edges: Edges, credit: Tensor) -> BoolArray:  # (E,)
         """The edges that are learned from: all, or those with credit, or whole groups in which any edge has some."""
         if not self._spec.drop_zero_credit:
-            return torch.ones_like(credit, dtype=torch.bool)
-        if self.objective.scope == "rows":
-            return credit != 0
-        return torch.bincount(edges.group, weights=(credit != 0).double())[edges.group] > 0
+            return np.ones(len(edges), dtype=np.bool_)
+        kept = credit != 0
+        if self.objective.scope == "groups":
+            kept = torch.bincount(edges.group, weights=kept.double())[edges.group] > 0
+        found: BoolArray = kept.cpu().numpy()
+        return found
 
-    def _accumulate(self, batch: Batch, share: Tensor, pieces: Tally) -> float:
-        """Gradients of sum(share * loss) over the batch's edges; returns the largest |ratio - 1|."""
-        deviation = 0.0
-        whole, most = self.objective.scope == "groups", self._spec.micro_batch
-        cut = whole_groups(batch.rows, batch.edges.group, most) if whole else torch.split(batch.rows, most)
-        for part in cut:
-            losses, metrics, off = self._losses(replace(batch, rows=part))
+    def _accumulate(self, batches: Sequence[Batch], share: Tensor) -> Findings:
+        """Gradients of sum(share * loss) over the batches' edges; what was found waits on the device."""
+        found = Findings(self._how, self._kind)
+        for batch in batches:
+            losses, metrics = self._losses(batch, found)
             with contracts.blaming("objective", self._kind):
-                contracts.check_loss(self._kind, losses, metrics, len(part))
-            self._precision.backward((share[part] * losses).sum())
-            weight = float(share[part].sum())
-            for name, values in {"loss": losses.detach(), **metrics}.items():
-                pieces.add(name, float((share[part] * values).sum()), weight)
-            deviation = max(deviation, off)
-        return deviation
+                contracts.check_loss(self._kind, losses, metrics, len(batch.rows), values=False)
+            weight = share[batch.rows]
+            self._precision.backward((weight * losses).sum())
+            found.add(weight, {"loss": losses.detach(), **metrics})
+        return found
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], float]:
-        """Losses and metrics (B,), and the largest |ratio - 1| of the batch (0 in the forward process)."""
+    def _losses(self, batch: Batch, found: Findings) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses and metrics (B,)."""
+        seen: Update | Renoised
         if self.objective.process == "forward":
-            seen = renoised(self._how, self.objective, batch)
+            seen = renoised(self._how, batch, found.answers)
             with contracts.blaming("objective", self._kind):
                 learned = self.objective.loss(seen)
                 contracts.check_learned(self._kind, learned)
-            return *learned, 0.0
-        update = transitions(self._how, self.objective, batch)
-        off = float((update.log_prob - update.old_log_prob).detach().expm1().abs().max())
+            return learned
+        seen = transitions(self._how, batch, found.answers)
+        found.moved(seen)
         with contracts.blaming("objective", self._kind):
-            learned = self.objective.loss(update)
+            learned = self.objective.loss(seen)
             contracts.check_learned(self._kind, learned)
-        return *learned, off
+        return learned
 
     def _advance(self) -> float:
         """One optimizer step; returns the gradient norm before clipping."""

@@ -51,7 +51,7 @@ class Policy:
             refuse_several_processes()
         self.team = team or Team.alone()
         self.experiment, self.device = experiment, choose_device(experiment.device, self.team.place)
-        self.precision = Precision(experiment.precision, self.device)
+        self.precision = Precision(experiment.precision, self.device, experiment.tf32)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         self.model = built("model", experiment.model.kind, partial(experiment.model.build, self.device), Model)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
@@ -186,6 +186,7 @@ class Policy:
         """
         spec = self.experiment
         how = {"storage": spec.rollouts.storage, "precision": spec.precision, "sigmas": self.sigmas.tolist()}
+        how |= {} if spec.tf32 is None else {"tf32": spec.tf32}
         model = spec.model.model_dump(mode="json")
         places = {"revision", *(str(place.location[0]) for place in named_places(type(spec.model), model))}
         told = {name: value for name, value in model.items() if name not in places}

@@ -19,8 +19,10 @@ class Precision:
     It is the run's own: runs of one process may differ in it.
     """
 
-    def __init__(self, name: Literal["float32", "bfloat16", "float16"], device: torch.device) -> None:
-        """`name`: of `Experiment.precision`.
+    def __init__(
+        self, name: Literal["float32", "bfloat16", "float16"], device: torch.device, tf32: bool | None = None
+    ) -> None:
+        """`name`, `tf32`: of `Experiment.precision` and `Experiment.tf32`.
 
         Raises:
             AegpoError: if the device cannot compute so.
@@ -29,6 +31,8 @@ class Precision:
             raise AegpoError(
                 f"precision 'float16' needs a CUDA device, not {device.type!r}; use 'bfloat16' or 'float32'"
             )
+        if device.type == "cuda":
+            allow_tf32(name == "bfloat16" if tf32 is None else tf32)
         self._device, self._dtype = device.type, None if name == "float32" else STORAGE[name]
         self.scaler = torch.amp.GradScaler(device.type) if name == "float16" else None
 
@@ -53,3 +57,9 @@ class Precision:
             return
         self.scaler.step(optimizer)
         self.scaler.update()
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether products and convolutions of float32 may be made of 19 bits on GPUs that have them; of the process."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from aegpo.core import steps
-from aegpo.core.interfaces import ForwardObjective, Objective
-from aegpo.core.records import Conditioning, Edges, Renoised, RolloutPlan, Rollouts, Update
+from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, Renoised, RolloutPlan, Rollouts, Update
 from aegpo.train.asking import Answers, log_prob, transition
 from aegpo.train.execution import Execution
+from aegpo.train.micro_batches import MicroBatch
 from aegpo.train.noise import StepNoise
 
 
@@ -23,13 +23,22 @@ class Batch:
     edges: Edges
     credit: Tensor  # (E,) float32, of all edges
     cond: Conditioning  # of the training step's prompts
-    rows: Tensor  # (B,) int64, the edges of this micro-batch
+    micro: MicroBatch
     mean_std: float = 0.0  # of Update, from `schedule_std`; nothing in the forward process
 
     @property
-    def latents(self) -> Tensor:  # (B, *x) float32
+    def rows(self) -> Tensor:  # (B,) int64
+        """The edges of this micro-batch."""
+        return self.micro.rows
+
+    def spread(self, values: Tensor) -> Tensor:  # (B, ...)
+        """Values (b, ...) of the states at which edges begin, for each edge."""
+        return values if self.micro.of is None else values[self.micro.of]
+
+    @property
+    def begins(self) -> Tensor:  # (b, *x) float32
         """Where the network is evaluated."""
-        return self.edges.latents[self.rows].float()
+        return self.edges.states[self.edges.begin[self.micro.heads]].float()
 
     @property
     def level(self) -> Tensor:  # (B,) int64
@@ -52,36 +61,39 @@ class Batch:
         return self.edges.group[self.rows]
 
     @property
-    def conditioning(self) -> Conditioning:
-        """The prompt of each edge."""
-        return self.cond.select(self.edges.prompt[self.rows])
+    def reached(self) -> Tensor:  # (B, *x) float32
+        """The state after each edge."""
+        return self.edges.states[self.edges.end[self.rows]].float()
 
     @property
     def old_velocity(self) -> Tensor | None:  # (B, *x) float32
         """Of the policy that sampled, if it was kept."""
-        return None if self.edges.velocity is None else self.edges.velocity[self.rows]
+        return self._at_begin(self.edges.velocity)
+
+    @property
+    def base_velocity(self) -> Tensor | None:  # (B, *x) float32
+        """Of the base policy, if it was asked."""
+        return self._at_begin(self.edges.base_velocity)
+
+    def _at_begin(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[self.edges.begin[self.rows]]
 
 
-def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
-    """Evaluates stored transitions under the current policy, with gradient."""
-    latents, level = batch.latents, batch.level
+def transitions(how: Execution, batch: Batch, answers: Answers) -> Update:
+    """Evaluates stored transitions under the current policy, with gradient; `answers` are told what parts said."""
+    level, begins = batch.level, batch.begins
     sigma, sigma_next = how.sigmas[level], how.sigmas[batch.until]
     span = (sigma, sigma_next, *batch.scale)
-    velocity, base_velocity = _velocities(how, objective, batch)
+    velocity, latents = _velocity(how, batch, begins, answers), batch.spread(begins)
 
     def mean(other: Tensor | None) -> Tensor | None:
         return None if other is None else transition(how, latents, other, *span).mean
 
     gaussian = transition(how, latents, velocity, *span)
-    density = log_prob(how, gaussian, batch.edges.next_latents[batch.rows].float())
-    base_mean, old_mean = mean(base_velocity), mean(batch.old_velocity)
-    answers = Answers(how)
-    for said in (velocity, base_velocity):
-        if said is not None:
-            answers.velocity(said.detach())
+    density = log_prob(how, gaussian, batch.reached)
+    base_mean, old_mean = mean(batch.base_velocity), mean(batch.old_velocity)
     answers.transition(replace(gaussian, mean=gaussian.mean.detach(), std=gaussian.std.detach()))
     answers.density(density.detach(), gaussian.std.detach())
-    answers.verify()
     return Update(
         log_prob=density,
         old_log_prob=batch.edges.log_prob[batch.rows],
@@ -97,23 +109,19 @@ def transitions(how: Execution, objective: Objective, batch: Batch) -> Update:
     )
 
 
-def renoised(how: Execution, objective: ForwardObjective, batch: Batch) -> Renoised:
+def renoised(how: Execution, batch: Batch, answers: Answers) -> Renoised:
     """Evaluates clean latents that were noised again under the current policy, with gradient."""
-    velocity, base_velocity = _velocities(how, objective, batch)
-    answers = Answers(how)
-    for said in (velocity, base_velocity):
-        if said is not None:
-            answers.velocity(said.detach())
-    answers.verify()
+    begins = batch.begins
+    velocity = _velocity(how, batch, begins, answers)
     return Renoised(
         advantage=batch.credit[batch.rows],
         level=batch.level,
         sigma=how.sigmas[batch.level],
-        latents=batch.latents,
-        clean=batch.edges.next_latents[batch.rows].float(),
+        latents=batch.spread(begins),
+        clean=batch.reached,
         velocity=velocity,
         old_velocity=batch.old_velocity,
-        base_velocity=base_velocity,
+        base_velocity=batch.base_velocity,
         group=batch.group,
     )
 
@@ -123,29 +131,37 @@ def noise_again(how: Execution, rollouts: Rollouts, noise: StepNoise, shared: bo
     """The trained edges of the forward process: each rollout's clean latents at its trained noise levels.
 
     x_sigma = (1 - sigma) x_0 + sigma noise; the noise is of the level and the rollout or, if it is `shared` by the
-    rollouts of a prompt, of the level and the prompt.
+    rollouts of a prompt, of the level and the prompt. Each edge begins at a state of its own; behind these come the
+    clean latents of all rollouts, where edges end.
     """
     edges = rollouts.edges
     if len(edges) == 0:
         return edges
-    clean = rollouts.latents[edges.rollout - int(rollouts.plan.nodes[-1][0])]
+    begin = torch.arange(len(edges), device=edges.level.device)
+    row = edges.rollout - int(rollouts.plan.nodes[-1][0])
     owners = (edges.prompt if shared else edges.rollout).cpu().numpy()
-    drawn = noise.again(edges.level.cpu().numpy(), owners, tuple(clean.shape[1:])).to(clean.device)
-    sigma = how.sigmas[edges.level].view(-1, *(1 for _ in clean.shape[1:]))
-    latents = (1 - sigma) * clean.float() + sigma * drawn
-    return replace(edges, latents=latents.to(how.storage), next_latents=clean)
+    drawn = noise.again(edges.level.cpu().numpy(), owners, tuple(rollouts.latents.shape[1:])).to(how.sigmas.device)
+    sigma = how.sigmas[edges.level].view(-1, *(1 for _ in drawn.shape[1:]))
+    latents = (1 - sigma) * rollouts.latents[row].float() + sigma * drawn
+    states = torch.cat([latents.to(how.storage), rollouts.latents])
+    return replace(edges, begin=begin, end=len(edges) + row, states=states)
 
 
 @torch.no_grad()
-def velocities(how: Execution, edges: Edges, cond: Conditioning) -> Tensor:
-    """(E, *x) float32: what the policy predicts now at every edge."""
-    found, answers = [edges.latents[:0].float()], Answers(how)
-    for rows in torch.split(torch.arange(len(edges), device=edges.level.device), how.micro_batch):
+def velocities(how: Execution, edges: Edges, cond: Conditioning, wanted: BoolArray | None = None) -> Tensor:  # (V, *x)
+    """What the network says now at the states where edges begin, float32; 0 where it is not `wanted`, (E,) bool."""
+    answers, device = Answers(how), edges.states.device
+    begin = edges.begin.cpu().numpy()
+    heads = _first_wanted(begin, np.ones(len(begin), dtype=np.bool_) if wanted is None else wanted)
+    count = int(begin[-1]) + 1 if len(begin) else 0
+    found = torch.zeros((count, *edges.states.shape[1:]), device=device)
+    for rows in torch.split(torch.from_numpy(heads).to(device), how.micro_batch):
+        states = edges.begin[rows]
         chosen = cond.select(edges.prompt[rows])
-        found.append(how.velocity(edges.latents[rows].float(), how.sigmas[edges.level[rows]], chosen))
-        answers.velocity(found[-1])
+        found[states] = how.velocity(edges.states[states].float(), how.sigmas[edges.level[rows]], chosen)
+        answers.velocity(found[states])
     answers.verify()
-    return torch.cat(found)
+    return found
 
 
 def schedule_std(how: Execution, plan: RolloutPlan) -> float:
@@ -171,11 +187,21 @@ def schedule_std(how: Execution, plan: RolloutPlan) -> float:
     return float((share * std).sum() / share.sum())
 
 
-def _velocities(how: Execution, objective: Objective | ForwardObjective, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """The current policy's velocity, with gradient, and the base policy's if the objective reads it."""
-    latents, sigma, cond = batch.latents, how.sigmas[batch.level], batch.conditioning
-    velocity = how.velocity(latents, sigma, cond)
-    if not objective.needs_base:
-        return velocity, None
-    with torch.no_grad(), how.model.frozen("base"):
-        return velocity, how.velocity(latents, sigma, cond)
+def _velocity(how: Execution, batch: Batch, begins: Tensor, answers: Answers) -> Tensor:  # (B, *x)
+    """The current policy's velocity, with gradient; what is known of it since sampling is not asked again.
+
+    `begins`: of the batch, (b, *x).
+    """
+    velocity, heads = batch.micro.velocity, batch.micro.heads
+    if velocity is None:
+        sigma, cond = how.sigmas[batch.edges.level[heads]], batch.cond.select(batch.edges.prompt[heads])
+        velocity = how.velocity(begins, sigma, cond)
+        answers.velocity(velocity.detach())
+    return batch.spread(velocity)
+
+
+def _first_wanted(begin: IntArray, wanted: BoolArray) -> IntArray:
+    """The first wanted edge of each state that any begins at."""
+    rows = np.flatnonzero(wanted)
+    first: IntArray = rows[np.diff(begin[rows], prepend=-1) != 0]
+    return first

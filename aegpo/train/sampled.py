@@ -12,9 +12,11 @@ from torch import Tensor
 
 from aegpo.core.records import RolloutPlan, Rollouts, Scores
 from aegpo.method.partition import Partition
+from aegpo.method.trained_edges import TrainedEdges
 from aegpo.parallel.team import Team
 from aegpo.train.edges import ELSEWHERE, edge_table
 from aegpo.train.execution import Execution
+from aegpo.train.retained import Retained
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,17 @@ class Sample:
 
     rollouts: Rollouts
     scores: Scores  # of its rollouts, and of its nodes where an advantage asks
+    retained: Sequence[Retained] = ()  # what the first optimizer step evaluates, in its batches
 
     @classmethod
     def nothing(cls, how: Execution, part: RolloutPlan, rewards: int, levels: Sequence[int]) -> Sample:
         """That of a part with no rollouts."""
         device, shape = how.sigmas.device, how.model.latent_shape
-        table = edge_table(part, [torch.zeros(0, device=device)] * part.num_steps, device)
         latents, scores = torch.zeros((0, *shape), dtype=how.storage, device=device), torch.zeros(0, rewards)
-        velocity = latents.float() if how.keep_velocity else None
-        edges = replace(table, latents=latents, next_latents=latents, velocity=velocity)
-        none = Rollouts(part, latents, torch.zeros(0, device=device), (table.log_prob,) * part.num_steps, edges)
+        log_prob = (torch.zeros(0, device=device),) * part.num_steps
+        edges = edge_table(part, TrainedEdges.of(part), log_prob, latents)
+        edges = replace(edges, velocity=latents.float() if how.keep_velocity else None)
+        none = Rollouts(part, latents, torch.zeros(0, device=device), log_prob, edges)
         return cls(none, Scores(scores.to(device), {level: scores.to(device) for level in levels}))
 
 
@@ -44,21 +47,31 @@ class Sampled:
     own: Sequence[Rollouts]  # of this process's parts
     whole: Rollouts  # of all of them; where there are several, without the states, which stay where they are
     scores: Scores  # of all of them
+    retained: Sequence[Sequence[Retained]] | None = None  # of this process's parts; None: nothing was to be retained
 
     @classmethod
-    def of(cls, team: Team, partition: Partition, own: Sequence[Sample]) -> Sampled:
-        """Puts together what the processes found; all of them have the same then."""
+    def of(cls, team: Team, partition: Partition, own: Sequence[Sample], retaining: bool = False) -> Sampled:
+        """Puts together what the processes found; all of them have the same then.
+
+        `retaining`: the first optimizer step goes by the batches of sampling.
+        """
+        retained = [each.retained for each in own] if retaining else None
         if team.shards == 1:
-            return cls(partition, [own[0].rollouts], own[0].rollouts, own[0].scores)
-        plan, device = partition.plan, own[0].rollouts.latents.device
+            return cls(partition, [own[0].rollouts], own[0].rollouts, own[0].scores, retained)
+        plan = partition.plan
         leaves = team.gathered("scores", [each.scores.leaves for each in own], partition.rollouts)
         asked, steps = list(own[0].scores.nodes), range(1, plan.num_steps + 1)
         nodes = _of_owners(team, partition, asked, [[each.scores.nodes[level] for level in asked] for each in own])
         log_prob = _of_owners(team, partition, steps, [each.rollouts.log_prob for each in own])
-        edges = edge_table(plan, log_prob, device)
+        edges = edge_table(plan, TrainedEdges.of(plan), log_prob, ELSEWHERE)
         whole = Rollouts(plan, ELSEWHERE, ELSEWHERE, log_prob, edges, own[0].rollouts.prompts)
         scores = Scores(leaves, dict(zip(asked, nodes, strict=True)))
-        return cls(partition, [each.rollouts for each in own], whole, scores)
+        return cls(partition, [each.rollouts for each in own], whole, scores, retained)
+
+    def scored(self) -> Sampled:
+        """The same without images, which nobody looks at once credit was given."""
+        own = [replace(each, images=each.images[:0]) for each in self.own]
+        return replace(self, own=own, whole=own[0] if len(own) == 1 and self.whole is self.own[0] else self.whole)
 
     def digest(self, credit: Tensor) -> str:
         """Of what everybody has to have alike: the plan, the scores and what edges are given credit for."""

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core.records import BoolArray, RolloutPlan
+from aegpo.core.records import RolloutPlan
 from aegpo.method.samplers import euler
 from aegpo.method.tails import second_order
 from aegpo.train.asking import Answers, log_prob, transition
 from aegpo.train.execution import Execution
+from aegpo.train.places import Places
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,26 @@ class Steps:
 
     sigma: Tensor  # (b,) where each begins; where a node passes through, that of its state
     sigma_next: Tensor  # (b,) where it ends
-    noisy: BoolArray  # (b,)
+    noisy: Tensor  # (n,) int64, which of them are noisy
     scale: tuple[Tensor, ...]  # (b,) float32, factor of the noise rate; none where no plan scales, as samplers expect
 
     @classmethod
-    def of(cls, how: Execution, plan: RolloutPlan, level: int, nodes: slice, through: BoolArray) -> Steps:
-        """Those to some nodes of level + 1; `through`: (N_level,) which nodes of the level pass through."""
-        count, device = nodes.stop - nodes.start, how.sigmas.device
-        scale = () if plan.scale is None else (torch.from_numpy(plan.scale[level][nodes]).float().to(device),)
+    def of(cls, how: Execution, plan: RolloutPlan, level: int, places: Places) -> Steps:
+        """Those to all nodes of level + 1."""
+        count, device = len(plan.prompt[level + 1]), how.sigmas.device
+        scale = () if plan.scale is None else (torch.from_numpy(plan.scale[level]).float().to(device),)
         if plan.until is None:
             sigma, sigma_next = (how.sigmas[each].expand(count) for each in (level, level + 1))
         else:
-            end = plan.until[level][nodes]
-            begin = np.where(through[plan.parent[level][nodes]], end, level)
+            end = plan.until[level]
+            begin = np.where(places.through[level][plan.parent[level]], end, level)
             sigma, sigma_next = (how.sigmas[torch.from_numpy(each).to(device)] for each in (begin, end))
-        return cls(sigma, sigma_next, plan.noisy[level][nodes], scale)
+        return cls(sigma, sigma_next, places.noisy[level].places, scale)
+
+    def to(self, nodes: slice, noisy: slice) -> Steps:
+        """Those to some nodes; `noisy`: which of the noisy ones that are."""
+        scale = tuple(each[nodes] for each in self.scale)
+        return Steps(self.sigma[nodes], self.sigma_next[nodes], self.noisy[noisy] - nodes.start, scale)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def children(
     """The next states from each child's parent state (b, *x), with noise for those that are noisy."""
     following = deterministic(latents, velocity, steps).to(how.storage)
     densities = torch.zeros(len(latents), device=latents.device)
-    rows = torch.from_numpy(np.flatnonzero(steps.noisy)).to(latents.device)
+    rows = steps.noisy
     if len(rows):
         span = (steps.sigma[rows], steps.sigma_next[rows], *(scale[rows] for scale in steps.scale))
         gaussian = transition(how, latents[rows].float(), velocity[rows], *span)

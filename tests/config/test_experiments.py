@@ -15,7 +15,7 @@ from aegpo.commands.cli import app
 from aegpo.config.loading import load_experiment_file, parse_experiment
 from aegpo.config.marks import Marked
 from aegpo.config.parsing import parse
-from aegpo.method.costs import cost
+from aegpo.method.costs import cost, gradient_rows_of, update_work
 from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.palette import PaletteReward
@@ -162,7 +162,8 @@ def dearest(experiment) -> float:
         return found.work.high + found.signals
     early = list(made_up_signals(experiment))[1 if experiment.sources else 0]
     plans = [plan_step(experiment, replace(early, step=step)) for step in range(2, experiment.training_steps + 1)]
-    return sum(plan.forwards + 3 * plan.trained_edges for plan in plans) / len(plans) + found.signals
+    learned = [update_work(experiment, plan, gradient_rows_of(experiment, plan)) for plan in plans]
+    return sum(plan.forwards + each for plan, each in zip(plans, learned, strict=True)) / len(plans) + found.signals
 
 
 @pytest.mark.parametrize("path", [BASELINES, VARIANTS], ids=lambda path: path.stem)

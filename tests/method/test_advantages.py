@@ -14,9 +14,11 @@ from pydantic import ValidationError
 from test_trees import questions, trees
 from worlds import GaussianSpec, plan_of, small_experiment
 
-from aegpo.core.records import Edges, Prompt, RolloutPlan, Rollouts, Scores
+from aegpo.core.records import Prompt, RolloutPlan, Rollouts, Scores
 from aegpo.method.advantages import DepthAdvantage, GroupAdvantage, ProcessAdvantage, RunningAdvantage
+from aegpo.method.trained_edges import TrainedEdges
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
+from aegpo.train.edges import edge_table
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -25,7 +27,7 @@ def rollouts_of(plan: RolloutPlan, log_prob=None, prompts=(0, 1, 2, 3)) -> Rollo
     """What an advantage reads of an execution: the plan and its log-probabilities."""
     nothing = torch.zeros(0)
     log_prob = log_prob or tuple(torch.zeros(len(parent)) for parent in plan.parent)
-    edges = Edges(nothing, nothing, nothing, nothing, nothing, nothing, torch.zeros(plan.trained_edges))
+    edges = edge_table(plan, TrainedEdges.of(plan), log_prob, nothing)
     return Rollouts(plan, nothing, nothing, log_prob, edges, tuple(Prompt(index, "") for index in prompts))
 
 

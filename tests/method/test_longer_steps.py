@@ -18,7 +18,6 @@ from aegpo.core.steps import ends, kinds, last_steps, passing
 from aegpo.errors import PlanError
 from aegpo.method.costs import cost
 from aegpo.method.merging import with_merged
-from aegpo.method.objectives import ClippedObjective
 from aegpo.method.planning import made_up_signals, plan_step
 from aegpo.method.planning import problems as plan_problems
 from aegpo.method.residual_noise import noise_levels, residual_noise
@@ -27,7 +26,9 @@ from aegpo.method.selectors import FirstSelector, FixedSelector, MergedSelector
 from aegpo.method.tails import with_tail
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 from aegpo.prompts.lists import numbered
+from aegpo.train.asking import Answers
 from aegpo.train.engine import Engine
+from aegpo.train.micro_batches import MicroBatch
 from aegpo.train.noise import StepNoise
 from aegpo.train.replay import Batch, schedule_std, transitions
 from aegpo.train.rollouts import roll_out
@@ -217,8 +218,8 @@ def test_objectives_see_the_span_of_a_joined_step_and_the_mean_std_of_the_steps_
     merged = joined(plan_of(IndependentTree(noise="all"), [3, 5], [[0, 1, 0, 0, 0, 0]] * 2), 1, 3)
     rollouts = roll_out(how, merged, cond, StepNoise(0))
     std = schedule_std(how, merged)
-    batch = Batch(rollouts.edges, credit, cond, torch.arange(8), std)
-    update = transitions(how, ClippedObjective(), batch)
+    every = MicroBatch(torch.arange(8), torch.arange(8))
+    update = transitions(how, Batch(rollouts.edges, credit, cond, every, std), Answers(how))
     torch.testing.assert_close(update.delta, torch.full((8,), 0.5))  # from level 1 to level 4 of 6
     assert update.level.tolist() == [1] * 8
     assert update.mean_std == std

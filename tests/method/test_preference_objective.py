@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from worlds import GaussianSpec, small_experiment
+from worlds import GaussianSpec, plan_of, small_experiment
 
 from aegpo.core.records import Renoised
-from aegpo.method.costs import update_work
+from aegpo.method.costs import gradient_rows_of, update_work
 from aegpo.method.objectives import PreferenceObjective
 from aegpo.method.objectives.clipped import fitting_clip
 from aegpo.method.trees import IndependentTree
@@ -208,4 +208,7 @@ def test_the_sampling_policy_lags_as_published():
 def test_it_keeps_the_contract_of_objectives_and_costs_two_frozen_policies_an_edge():
     check_objective(PreferenceObjective())
     experiment = small_experiment(GaussianSpec(), objective=PreferenceObjective())
-    assert update_work(experiment) == 3 + 1 + 1
+    plan = plan_of(IndependentTree(noise="none"), [3, 5], [[1, 1, 0, 0]] * 2)
+    rows = gradient_rows_of(experiment, plan)
+    assert rows == plan.trained_edges == 16
+    assert update_work(experiment, plan, rows) == 16 * (3 + 1 + 1)

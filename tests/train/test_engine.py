@@ -222,6 +222,7 @@ def test_a_step_reports_what_it_did_and_what_it_cost():
     assert set(metrics) == {
         *("reward", "reward_std", "reward/brightness", "loss", "ratio", "clipped", "approx_kl", "ratio_error"),
         *("grad_norm", "updated_edges", "forwards", "signal_forwards", "trained_edges", "work", "residual_noise"),
+        "gradient_rows",
     }
 
 

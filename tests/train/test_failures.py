@@ -154,8 +154,8 @@ def _fed():
     starve(0)
 
 
-HUNGRY = {"optimizer": OptimizerSpec(learning_rate=0.01, micro_batch=16), "training_steps": 4}
-SMALLER = {"optimizer": OptimizerSpec(learning_rate=0.01, micro_batch=4), "training_steps": 4}
+HUNGRY = {"optimizer": OptimizerSpec(learning_rate=0.01, micro_batch=16, retain="never"), "training_steps": 4}
+SMALLER = {"optimizer": OptimizerSpec(learning_rate=0.01, micro_batch=4, retain="never"), "training_steps": 4}
 
 
 # A step has 4 velocity calls of 8 rollouts and 2 of 16 transitions; painting 4 held-out prompts stays below the limit.
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_costs_no_finished_step(tmp_path, learning, calls, 
 
 
 def test_a_step_whose_weights_moved_before_memory_ran_out_is_not_saved(tmp_path):
-    halves = OptimizerSpec(learning_rate=0.01, micro_batch=16, rollouts_per_update=4)
+    halves = OptimizerSpec(learning_rate=0.01, micro_batch=16, rollouts_per_update=4, retain="never")
     starve(7, learning=True, calls=5)  # in the second update of step 3
     with pytest.raises(MemoryShortageError, match="step 2 and all before it are saved"):
         run(small_experiment(Hungry(), optimizer=halves), tmp_path / "broken")
@@ -277,7 +277,7 @@ def test_memory_that_runs_out_in_any_part_costs_no_finished_step(
 ):
     monkeypatch.setattr(part, method, starving(3), raising=False)  # in step 4
     with pytest.raises(MemoryShortageError) as error:
-        run(small_experiment(GaussianSpec(), **{field: part()}), tmp_path)
+        run(small_experiment(GaussianSpec(), optimizer=OptimizerSpec(retain="never"), **{field: part()}), tmp_path)
     told = f"out of memory while {doing} (OutOfMemoryError: CUDA out of memory); lower {setting}\n"
     assert str(error.value) == f"{told}step 3 and all before it are saved; the same command goes on from there"
     assert checkpoints.steps_in(tmp_path / "checkpoints")[-1] == 3

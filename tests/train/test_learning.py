@@ -121,7 +121,7 @@ def edges_of(plan) -> Edges:
         for name, arrays in columns.items()
     }
     nothing = torch.zeros(0)
-    return Edges(level=nothing, latents=nothing, next_latents=nothing, log_prob=nothing, **picked)
+    return Edges(level=nothing, begin=nothing, end=nothing, states=nothing, log_prob=nothing, **picked)
 
 
 @given(questions(), trees)
@@ -408,7 +408,7 @@ def test_a_loss_that_is_not_finite_is_the_objectives_fault_and_changes_nothing(b
     rollouts, credit, cond = sampled(how)
     trained = learner(how)
     credit[3] = torch.nan
-    with pytest.raises(ContractError, match="objective 'tried' returned 1 non-finite values"):
+    with pytest.raises(ContractError, match="objective 'tried' returned a loss that is not finite"):
         trained.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))
     assert torch.equal(how.model.policy.mean, torch.zeros_like(how.model.policy.mean))
     assert trained.updates == 0
@@ -449,7 +449,7 @@ def test_tree_edges_weigh_what_the_same_steps_of_independent_rollouts_would():
     prompt = torch.cat([torch.from_numpy(plan.prompt[level + 1][rows]) for level, rows in enumerate(levels)])
     leaves = torch.cat([torch.from_numpy(plan.leaves[level + 1][rows]) for level, rows in enumerate(levels)])
     nothing = torch.zeros(len(index), 1, 1, 1)
-    edges = Edges(index, prompt, prompt, leaves, nothing, nothing, nothing.flatten())
+    edges = Edges(index, prompt, prompt, leaves, index, index, nothing, nothing.flatten())
     share = edge_weights(edges, "prompt")
     assert torch.allclose(torch.bincount(prompt, weights=share), torch.tensor([0.5, 0.5], dtype=torch.float64))
     assert torch.allclose(torch.bincount(index, weights=share), torch.full((4,), 0.25, dtype=torch.float64))

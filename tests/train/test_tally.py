@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_engine import build, run
-from test_learning import BRANCHED, NO_CHANGE, sampled
+from test_learning import NO_CHANGE, UNEQUAL, sampled
 from worlds import GaussianSpec, execution, learner, run_loop, small_experiment
 
 from aegpo.core.interfaces import Reporting
@@ -92,7 +92,7 @@ class Sometimes(ClippedObjective):
 @pytest.mark.parametrize("reduction", ["prompt", "rollout"])
 def test_a_metric_of_some_batches_is_the_mean_over_their_edges(reduction):
     how = execution(GaussianSpec().build(CPU), 4)
-    rollouts, credit, cond = sampled(how, BRANCHED)
+    rollouts, credit, cond = sampled(how, UNEQUAL)  # no siblings, which would be in one batch
     for optimizer in ({}, {"rollouts_per_update": 2}, {"inner_epochs": 2}):
         taught = learner(how, Sometimes(), **NO_CHANGE, micro_batch=1, reduction=reduction, **optimizer)
         metrics = taught.update(rollouts, credit, cond, np.random.default_rng(0), StepNoise(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from aegpo.core.records import AttentionCall, Conditioning, FloatArray, Prompt
 from aegpo.core.weights import brief, reading_errors
 from aegpo.errors import AegpoError
 from aegpo.models.base_policy import BasePolicy, refuse_unknown
+from aegpo.models.pipeline.network import Guidance, guided
 from aegpo.models.pipeline.saving import merged
 
 TIME_SCALE = 1000  # the transformer's time embedding takes sigma * 1000, as SD 3.5's does
@@ -49,6 +50,7 @@ class ShapesModel:
         self._policy: nn.Module = transformer.to(device).eval()
         self._base = BasePolicy(self._policy)
         self._network = self._policy
+        self._watched = False
         self._nothing = self.encode([Prompt(0, "")])
 
     @property
@@ -73,13 +75,12 @@ class ShapesModel:
         return torch.from_numpy(self._schedule(steps)).float().to(self.device)
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W); with guidance the unconditional branch keeps its gradient."""
-        velocity = self._forward(latents, sigma, cond)
-        if self._guidance == 1.0:
-            return velocity
-        nothing = self._nothing.select(torch.zeros(len(latents), dtype=torch.long, device=self.device))
-        unconditional = self._forward(latents, sigma, nothing)
-        return unconditional + self._guidance * (velocity - unconditional)
+        """(B, C, H, W), (B,) -> (B, C, H, W); with guidance the unconditional branch keeps its gradient.
+
+        Both branches are one batch, but one after the other where attention is watched: a tap sees a row a latent.
+        """
+        guidance = Guidance(self._nothing, self._guidance, "both")
+        return guided(self._forward, latents, sigma, cond, guidance, apart=self._watched)
 
     def _forward(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         output = self._network(latents, cond.text, cond.pooled, sigma * TIME_SCALE, return_dict=False)
@@ -118,6 +119,12 @@ class ShapesModel:
         self.text_encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
-    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
+    @contextmanager
+    def tap_attention(self, tap: Callable[[AttentionCall], None]) -> Iterator[None]:
         """Shows `tap` every joint attention."""
-        return watch_attention(self._network, tap)
+        before, self._watched = self._watched, True
+        try:
+            with watch_attention(self._network, tap):
+                yield
+        finally:
+            self._watched = before

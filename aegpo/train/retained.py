@@ -1,0 +1,127 @@
+"""Graphs kept while sampling, so that what the first optimizer step trains goes through the network once.
+
+The policy does not change between sampling and the first optimizer step, so the forward that sampled is the one to
+learn from (the idea is LeanGRPO's). Kept states go through the network in batches of their own, of at most as many as
+a training batch has. Where memory ends, such a batch is sampled without its graph and evaluated again as it is: what is
+learned does not depend on how much memory there was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aegpo.core.memory import free_bytes
+from aegpo.core.processes import Place
+from aegpo.core.records import BoolArray, IntArray, RolloutPlan
+
+_SHARE = 0.5  # of the memory that is free at the start of a step, where the user says nothing
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Retained:
+    """States of a level that go through the network together, while sampling and in the first optimizer step."""
+
+    level: int
+    nodes: IntArray  # (b,) of the part that was sampled, rising
+    velocity: Tensor | None  # (b, *x) float32 with its graph; None: to be evaluated again
+
+
+class Retention:
+    """What one part of a plan keeps while it is sampled."""
+
+    def __init__(self, room: Room, chosen: Sequence[BoolArray], most: int) -> None:
+        """`chosen`: T arrays (N_i,), the nodes to keep; `most`: of them at a time."""
+        self._room, self.chosen, self.most = room, chosen, most
+        self.batches: list[Retained] = []
+
+    def note_others(self, asked: Sequence[BoolArray]) -> None:
+        """The chosen ones about which the network is not asked, since their velocity is known: there is no graph."""
+        for level, (chosen, ask) in enumerate(zip(self.chosen, asked, strict=True)):
+            nodes = np.flatnonzero(chosen & ~ask)
+            for first in range(0, len(nodes), self.most):
+                self.batches.append(Retained(level, nodes[first : first + self.most], None))
+
+    def evaluate(self, level: int, nodes: IntArray, ask: Callable[[], Tensor]) -> Tensor:  # (b, *x)
+        """What the network says at a batch of nodes, without its graph, which is kept where there is room."""
+        with torch.enable_grad() if self._room.has(len(nodes)) else nullcontext():
+            velocity = self._room.measured(len(nodes), ask)
+        self.batches.append(Retained(level, nodes, velocity if velocity.requires_grad else None))
+        return velocity.detach()
+
+
+Keeping = Callable[[RolloutPlan], Retention]  # of each part of a plan
+
+
+class Room:
+    """Memory for graphs: how much there is, and how much a state takes, which is known once one was kept."""
+
+    def __init__(self, network: nn.Module, device: torch.device, gib: float | str, where: Place) -> None:
+        """Room for graphs on a device.
+
+        Args:
+            network: whose weights, which graphs refer to, are there anyway.
+            device: where it computes.
+            gib: the limit of this process, or in words: a share of what is free when a step begins.
+            where: the process, which shares the memory of a CPU with the run's others on its machine.
+        """
+        self._network, self._device, self._gib = network, device, gib
+        self._processes = where.local_size if device.type == "cpu" else 1
+        self._each: float | None = None  # bytes of a state
+        self._left = 0.0
+
+    def refill(self) -> None:
+        """A new step begins: no graph is kept any more."""
+        if isinstance(self._gib, str):
+            self._left = _SHARE * free_bytes(self._device) / self._processes
+        else:
+            self._left = self._gib * GIB
+
+    def has(self, count: int) -> bool:
+        """True if so many states fit; the first ones are tried, for only then it is known what they take."""
+        return self._left > 0 and (self._each is None or count * self._each <= self._left)
+
+    def measured(self, count: int, ask: Callable[[], Tensor]) -> Tensor:
+        """What `ask` says of so many states; books the graph that this leaves behind, if it leaves any."""
+        if not torch.is_grad_enabled():
+            return ask()
+        if self._each is None:
+            velocity, taken = saved_bytes(self._network, ask)
+            self._each = taken / count
+            if taken > self._left:
+                velocity = velocity.detach()  # it was one too many
+        else:
+            velocity = ask()
+        self._left -= count * self._each
+        return velocity
+
+
+def saved_bytes(network: nn.Module, ask: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What `ask` says, and the bytes that its graph keeps for the backward pass beside the network's weights."""
+    weights = {each.untyped_storage().data_ptr() for each in (*network.parameters(), *network.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        # itself would be a cycle wherever a graph keeps what it returned
+        return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        velocity = ask()
+    return velocity, sum(kept.values())
+
+
+def to_keep(part: RolloutPlan, members: IntArray) -> tuple[BoolArray, ...]:  # T arrays (N_i,)
+    """The nodes of a part at which edges begin that are booked on some rollouts of the whole plan."""
+    chosen = tuple(np.zeros(len(nodes), dtype=np.bool_) for nodes in part.prompt[:-1])
+    for level, (trained, first) in enumerate(zip(part.trained, part.first_leaf[1:], strict=True)):
+        chosen[level][part.parent[level][trained & np.isin(first, members)]] = True
+    return chosen

@@ -1,6 +1,6 @@
 """Sessions for developers and CI, in the environment that nox itself is installed in: `.venv/bin/nox`.
 
-All but `minimums` and `faults` by default. `nox -t more` is what the README's own lines, which `.ci/run` runs,
+All but `minimums`, `faults` and `gpu` by default. `nox -t more` is what the README's own lines, which `.ci/run` runs,
 leave out.
 """
 
@@ -93,6 +93,12 @@ def bitsandbytes(session: nox.Session) -> None:
     finally:
         if not there:  # where it is installed, peft imports it, which costs every start two seconds
             session.run(sys.executable, "-m", "pip", "uninstall", "--yes", "bitsandbytes")
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """What only a GPU can show, in 9 minutes; arguments after -- go to tools/gpu.py, such as --dry without one."""
+    session.run(sys.executable, "tools/gpu.py", *session.posargs)
 
 
 @nox.session(default=False, venv_backend="venv")

@@ -45,6 +45,7 @@ def test_ci_runs_every_session_that_these_lines_leave_out(monkeypatch):
         "tests",
         "minimums",
         "faults",
+        "gpu",
     }
     script = (ROOT / ".ci" / "run").read_text()
     assert ".venv/bin/nox --list --tags more" in script

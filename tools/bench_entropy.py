@@ -277,4 +277,5 @@ def not_run(device: str) -> list[str]:
     """What this machine cannot measure."""
     if device == "cuda":
         return []
-    return ["Not run: the CUDA backends (`cuda-flash`, `cuda-efficient`), because there is no GPU here."]
+    backends = "the CUDA backends (`cuda-flash`, `cuda-efficient`)"
+    return [f"Not run: {backends}, because there is no GPU here; `python tools/gpu.py` runs them."]

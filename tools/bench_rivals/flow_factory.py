@@ -44,7 +44,7 @@ MeanPixel: type  # made of its base class; found here by its name
 def method(case: Case) -> dict[str, Any]:
     """The same for aegpo."""
     return {
-        "model": {"kind": "sd3", "guidance": 1.0, "max_sequence_length": 256},
+        "model": {"kind": "sd3-in-even-times", "guidance": 1.0, "max_sequence_length": 256},
         "rollouts": {"micro_batch": case.group},
         "sampler": {"kind": "flow-sde", "noise_level": NOISE},
         "advantage": {"kind": "group", "std": "batch", "unbiased": False, "epsilon": 1e-6, "clip": MOST_ADVANTAGE},

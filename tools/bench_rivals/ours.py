@@ -46,7 +46,7 @@ def train(case: Case, server: Server) -> None:
 
 def experiment(case: Case) -> Experiment:
     """The experiment of a case; its method is in the file that the parent wrote."""
-    registries = load_registries(plugin_manager([str(Path(__file__).with_name("mean_pixel.py"))]))
+    registries = load_registries(plugin_manager([str(Path(__file__).with_name("plugin.py"))]))
     (found,) = load_experiment_file(case.folder / "experiment.yaml", registries).arms.values()
     return found
 

@@ -62,7 +62,7 @@ def watch(script: Any, first: First, server: Server, case: Case, levels: tuple[i
     def sampled(*args: Any, **kwargs: Any) -> Any:
         rewards, latents, log_prob, *rest = sample(*args, **kwargs)
         if server.steps == 1:
-            first.texts = next(arg for arg in args if isinstance(arg, list) and isinstance(arg[0], str))
+            first.texts = next(arg for arg in args if isinstance(arg, list) and arg and isinstance(arg[0], str))
             first.levels = list(levels)
             first.latents, first.next_latents = latents[:, first.levels], latents[:, [1 + each for each in levels]]
             first.log_prob = log_prob[:, first.levels]

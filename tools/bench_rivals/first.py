@@ -21,6 +21,7 @@ class First:
     log_prob: Tensor | None = None  # (N, K)
     levels: list[int] = field(default_factory=list)  # K
     advantage: Tensor | None = None  # (N,)
+    scale: Tensor | None = None  # (T+1,) of each level, that states are larger by than aegpo's; None: 1
     gradients: dict[str, Tensor] = field(default_factory=dict)  # by the weight's name, before they are clipped
 
     def learned(self, network: nn.Module | None) -> None:

@@ -1,6 +1,6 @@
 """Small pipelines with random weights of a fixed seed, which both sides load from the same folder.
 
-About 2.3 million weights (5 for the UNet), 256 image tokens, images of 256 x 256 pixels: 16 latent channels an eighth as
+About 2.3 million weights (3 for the UNet), 256 image tokens, images of 256 x 256 pixels: 16 latent channels an eighth as
 wide for SD3 and FLUX, because DanceGRPO and its forks have these numbers in their code, and text encoders and a VAE so
 small that nothing but the network counts.
 """
@@ -112,7 +112,7 @@ def _sd() -> Any:
     network = UNet2DConditionModel(
         sample_size=PIXELS // 8,
         layers_per_block=1,
-        block_out_channels=(64, 128, 128),
+        block_out_channels=(48, 96, 96),
         norm_num_groups=8,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,

@@ -125,15 +125,17 @@ def _stored(own: Rollouts, first: First, credit: Tensor) -> tuple[Rollouts, Tens
     column = torch.tensor([first.levels.index(level) for level in edges.level.tolist()])
     shape, device = edges.latents.shape[1:], credit.device
 
-    def states(stored: Tensor) -> Tensor:
-        chosen = stored[row, column].float()
+    def states(stored: Tensor, scale: Tensor) -> Tensor:
+        chosen = (stored[row, column].double() / scale.view(-1, *(1 for _ in stored.shape[2:]))).float()
         return (chosen if chosen.ndim == len(shape) + 1 else unpack(chosen, shape[1], shape[2])).to(device)
 
+    scale = torch.ones(STEPS + 1, dtype=torch.float64) if first.scale is None else first.scale
+    before, after = scale[edges.level.cpu()], scale[1 + edges.level.cpu()]
     changed = replace(
         edges,
-        latents=states(first.latents),
-        next_latents=states(first.next_latents),
-        log_prob=first.log_prob[row, column].float().to(device),
+        latents=states(first.latents, before),
+        next_latents=states(first.next_latents, after),
+        log_prob=(first.log_prob[row, column] + after.log()).float().to(device),
     )
     texts = [first.texts[order[start]] for start in range(0, count, size)]
     return replace(own, edges=changed), first.advantage[row].float().to(device), texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Side:
 
     def stop(self) -> None:
         """Ends the process."""
-        if self._process.is_alive():
+        with contextlib.suppress(OSError):  # it may have ended
             self._pipe.send(STOP)
             self._process.join(30)
         if self._process.is_alive():

@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NETWORKS = ("SD3Transformer2DModel", "FluxTransformer2DModel", "UNet2DConditionModel")
 
@@ -33,7 +33,8 @@ class Rows:
     def _counting(self, forward: Any) -> Any:
         @wraps(forward)
         def counted(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            rows = len(args[0] if args else kwargs.get("hidden_states", kwargs.get("sample")))
+            states: Tensor = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "sample"]
+            rows = len(states)
             self.network = network
             if torch.is_grad_enabled():
                 self.learning += rows

@@ -1,4 +1,4 @@
-"""DanceGRPO (XueZeyue/DanceGRPO): `train_one_step` of fastvideo/train_grpo_flux.py; see fastvideo.py for what is changed.
+"""DanceGRPO (XueZeyue/DanceGRPO): `train_one_step` of fastvideo/train_grpo_flux.py; see fastvideo.py for the rest.
 
 Weights and levels make the cut of times to thousandths exact, and all of its T - 1 steps are trained.
 """
@@ -55,7 +55,9 @@ def train(case: Case, server: Server) -> None:
     fastvideo.forever(server, step)
 
 
-def watch(script: Any, first: First, server: Server, case: Case, levels: tuple[int, ...] = tuple(range(STEPS - 1))) -> None:
+def watch(
+    script: Any, first: First, server: Server, case: Case, levels: tuple[int, ...] = tuple(range(STEPS - 1))
+) -> None:
     """Keeps what it samples first."""
     sample = script.sample_reference_model
 

@@ -2,8 +2,8 @@
 
 A step ends where its progress bar of the next sampling begins. Changed from outside: `absl.app`'s flags hold a
 configuration made here from its config/base.py; `wandb` does nothing and is no tracker of accelerate's; prompts come in
-turns, the reward is the mean pixel; `randn_tensor` is put where diffusers 0.17 had it, and `_encode_prompt` returns what
-it did there.
+turns, the reward is the mean pixel; `randn_tensor` is put where diffusers 0.17 had it, and `_encode_prompt` returns
+what it did there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def train(case: Case, server: Server) -> None:
 
     _as_in_diffusers_0_17(diffusers)
     with importing(case.checkout, MISSING, UNUSED):
-        script = importlib.import_module("scripts.train")
+        script: Any = importlib.import_module("scripts.train")
         base = importlib.import_module("config.base")
     script.FLAGS = type("Flags", (), {"config": configuration(base.get_config(), case)})
     order = itertools.cycle([text for text in PROMPTS for _ in range(case.group)])
@@ -159,4 +159,5 @@ def _watch(script: Any, accelerate: Any, first: First, server: Server) -> None:
 def _scales(scheduler: Any) -> Tensor:  # (T+1,)
     """sqrt(abar) + sqrt(1 - abar) of each level: aegpo's states are its, divided by that."""
     abar = scheduler.alphas_cumprod[[*scheduler.timesteps.tolist(), 0]].double()
-    return abar.sqrt() + (1 - abar).sqrt()
+    scales: Tensor = abar.sqrt() + (1 - abar).sqrt()
+    return scales

@@ -1,9 +1,9 @@
 """What DanceGRPO and its forks MixGRPO and BranchGRPO have in common: training steps on FLUX in a loop of our own.
 
 Their main() needs NCCL, FSDP and a GPU. Here are what it hands to their step function, which samples and learns: a
-FLUX transformer as it loads it, AdamW, embeddings of the prompts, a reward. Changed from outside, in their modules alone:
-`torch.autocast` does nothing and `torch.bfloat16` is float32; `ReduceOp.AVG`, which gloo lacks, is SUM, the same for one
-process; `clip_grad_norm_`, which FSDP's wrapper brings, is torch's.
+FLUX transformer as it loads it, AdamW, embeddings of the prompts, a reward. Changed from outside, in their modules
+alone: `torch.autocast` does nothing and `torch.bfloat16` is float32; `ReduceOp.AVG`, which gloo lacks, is SUM, the same
+for one process; `clip_grad_norm_`, which FSDP's wrapper brings, is torch's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench_rivals.models import PIXELS
 from bench_rivals.serving import Server
 from bench_rivals.standins import Overlay, importing, no_autocast
 
-MISSING = ("wandb", "cv2", "einops", "torchvision", "flash_attn", "liger_kernel", "bitsandbytes", "decord", "av", "yaml")
+MISSING = ("wandb", "cv2", "einops", "torchvision", "flash_attn", "liger_kernel", "decord", "av")
 UNUSED = (
     "fastvideo.utils.checkpoint",
     "fastvideo.utils.communications_flux",
@@ -72,8 +72,9 @@ def load(case: Case, name: str, more: tuple[str, ...] = ()) -> ModuleType:
     import peft  # noqa: F401
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    store = torch.distributed.FileStore(str(case.folder / "store"), 1)
     backend = "gloo" if case.device == "cpu" else "nccl"
-    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     with importing(case.checkout, MISSING, UNUSED):
         script = importlib.import_module(f"fastvideo.{name}")
         others = [importlib.import_module(f"fastvideo.{other}") for other in more]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,9 @@ def _on_cpu(value: Any) -> Any:
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
-def relative_difference(found: Iterable[tuple[str, Tensor]], wanted: dict[str, Tensor]) -> float:
+def relative_difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
     """L2 norm of the difference of all gradients, as a share of that of those wanted."""
     off = of = 0.0
-    found = dict(found)
     assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
     for name, gradient in wanted.items():
         off += float((found[name].cpu().double() - gradient.double()).square().sum())

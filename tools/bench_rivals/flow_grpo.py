@@ -1,8 +1,8 @@
 """Flow-GRPO (yifan123/flow_grpo): its whole scripts/train_sd3.py, on one process.
 
 Its own hook at the beginning of an epoch, `eval`, is where a step ends. Changed from outside: `absl.app`'s flags hold a
-configuration made here from its config/base.py, `wandb` does nothing, the reward is the mean pixel, prompts come without
-a worker process, and there is no file of held-out prompts.
+configuration made here from its config/base.py, `wandb` does nothing, the reward is the mean pixel, prompts come
+without a worker process, and there is no file of held-out prompts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def train(case: Case, server: Server) -> None:
     import peft  # noqa: F401
 
     with importing(case.checkout, MISSING, UNUSED):
-        script = importlib.import_module("scripts.train_sd3")
+        script: Any = importlib.import_module("scripts.train_sd3")
         base = importlib.import_module("config.base")
     script.FLAGS = type("Flags", (), {"config": configuration(base.get_config(), case)})
     script.flow_grpo.rewards.multi_score = lambda device, spec: _reward

@@ -1,4 +1,4 @@
-"""MixGRPO (Tencent-Hunyuan/MixGRPO): `train_one_step` of fastvideo/train_grpo_flux.py; see fastvideo.py for what is changed.
+"""MixGRPO (Tencent-Hunyuan/MixGRPO): `train_one_step` of fastvideo/train_grpo_flux.py; see fastvideo.py too.
 
 Its window of four steps stays at the first ones here, since it moves after 25 steps. Its rewards are replaced.
 """

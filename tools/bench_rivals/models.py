@@ -1,8 +1,8 @@
 """Small pipelines with random weights of a fixed seed, which both sides load from the same folder.
 
-About 2.3 million weights (3 for the UNet), 256 image tokens, images of 256 x 256 pixels: 16 latent channels an eighth as
-wide for SD3 and FLUX, because DanceGRPO and its forks have these numbers in their code, and text encoders and a VAE so
-small that nothing but the network counts.
+About 2.3 million weights (3.3 for the UNet), 256 image tokens, images of 256 x 256 pixels: 16 latent channels an eighth
+as wide for SD3 and FLUX, because DanceGRPO and its forks have these numbers in their code, and text encoders and a VAE
+so small that nothing but the network counts.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _sd() -> Any:
 def _vae(channels: int, scaling: float, shift: float | None) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    made: nn.Module = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -151,6 +151,7 @@ def _vae(channels: int, scaling: float, shift: float | None) -> nn.Module:
         use_post_quant_conv=shift is None,
         force_upcast=False,
     )
+    return made
 
 
 def _clip(projected: bool) -> nn.Module:
@@ -168,15 +169,16 @@ def _clip(projected: bool) -> nn.Module:
         bos_token_id=1,
         eos_token_id=3,
     )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    made: nn.Module = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    return made
 
 
 def _t5(width: int) -> nn.Module:
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(
-        T5Config(vocab_size=len(_vocabulary()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    )
+    config = T5Config(vocab_size=len(_vocabulary()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    made: nn.Module = T5EncoderModel(config)
+    return made
 
 
 def _vocabulary() -> dict[str, int]:

@@ -31,6 +31,7 @@ from bench_rivals.first import First, relative_difference
 from bench_rivals.models import PIXELS
 from bench_rivals.serving import Server
 
+
 def train(case: Case, server: Server) -> None:
     """Training steps, one whenever it is wanted."""
     engine = Engine.build(experiment(case))
@@ -53,7 +54,7 @@ def experiment(case: Case) -> Experiment:
 
 def write_experiment(case: Case, method: Mapping[str, Any]) -> None:
     """Writes it; `method` are the sections in which methods differ."""
-    optimizer = {
+    optimizer: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
         "weight_decay": WEIGHT_DECAY,
         "max_grad_norm": MOST_GRADIENT,
@@ -92,7 +93,7 @@ def write_experiment(case: Case, method: Mapping[str, Any]) -> None:
 
 def gradient_difference(engine: Engine, first: First) -> float:
     """Relative L2 difference of aegpo's gradient of the whole loss from the rival's, on what the rival sampled."""
-    found: list[tuple[str, Tensor]] = []
+    found = dict[str, Tensor]()
 
     def instead(sampled: Any, credit: Tensor, cond: Any, rng: Any, noise: Any, *rest: Any) -> Tally:
         own: Rollouts = getattr(sampled, "whole", sampled)
@@ -100,13 +101,13 @@ def gradient_difference(engine: Engine, first: First) -> float:
         asked = [prompt.text for prompt in engine.asked(1)]
         chosen = cond.select(torch.tensor([asked.index(text) for text in text_of], device=credit.device))
         parts = engine.learner.gradients(rollouts, advantages, chosen, noise)
-        found.extend(zip(engine.learner.weights.trained, parts, strict=True))
+        found.update(zip(engine.learner.weights.trained, parts, strict=True))
         tally = Tally()
         tally.add("updated_edges", 0.0)
         return tally
 
     before = engine.learner.update
-    engine.learner.update = instead  # type: ignore[method-assign]
+    engine.learner.update = instead  # type: ignore[method-assign, assignment]
     try:
         engine.step(1)
     finally:
@@ -117,8 +118,10 @@ def gradient_difference(engine: Engine, first: First) -> float:
 def _stored(own: Rollouts, first: First, credit: Tensor) -> tuple[Rollouts, Tensor, list[str]]:
     """The plan's rollouts with a rival's states and advantages in place of their own, and each group's prompt."""
     edges, count = own.edges, len(first.texts)
-    assert first.latents is not None and first.next_latents is not None
-    assert first.log_prob is not None and first.advantage is not None
+    assert first.latents is not None
+    assert first.next_latents is not None
+    assert first.log_prob is not None
+    assert first.advantage is not None
     order = sorted(range(count), key=lambda row: first.texts[row])
     size = count // len(PROMPTS)
     row = torch.tensor(order)[edges.rollout.cpu()]

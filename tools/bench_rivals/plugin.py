@@ -26,7 +26,7 @@ class MeanPixelReward(aegpo.RewardSpec):
 
 
 class EvenSd3Spec(Sd3Spec):
-    """Stable Diffusion 3 on times 1, 1 - 1/T, ... 1/T before they are shifted, as Flow-Factory has it for all models."""
+    """Stable Diffusion 3 on times 1, 1 - 1/T, ... 1/T before they are shifted, as Flow-Factory has it."""
 
     kind: Literal["sd3-in-even-times"] = "sd3-in-even-times"  # type: ignore[assignment]
 

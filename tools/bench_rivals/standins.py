@@ -50,13 +50,13 @@ def importing(checkout: Path, missing: Sequence[str] = (), instead: Sequence[str
     """
     first, last = _Finder(instead), _Finder(missing)
     sys.path.insert(0, str(checkout))
-    sys.meta_path.insert(0, first)  # type: ignore[arg-type]
-    sys.meta_path.append(last)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, first)
+    sys.meta_path.append(last)
     try:
         yield
     finally:
-        sys.meta_path.remove(first)  # type: ignore[arg-type]
-        sys.meta_path.remove(last)  # type: ignore[arg-type]
+        sys.meta_path.remove(first)
+        sys.meta_path.remove(last)
         for name, module in list(sys.modules.items()):
             if isinstance(module, _Standin):
                 del sys.modules[name]  # whoever imported it has it; others must not take it for the package

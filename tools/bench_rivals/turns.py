@@ -50,7 +50,8 @@ class Side:
         except EOFError:
             pass
         self._process.kill()
-        raise SideError(f"{self._module} failed; the end of {self._case.folder / 'log.txt'}:\n{tail(self._case.folder)}")
+        folder = self._case.folder
+        raise SideError(f"{self._module} failed; the end of {folder / 'log.txt'}:\n{tail(folder)}")
 
 
 class SideError(Exception):
@@ -61,15 +62,20 @@ class SideError(Exception):
 class Series:
     """A side's training steps."""
 
-    name: str
-    module: str
+    module: str  # here
     case: Case
     warm_up: Turn | None = None
     turns: list[Turn] = field(default_factory=list)
 
+    @property
     def seconds(self) -> list[float]:
         """What each step took: processor time, or on a GPU wall-clock."""
         return [turn.processor if self.case.device == "cpu" else turn.wall for turn in self.turns]
+
+    @property
+    def rows(self) -> str:
+        """Rows without and with gradient of a step."""
+        return " or ".join(sorted({f"{turn.rows} + {turn.learning_rows}" for turn in self.turns}))
 
 
 def take_turns(series: Sequence[Series], turns: int) -> None:

@@ -72,9 +72,10 @@ def load(case: Case, name: str, more: tuple[str, ...] = ()) -> ModuleType:
     import peft  # noqa: F401
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    store = torch.distributed.FileStore(str(case.folder / "store"), 1)
+    distributed: Any = torch.distributed
+    store = distributed.FileStore(str(case.folder / "store"), 1)
     backend = "gloo" if case.device == "cpu" else "nccl"
-    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     with importing(case.checkout, MISSING, UNUSED):
         script = importlib.import_module(f"fastvideo.{name}")
         others = [importlib.import_module(f"fastvideo.{other}") for other in more]

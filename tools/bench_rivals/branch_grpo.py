@@ -13,7 +13,6 @@ from bench_rivals.serving import Server
 
 TITLE = "BranchGRPO"
 FAMILY = "flux"
-PUBLISHED_UPDATES = 36
 TREE = True
 SPLITS = (0, 2, 4, 6)
 

@@ -15,7 +15,6 @@ from bench_rivals.serving import Server
 
 TITLE = "DanceGRPO"
 FAMILY = "flux"
-PUBLISHED_UPDATES = 3
 TREE = False
 
 

@@ -24,7 +24,6 @@ TITLE = "ddpo-pytorch"
 FAMILY = "sd"
 MISSING = ("wandb", "inflect")
 UNUSED = ("ddpo_pytorch.rewards", "ddpo_pytorch.prompts")
-PUBLISHED_UPDATES = 2
 TREE = False
 BUFFER = 16  # rewards of a prompt that are compared
 

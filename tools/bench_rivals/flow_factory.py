@@ -35,7 +35,6 @@ from bench_rivals.standins import importing
 TITLE = "Flow-Factory"
 FAMILY = "sd3"
 MISSING = ("wandb", "swanlab", "torchvision", "torchaudio", "imageio", "einops", "deepspeed")
-PUBLISHED_UPDATES = 2
 TREE = False
 
 MeanPixel: type  # made of its base class; found here by its name

@@ -23,7 +23,6 @@ TITLE = "Flow-GRPO"
 FAMILY = "sd3"
 MISSING = ("wandb",)
 UNUSED = ("flow_grpo.rewards", "flow_grpo.prompts")
-PUBLISHED_UPDATES = 2
 TREE = False
 
 

@@ -15,7 +15,6 @@ from bench_rivals.serving import Server
 
 TITLE = "MixGRPO"
 FAMILY = "flux"
-PUBLISHED_UPDATES = 4
 TREE = False
 WINDOW, INTERVAL = 4, 25
 

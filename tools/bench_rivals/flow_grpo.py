@@ -2,7 +2,7 @@
 
 Its own hook at the beginning of an epoch, `eval`, is where a step ends. Changed from outside: `absl.app`'s flags hold a
 configuration made here from its config/base.py, `wandb` does nothing, the reward is the mean pixel, prompts come
-without a worker process, and there is no file of held-out prompts.
+without a worker process, and the file of held-out prompts is empty.
 """
 
 from __future__ import annotations

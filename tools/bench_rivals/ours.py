@@ -96,8 +96,7 @@ def gradient_difference(engine: Engine, first: First) -> float:
     found = dict[str, Tensor]()
 
     def instead(sampled: Any, credit: Tensor, cond: Any, rng: Any, noise: Any, *rest: Any) -> Tally:
-        own: Rollouts = getattr(sampled, "whole", sampled)
-        rollouts, advantages, text_of = _stored(own, first, credit)
+        rollouts, advantages, text_of = _stored(sampled.whole, first, credit)
         asked = [prompt.text for prompt in engine.asked(1)]
         chosen = cond.select(torch.tensor([asked.index(text) for text in text_of], device=credit.device))
         parts = engine.learner.gradients(rollouts, advantages, chosen, noise)

@@ -190,11 +190,11 @@ class Policy:
         """
         spec = self.experiment
         how = {"storage": spec.rollouts.storage, "precision": spec.precision, "sigmas": self.sigmas.tolist()}
-        how |= {} if spec.tf32 is None else {"tf32": spec.tf32}
+        tf32 = {} if spec.tf32 is None else {"tf32": spec.tf32}
         model = spec.model.model_dump(mode="json")
         places = {"revision", *(str(place.location[0]) for place in named_places(type(spec.model), model))}
         told = {name: value for name, value in model.items() if name not in places}
-        return {**how, "model": told, "weights": fingerprint(self.model.policy)}
+        return {**how, **tf32, "model": told, "weights": fingerprint(self.model.policy)}
 
     # --- how it is executed ------------------------------------------------------------------------------------------
 

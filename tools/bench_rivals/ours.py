@@ -125,7 +125,7 @@ def _stored(own: Rollouts, first: First, credit: Tensor) -> tuple[Rollouts, Tens
     size = count // len(PROMPTS)
     row = torch.tensor(order)[edges.rollout.cpu()]
     column = torch.tensor([first.levels.index(level) for level in edges.level.tolist()])
-    shape, device = edges.latents.shape[1:], credit.device
+    shape, device = edges.states.shape[1:], credit.device
 
     def states(stored: Tensor, scale: Tensor) -> Tensor:
         chosen = (stored[row, column].double() / scale.view(-1, *(1 for _ in stored.shape[2:]))).float()
@@ -133,10 +133,12 @@ def _stored(own: Rollouts, first: First, credit: Tensor) -> tuple[Rollouts, Tens
 
     scale = torch.ones(STEPS + 1, dtype=torch.float64) if first.scale is None else first.scale
     before, after = scale[edges.level.cpu()], scale[1 + edges.level.cpu()]
+    every = torch.arange(len(edges), device=device)  # no siblings: each transition has a state of its own
     changed = replace(
         edges,
-        latents=states(first.latents, before),
-        next_latents=states(first.next_latents, after),
+        begin=every,
+        end=len(edges) + every,
+        states=torch.cat([states(first.latents, before), states(first.next_latents, after)]),
         log_prob=(first.log_prob[row, column] + after.log()).float().to(device),
     )
     texts = [first.texts[order[start]] for start in range(0, count, size)]

@@ -149,6 +149,7 @@ def test_the_rules_are_in_the_manifest_and_those_of_0_1_0_are_all_the_first(path
         "was begun under noise rule 1; this version draws noise by rule 2",
         "was begun under decisions rule 1; this version draws prompts, counts and steps by rule 2",
         "was begun under evaluation rule 1; this version paints held-out prompts by rule 2",
+        "was begun under cost rule 1; this version counts what a step costs by rule 2",
     ]
 
 

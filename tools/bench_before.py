@@ -36,7 +36,7 @@ allocator: {allocator}
 selector: {selector}
 tree: {tree}
 advantage: {advantage}
-objective: {{kind: clipped, step_weight: std}}
+objective: {{kind: clipped, clip: 1.0e-3, step_weight: std}}
 policy: {{ema: 0.9}}
 optimizer: {{learning_rate: 5.0e-5, rollouts_per_update: {update}}}
 """

@@ -46,8 +46,8 @@ def sections() -> list[Section]:
         Section(
             "entropy", "are the CUDA backends of attention entropy exact, and what do they cost?", entropy.entropy, 40
         ),
-        Section("sd35", "what does a step of sd35_aegpo.yaml take?", steps.sd35_step, 70),
-        Section("flux", "what does a step of flux_aegpo.yaml, arm lora, take?", steps.flux_step, 100),
+        Section("sd35", "what does a step of sd35_aegpo.yaml take?", steps.sd35_step, 80),
+        Section("flux", "what does a step of flux_aegpo.yaml, arm lora, take?", steps.flux_step, 120),
         Section("precision", "do bfloat16 and float16 learn as float32 does?", learning.precision, 45),
         Section("moments", "do moments of 8 bits learn?", learning.moments, 15),
         Section("compile", "what does compiling blocks save, and when?", variants.compiled, 90),

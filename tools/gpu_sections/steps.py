@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from unittest.mock import patch
 
 import torch
@@ -32,7 +33,7 @@ from gpu_sections.sections import Job, Row, Value
 ROOT = Path(__file__).resolve().parents[2]
 GiB = 2**30
 ROOF = 989e12  # FLOP/s of an H100 or H200 SXM in dense bfloat16 (data sheet)
-AIM = 0.4  # of it, in useful FLOPs
+AIM = 0.4  # of it
 COUNTED = 1 / 24  # share of the blocks of the network whose FLOPs are counted: a counter slows a step down
 LONG = 60.0  # seconds from which a step needs no other one to warm up
 SLACK = 1.5  # a step may take so many times what its forwards promise
@@ -72,10 +73,10 @@ def flux_step(job: Job) -> Iterator[Row]:
 
 
 def step_of(job: Job, subject: Subject) -> Iterator[Row]:
-    """FLOPs by a counter on few blocks, a forward, and a whole step with as many blocks as there is time for."""
+    """FLOPs by a counter on few blocks, a forward, and whole steps with as many blocks as there is time for."""
     with random_weights(job.device, job.dry):
         engine, experiment, row = built(job, subject, COUNTED)
-        counts = yield from counted(engine, row)
+        counts, ratios = yield from counted(engine, row)
         del engine
         engine, experiment, row = built(job, subject, 1.0)
         whole, seconds = forward_flops(engine), forward_seconds(engine)
@@ -88,25 +89,40 @@ def step_of(job: Job, subject: Subject) -> Iterator[Row]:
         unit = forward_flops(engine)
         warm = expected * share < min(LONG, job.left / 3)
         if warm:
-            engine.step(1)
+            _, ratios = yield from counted(engine, row)
+        begin = now(job.device)
         with peaks_by_stage(job.device) as peaks:
-            begin = now(job.device)
             report = engine.step(2)
-            took = now(job.device) - begin
-        found = {"what": "step", **row, "warmed": warm, **of_step(job, report, took, unit)}
-        yield {**found, **of_memory(engine, experiment, peaks), **of_all_blocks(report, took, whole / unit)}
+        took = now(job.device) - begin
+        found = {"what": "step", **row, "warmed": warm, **of_step(job, report, took, unit, ratios)}
+        yield {**found, **in_gib(peaks), **of_all_blocks(report, took, whole / unit)}
+        del engine
+        yield from memory(job, subject, share, expected * share)
+
+
+def memory(job: Job, subject: Subject, share: float, expected: float) -> Iterator[Row]:
+    """A short step that retains nothing, beside what `aegpo check` estimates of one, which leaves that out too."""
+    if not job.dry and job.left < expected:
+        yield {"what": "memory", "skipped": f"{job.left:.0f} s are left, a step may take {expected:.0f}"}
+        return
+    engine, experiment, row = built(job, subject, share, {"optimizer.retain": "never", "rollouts.denoising_steps": 5})
+    with peaks_by_stage(job.device) as peaks:
+        engine.step(1)
+    yield {"what": "memory", **row, **in_gib(peaks), **of_memory(engine, experiment, peaks)}
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def built(job: Job, subject: Subject, share: float) -> tuple[Engine, Experiment, Row]:
+def built(
+    job: Job, subject: Subject, share: float, more: Mapping[str, object] = MappingProxyType({})
+) -> tuple[Engine, Experiment, Row]:
     """An engine on a share of the network's blocks, and what it is."""
     gc.collect()
     if job.device == "cuda":
         torch.cuda.empty_cache()
     pipeline, begin = subject.make(job.dry, share), time.monotonic()
-    experiment = opened(job, subject, pipeline, {})
+    experiment = opened(job, subject, pipeline, more)
     engine = Engine.build(experiment)
     weights = sum(weight.numel() for weight in engine.policy.model.policy.parameters())
     spec, layers = experiment.rollouts, (pipeline.transformer.get(name, 0) for name in ("num_layers", BRANCH))
@@ -189,7 +205,7 @@ def now(device: str) -> float:
 
 
 def useful_flops(counts: Mapping[str, float], unit: float) -> float:
-    """Those of a step that its plan asks for: forwards, and three of them for each trained edge; nothing twice."""
+    """Those of a step that its plan asks for: forwards, and three of them for each trained edge."""
     return unit * (counts["forwards"] + counts["signal_forwards"] + 3 * counts["trained_edges"])
 
 
@@ -199,8 +215,15 @@ def expected_seconds(experiment: Experiment, counts: Mapping[str, float], second
     return SLACK * seconds * forwards / experiment.rollouts.micro_batch
 
 
-def counted(engine: Engine, row: Row) -> Generator[Row, None, Mapping[str, float]]:
-    """A row with the FLOPs a step really takes, as multiples of those its plan asks for; returns the step's counts."""
+Counts = Mapping[str, float]
+
+
+def counted(engine: Engine, row: Row) -> Generator[Row, None, tuple[Counts, Counts]]:
+    """A row with the FLOPs that stages of step 1 really take, as multiples of those its plan asks for.
+
+    Less than 1 where one forward serves several edges, more where it is made again. Returns the step's counts, and
+    these ratios by stage.
+    """
     unit, found = forward_flops(engine), dict[str, float]()
     with FlopCounterMode(display=False) as counter:
         before = 0
@@ -214,9 +237,9 @@ def counted(engine: Engine, row: Row) -> Generator[Row, None, Mapping[str, float
         with watched(book):
             counts = engine.step(1).metrics
     useful = {"signals": counts["signal_forwards"], "update": 3 * counts["trained_edges"]}
-    ratios = {f"{stage}_flops_over_useful": round(found[stage] / unit / useful[stage], 3) for stage in useful}
-    yield {"what": "counted", **row, **ratios}
-    return counts
+    ratios = {stage: round(found[stage] / unit / useful[stage], 3) for stage in useful}
+    yield {"what": "counted", **row, **{f"{stage}_flops_over_useful": ratio for stage, ratio in ratios.items()}}
+    return counts, ratios
 
 
 @contextmanager
@@ -267,18 +290,21 @@ def of_forward(job: Job, experiment: Experiment, unit: float, seconds: float) ->
     }
 
 
-def of_step(job: Job, report: StepReport, took: float, unit: float) -> Row:
-    """What a step says about time."""
+def of_step(job: Job, report: StepReport, took: float, unit: float, ratios: Counts) -> Row:
+    """What a step says about time; shares of the roof are of FLOPs that were really taken, by a counter's ratios."""
     counts, stages, rollouts = report.metrics, report.seconds, int(sum(report.counts))
-    sampled, learned = unit * counts["forwards"], 3 * unit * counts["trained_edges"]
+    sampled, learned = unit * counts["forwards"], 3 * unit * counts["trained_edges"] * ratios["update"]
+    spent = sampled + learned + unit * counts["signal_forwards"] * ratios["signals"]
     return {
         "step_seconds": round(took, 3),
         **{f"{stage}_seconds": round(seconds, 3) for stage, seconds in stages.items()},
         "probe_share": round(stages["signals"] / took, 4),
         "images_per_second": round(rollouts / took, 3),
         **{name: int(counts[name]) for name in ("forwards", "signal_forwards", "trained_edges")},
-        "useful_pflop": round(useful_flops(counts, unit) / 1e15, 6),
-        "roof_share": roof_share(job, useful_flops(counts, unit), took),
+        "update_flops_over_useful": ratios["update"],
+        "pflop": round(spent / 1e15, 6),
+        "roof_share": roof_share(job, spent, took),
+        "roof_share_of_useful": roof_share(job, useful_flops(counts, unit), took),
         "rollout_roof_share": roof_share(job, sampled, stages["rollout"]),
         "update_roof_share": roof_share(job, learned, stages["update"]),
         "roof_share_aim": AIM,
@@ -298,6 +324,11 @@ def roof_share(job: Job, flops: float, seconds: float) -> float | None:
     return None if job.dry or seconds <= 0 else round(flops / seconds / ROOF, 4)
 
 
+def in_gib(peaks: Mapping[str, float]) -> Row:
+    """Peaks by stage; none on a CPU."""
+    return {f"{stage}_peak_gib": round(peak, 2) for stage, peak in peaks.items()}
+
+
 def of_memory(engine: Engine, experiment: Experiment, peaks: Mapping[str, float]) -> Row:
     """What a step says about memory, beside what `aegpo check` estimates of it without scorers."""
     estimate = experiment.model.footprint(experiment)
@@ -307,7 +338,6 @@ def of_memory(engine: Engine, experiment: Experiment, peaks: Mapping[str, float]
     beside, update = sum(sizes) / GiB, peaks.get("update")
     of_update = None if update is None else round((update - beside) / (estimate.total / GiB), 3)
     return {
-        **{f"{stage}_peak_gib": round(peak, 2) for stage, peak in peaks.items()},
         "scorers_gib": round(beside, 2),
         "estimate_gib": round(estimate.total / GiB, 2),
         "estimated_activations_gib": round(estimate.activations / GiB, 2),

@@ -13,6 +13,7 @@ from gpu_sections.sections import Job, Row
 from gpu_sections.steps import SUBJECTS, GiB, Subject, now, opened, peaks_by_stage
 
 SHORT = {"rollouts.denoising_steps": 5}  # these rows are compared with each other alone
+FREE = {"optimizer.retain": "never"}  # else what is free is filled
 GRPO = Subject("sd35_aegpo", "grpo", sd3)
 
 
@@ -44,7 +45,7 @@ def compiled(job: Job) -> Iterator[Row]:
 
 def offload(job: Job) -> Iterator[Row]:
     """Full fine-tuning with the base and the scorer on the GPU, then with the one, then with both in main memory."""
-    full: dict[str, object] = {"policy.train": "full", "policy.ema": "null", **SHORT}
+    full: dict[str, object] = {"policy.train": "full", "policy.ema": "null", **SHORT, **FREE}
     subject = SUBJECTS["sd35"]
     with random_weights(job.device, job.dry):
         for base, scorer in ((False, False), (True, False), (True, True)):

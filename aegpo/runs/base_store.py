@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,7 +125,8 @@ class BaseStore:
 
     def _read(self, path: Path, key: str) -> Arrays | None:
         """What is kept, if every process can read the same; the first one decides whether they look."""
-        found = self._intact(path, key) if self._team.told("what is kept", path.is_file())[0] else None
+        there = os.path.isfile(path)  # noqa: PTH113  (Path.is_file fails in a folder that others may not enter)
+        found = self._intact(path, key) if self._team.told("what is kept", there)[0] else None
         sums = self._team.told("what is read", None if found is None else checksum(found))
         return found if len(set(sums)) == 1 else None
 

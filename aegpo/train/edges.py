@@ -59,3 +59,20 @@ def edge_table(plan: RolloutPlan, known: TrainedEdges, log_prob: Sequence[Tensor
         log_prob=torch.cat([each[rows] for each, rows in zip(log_prob, nodes, strict=True)]),
         scale=None if known.scale is None else torch.from_numpy(known.scale).float().to(device),
     )
+
+
+def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Tensor:
+    """The share of each trained edge in a training step's loss; (E,) float64, sums to 1; 0 where not `kept`.
+
+    An edge counts as often as rollouts pass through it, so that the steps of a tree weigh what they would weigh if its
+    rollouts were independent: near the root there are few edges, but every rollout passes them. `rollout`: that, over
+    the sum of all edges. `prompt`: over the sum of the edges of the same prompt, and 1 / P for the P prompts that have
+    trained edges, so that a prompt with 16 rollouts weighs what one with 8 does. `edge`: every edge counts once,
+    whatever passes through it (BranchGRPO).
+    """
+    passes = (torch.ones_like(edges.leaves) if reduction == "edge" else edges.leaves).double()
+    passes = passes if kept is None else passes * kept
+    if reduction in ("rollout", "edge"):
+        return passes / passes.sum()
+    total = torch.bincount(edges.prompt, weights=passes)
+    return passes / (total[edges.prompt] * (total > 0).sum())

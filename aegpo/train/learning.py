@@ -21,6 +21,7 @@ from aegpo.method.dealing import Deals, deal, worth_keeping
 from aegpo.method.partition import Partition
 from aegpo.parallel.team import Team
 from aegpo.train.asking import DIVERGED
+from aegpo.train.edges import edge_weights
 from aegpo.train.execution import Execution
 from aegpo.train.findings import Findings
 from aegpo.train.held_edges import HeldEdges, Portion
@@ -38,23 +39,6 @@ from aegpo.train.weights import Weights
 
 _Work = Mapping[int, tuple[Portion, list[MicroBatch]]]  # by shard
 _OWN = "optimizer/"  # names of its state in checkpoints
-
-
-def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Tensor:
-    """The share of each trained edge in a training step's loss; (E,) float64, sums to 1; 0 where not `kept`.
-
-    An edge counts as often as rollouts pass through it, so that the steps of a tree weigh what they would weigh if its
-    rollouts were independent: near the root there are few edges, but every rollout passes them. `rollout`: that, over
-    the sum of all edges. `prompt`: over the sum of the edges of the same prompt, and 1 / P for the P prompts that have
-    trained edges, so that a prompt with 16 rollouts weighs what one with 8 does. `edge`: every edge counts once,
-    whatever passes through it (BranchGRPO).
-    """
-    passes = (torch.ones_like(edges.leaves) if reduction == "edge" else edges.leaves).double()
-    passes = passes if kept is None else passes * kept
-    if reduction in ("rollout", "edge"):
-        return passes / passes.sum()
-    total = torch.bincount(edges.prompt, weights=passes)
-    return passes / (total[edges.prompt] * (total > 0).sum())
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.rewards.palette import PaletteReward
 from aegpo.runs.checkpoints import load_latest
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker
-from aegpo.train.learning import edge_weights
+from aegpo.train.edges import edge_weights
 from aegpo.train.noise import StepNoise
 from aegpo.train.replay import noise_again
 from aegpo.train.weights import WeightCopy

@@ -19,7 +19,7 @@ from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.objectives import ClippedObjective
 from aegpo.method.trees import BranchingTree, IndependentTree
 from aegpo.models.adapters import add_adapters
-from aegpo.train.learning import edge_weights
+from aegpo.train.edges import edge_weights
 from aegpo.train.noise import StepNoise
 from aegpo.train.rollouts import roll_out
 

@@ -24,8 +24,8 @@ from aegpo.method.objectives import ClippedObjective
 from aegpo.rewards.palette import PaletteReward
 from aegpo.runs.trackers import JsonlTracker
 from aegpo.train import tally as tallies
+from aegpo.train.edges import edge_weights
 from aegpo.train.engine import Engine
-from aegpo.train.learning import edge_weights
 from aegpo.train.noise import StepNoise
 from aegpo.train.tally import Tally
 

@@ -148,13 +148,13 @@ class Learner:
     def _cut(self, lesson: _Lesson, rows: IntArray, retained: Sequence[Sequence[Retained]] | None) -> _Work:
         """The micro-batches of an optimizer step's edges, by shard; as sampling had them, if it retained any."""
         held, device, groups = lesson.held, self._how.sigmas.device, self.objective.scope == "groups"
+        most = self._spec.micro_batch
         if retained is not None:
             batches = dict(zip(self._team.mine, map(held.numbered, self._team.mine, retained), strict=True))
             return {
-                shard: (portion, retained_batches(portion.begin, portion.rows, batches[shard], device))
+                shard: (portion, retained_batches(portion.begin, portion.rows, batches[shard], most, device))
                 for shard, portion in held.kept(rows).items()
             }
-        most = self._spec.micro_batch
         return {
             shard: (each, micro_batches(each.begin, each.rows, most, device, each.group if groups else None))
             for shard, each in held.portions(rows, groups).items()

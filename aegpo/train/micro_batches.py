@@ -46,14 +46,17 @@ def micro_batches(
 
 
 def retained_batches(
-    begin: IntArray, rows: IntArray, batches: Sequence[tuple[Retained, IntArray]], device: torch.device
+    begin: IntArray, rows: IntArray, batches: Sequence[tuple[Retained, IntArray]], most: int, device: torch.device
 ) -> list[MicroBatch]:
-    """The edges that begin in each batch of states which sampling has put together; batches without any are left out.
+    """The edges that begin in each batch of states which sampling has put together, and then the others.
+
+    Batches in which none begins are left out.
 
     Args:
         begin: as for `micro_batches`.
         rows: as for `micro_batches`.
         batches: each with the numbers (b,) of its states.
+        most: as for `micro_batches`, of the others.
         device: where.
     """
     found, velocities = list[tuple[IntArray, IntArray, IntArray]](), list[Tensor | None]()
@@ -62,7 +65,8 @@ def retained_batches(
         if len(chosen):
             found.append((chosen, np.searchsorted(begin, states), np.searchsorted(states, begin[chosen])))
             velocities.append(batch.velocity)
-    return _moved(found, device, velocities)
+    others = rows[~np.isin(begin[rows], np.concatenate([states for _, states in batches]))] if batches else rows
+    return [*_moved(found, device, velocities), *micro_batches(begin, others, most, device)]
 
 
 def _groups(group: IntArray, most: int) -> IntArray:

@@ -39,7 +39,6 @@ class Some:
 class Places:
     """A plan's nodes by what is done at them, level by level."""
 
-    asked: tuple[BoolArray, ...]  # T arrays (N_i,): no trunk knows the velocity
     through: tuple[BoolArray, ...]  # T arrays (N_i,): passes through
     plain: Sequence[Some]  # T: asked, without a graph; the numbers are prompts
     kept: Sequence[Some]  # T: asked, with one
@@ -68,7 +67,7 @@ class Places:
             keep: T arrays (N_i,), the nodes whose graphs are wanted; None: none.
         """
         rows, through, prompt = trunk_rows(plan, trunk), passing(plan), plan.prompt[:-1]
-        asked = tuple((row == _ASKED) | still for row, still in zip(rows, through, strict=True))
+        asked = [row == _ASKED for row in rows]
         wanted = keep or [np.zeros(len(nodes), dtype=np.bool_) for nodes in prompt]
         kinds = [
             [
@@ -85,7 +84,12 @@ class Places:
             [((number >= 0) & (number < known.begins), number) for number in known.number[:-1]],
         ]
         (plain, kept, by_trunk, noisy, stored, begins), parent = _moved(kinds, plan.parent, device)
-        return cls(asked, through, plain, kept, by_trunk, noisy, stored, begins, parent)
+        return cls(through, plain, kept, by_trunk, noisy, stored, begins, parent)
+
+
+def asked_nodes(plan: RolloutPlan, trunk: Trunk | None) -> list[BoolArray]:  # (N_i,) of each level
+    """The nodes whose velocity no trunk knows; those that pass through are among them, and need none."""
+    return [rows == _ASKED for rows in trunk_rows(plan, trunk)]
 
 
 def trunk_rows(plan: RolloutPlan, trunk: Trunk | None) -> list[IntArray]:  # (N_i,) of each level

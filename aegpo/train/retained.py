@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aegpo.core.memory import free_bytes
+from aegpo.core.memory import free_bytes, keep_freed_memory
 from aegpo.core.processes import Place
 from aegpo.core.records import BoolArray, IntArray, RolloutPlan
 
 _SHARE = 0.5  # of the memory that is free at the start of a step, where the user says nothing
+_FEW = 8  # the share of a batch below which fewer states hardly cost less
 GIB = 2**30
 
 
@@ -38,15 +39,26 @@ class Retention:
 
     def __init__(self, room: Room, chosen: Sequence[BoolArray], most: int) -> None:
         """`chosen`: T arrays (N_i,), the nodes to keep; `most`: of them at a time."""
-        self._room, self.chosen, self.most = room, chosen, most
+        self._room, self._chosen, self.most = room, chosen, most
         self.batches: list[Retained] = []
 
-    def note_others(self, asked: Sequence[BoolArray]) -> None:
-        """The chosen ones about which the network is not asked, since their velocity is known: there is no graph."""
-        for level, (chosen, ask) in enumerate(zip(self.chosen, asked, strict=True)):
-            nodes = np.flatnonzero(chosen & ~ask)
-            for first in range(0, len(nodes), self.most):
-                self.batches.append(Retained(level, nodes[first : first + self.most], None))
+    def worthwhile(self, asked: Sequence[BoolArray], sizes: Sequence[IntArray], together: int) -> list[BoolArray]:
+        """The nodes (N_i,) of T levels whose graphs are worth a batch of their own.
+
+        Those about which the network is not asked have none, and of the nodes that would go through it together a few
+        are dearer alone than evaluated again with others.
+
+        Args:
+            asked: T arrays (N_i,), about which nodes the network is asked.
+            sizes: of T levels, how many neighbours go on together.
+            together: about how many of them the network is asked at once, at most.
+        """
+        found = []
+        for chosen, ask, size in zip(self._chosen, asked, sizes, strict=False):
+            batch = np.repeat(np.arange(len(size)), size)
+            wanted = chosen & ask
+            found.append(wanted & (np.bincount(batch[wanted], minlength=len(size))[batch] * _FEW >= together))
+        return found
 
     def evaluate(self, level: int, nodes: IntArray, ask: Callable[[], Tensor]) -> Tensor:  # (b, *x)
         """What the network says at a batch of nodes, without its graph, which is kept where there is room."""
@@ -74,14 +86,19 @@ class Room:
         self._network, self._device, self._gib = network, device, gib
         self._processes = where.local_size if device.type == "cpu" else 1
         self._each: float | None = None  # bytes of a state
+        self._share: float | None = None
         self._left = 0.0
+        if device.type == "cpu" and gib != "never":
+            keep_freed_memory()
 
     def refill(self) -> None:
         """A new step begins: no graph is kept any more."""
-        if isinstance(self._gib, str):
-            self._left = _SHARE * free_bytes(self._device) / self._processes
-        else:
+        if not isinstance(self._gib, str):
             self._left = self._gib * GIB
+            return
+        if self._device.type == "cuda" or self._share is None:  # on a CPU this process keeps what it had before
+            self._share = _SHARE * free_bytes(self._device) / self._processes
+        self._left = self._share
 
     def has(self, count: int) -> bool:
         """True if so many states fit; the first ones are tried, for only then it is known what they take."""

@@ -18,7 +18,7 @@ from aegpo.method.trained_edges import TrainedEdges
 from aegpo.train.asking import Answers, batched_velocity
 from aegpo.train.execution import Execution, Look
 from aegpo.train.noise import StepNoise
-from aegpo.train.places import Places, on_device, on_trunk
+from aegpo.train.places import Places, asked_nodes, on_device, on_trunk
 from aegpo.train.retained import Retention
 from aegpo.train.stepping import Steps, children, deterministic, followed
 
@@ -99,12 +99,12 @@ class Walk:
         kept = (self.known.begins, *shape)
         self.velocity = torch.empty(kept, device=device) if how.keep_velocity else None
         self._last, self._nodes = last_steps(plan), plan.nodes
-        self._places = Places.of(plan, self.known, device, trunk, None if retention is None else retention.chosen)
+        asked = [*asked_nodes(plan, trunk), np.ones(plan.num_rollouts, dtype=np.bool_)]
+        sizes = [_batch_sizes(each, how.micro_batch) for each in asked]
+        keep = None if retention is None else retention.worthwhile(asked, sizes, how.micro_batch)
+        self._queues = [_Queue(each) for each in sizes]
+        self._places = Places.of(plan, self.known, device, trunk, keep)
         self._steps = [Steps.of(how, plan, level, self._places) for level in range(plan.num_steps)]
-        if retention is not None:
-            retention.note_others(self._places.asked)
-        asked = (*self._places.asked, np.ones(plan.num_rollouts, dtype=np.bool_))
-        self._queues = [_Queue(_batch_sizes(each, how.micro_batch)) for each in asked]
         self._looks_back = plan.tail is not None and plan.tail.solver != "euler"
         first = start_latents(_start(how, plan, trunk, noise), how.sigmas).to(how.storage)
         self._store(0, slice(0, len(first)), first)

@@ -17,7 +17,7 @@ from worlds import asked, execution, learner, plan_of, recorded_gradients, small
 
 from aegpo.core.processes import Place
 from aegpo.core.records import Scores
-from aegpo.core.sections import OptimizerSpec, PolicySpec
+from aegpo.core.sections import OptimizerSpec, PolicySpec, RolloutsSpec
 from aegpo.method.advantages import GroupAdvantage
 from aegpo.method.allocators import RandomAllocator
 from aegpo.method.dealing import deal, expected_gradient_rows, gradient_rows, worth_keeping
@@ -94,7 +94,7 @@ def test_states_are_there_once_and_numbered_where_edges_begin_first(plan):
 @every_plan
 @pytest.mark.parametrize("deal_by", ["rollouts", "prompts"])
 def test_siblings_of_one_update_go_through_the_network_once(build, plan, deal_by):  # noqa: F811
-    how, rows = counted(execution(build("tiny"), 4))
+    how, rows = counted(execution(build("tiny"), 4, micro_batch=8))
     spec = OptimizerSpec(rollouts_per_update=5, deal=deal_by)
     seen, _ = learned(how, plan, gib=None, rollouts_per_update=5, deal=deal_by)
     parts = deal(plan.group, spec, np.random.default_rng(5))
@@ -127,7 +127,7 @@ def test_what_is_retained_has_the_gradient_of_what_is_evaluated_again(build, pla
         if policy == "lora":
             torch.manual_seed(0)
             add_adapters(model.policy, LORA)
-        how, rows = counted(execution(model, 4))
+        how, rows = counted(execution(model, 4, micro_batch=8))
         gradients, metrics = learned(how, plan, gib=gib, **optimizer)
         found.append((gradients, metrics, sum(rows.values())))
     (again, metrics, dear), (kept, same, cheap) = found
@@ -143,7 +143,7 @@ def test_what_is_retained_has_the_gradient_of_what_is_evaluated_again(build, pla
 def test_it_is_bit_equal_to_evaluating_again_where_the_batches_are(build):  # noqa: F811
     """One trained level: sampling, which asks about all of it at once, has the batch that the update has."""
     plan = plan_of(IndependentTree(noise="all"), [3, 5], [[0, 1, 0, 0]] * 2)
-    how = execution(build("tiny"), 4)
+    how = execution(build("tiny"), 4, micro_batch=8)
     (again,), before = learned(how, plan, gib=None)
     (kept,), after = learned(how, plan)
     assert all(torch.equal(*pair) for pair in zip(again, kept, strict=True))
@@ -153,7 +153,7 @@ def test_it_is_bit_equal_to_evaluating_again_where_the_batches_are(build):  # no
 @every_plan
 def test_how_much_memory_there_is_changes_no_bit(build, plan):  # noqa: F811
     def moved(gib: float) -> tuple[list[Tensor], dict[str, float], int]:
-        how, rows = counted(execution(build("tiny"), 4))
+        how, rows = counted(execution(build("tiny"), 4, micro_batch=8))
         _, metrics = learned(how, plan, gib=gib, change=True, learning_rate=0.01, micro_batch=3, rollouts_per_update=5)
         return [weight.detach() for weight in how.model.policy.parameters()], metrics, sum(rows.values())
 
@@ -187,18 +187,26 @@ def test_a_graph_is_as_large_as_what_it_saves_beside_the_weights(build):  # noqa
 def test_with_gradient_checkpointing_only_inputs_of_blocks_are_kept(build):  # noqa: F811
     model, plan = build("tiny"), PLANS["branching"]
     _, whole = saved_bytes_of(model)
-    (without,), _ = learned(execution(model, 4), plan)
+    (without,), _ = learned(execution(model, 4, micro_batch=8), plan)
     model = build("tiny")
     model.policy.enable_gradient_checkpointing()
     _, little = saved_bytes_of(model)
     assert little < 0.5 * whole
-    (checkpointed,), metrics = learned(execution(model, 4), plan)
+    (checkpointed,), metrics = learned(execution(model, 4, micro_batch=8), plan)
     assert_all_close(checkpointed, without, atol=1e-6, rtol=1e-4)
     assert metrics["ratio_error"] == 0.0
 
 
+def test_a_few_states_among_many_are_evaluated_again_with_others(build):  # noqa: F811
+    """A trunk's single state beside the many of its children: alone it would cost what it saves."""
+    plan = plan_of(TrunkTree(), [6, 6], [[1, 1, 1, 0]] * 2)
+    how, rows = counted(execution(build("tiny"), 4, micro_batch=64))
+    learned(how, plan)
+    assert rows == {False: plan.forwards, True: TrainedEdges.of(plan).begins}  # as if nothing were retained
+
+
 def test_edges_without_credit_are_left_out_of_what_was_retained(build):  # noqa: F811
-    how, plan = execution(build("tiny"), 4), PLANS["independent"]
+    how, plan = execution(build("tiny"), 4, micro_batch=8), PLANS["independent"]
     (again,), before = learned(how, plan, gib=None, drop_zero_credit=True)
     (kept,), after = learned(how, plan, drop_zero_credit=True)
     assert_all_close(kept, again, atol=1e-6, rtol=1e-4)
@@ -217,7 +225,7 @@ def test_the_base_is_asked_once_a_state_in_one_phase(build):  # noqa: F811
             yield
 
     model.frozen = noted
-    how, rows = counted(execution(model, 4))
+    how, rows = counted(execution(model, 4, micro_batch=8))
     learned(how, plan, objective=ClippedObjective(beta=0.1), rollouts_per_update=5, inner_epochs=2, micro_batch=2)
     assert entered == ["base", "base"]  # when it becomes the base, and then for all updates
     assert rows[False] == plan.forwards - sum(map(int, _first_states(plan))) + TrainedEdges.of(plan).begins
@@ -233,6 +241,7 @@ def _first_states(plan):
 
 def trees(model, **optimizer):
     parts = {"tree": BranchingTree(), "selector": RandomSelector(top_k=2), "allocator": RandomAllocator(low=2, high=6)}
+    parts["rollouts"] = RolloutsSpec(prompts_per_step=2, rollouts_per_step=8, denoising_steps=4, micro_batch=4)
     return Engine.build(small_experiment(model, optimizer=OptimizerSpec(learning_rate=1e-3, **optimizer), **parts))
 
 

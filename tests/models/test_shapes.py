@@ -86,6 +86,20 @@ def test_guidance_sharpens_towards_the_caption(model):
         assert torch.allclose(guided.velocity(latents, sigma, cond), 2 * with_caption - without, atol=1e-5)
 
 
+def test_guidance_is_one_batch_but_where_attention_is_watched(monkeypatch):
+    guided, rows = ShapesSpec(guidance=2.0).build(torch.device("cpu")), []
+    forward = guided._forward
+    monkeypatch.setattr(guided, "_forward", lambda latents, *rest: rows.append(len(latents)) or forward(latents, *rest))
+    latents, sigma, cond = torch.zeros(2, 3, 24, 24), torch.tensor([0.8, 0.5]), guided.encode(numbered(["a", "b"]))
+    together = guided.velocity(latents, sigma, cond)
+    calls = []
+    with guided.tap_attention(calls.append):
+        apart = guided.velocity(latents, sigma, cond)
+    assert rows == [4, 2, 2]
+    assert {len(call.query) for call in calls} == {2}
+    assert torch.allclose(together, apart, atol=1e-5)
+
+
 def test_a_prompt_longer_than_the_model_reads_is_an_error(model):
     with pytest.raises(AegpoError, match="has more than the 12 words model 'shapes' can read"):
         model.encode(numbered(["a red circle and " * 5]))

@@ -64,8 +64,13 @@ def main() -> None:
     load, begin = os.getloadavg()[0], datetime.datetime.now(tz=datetime.UTC)
     environment(options.device, work.resolve())
     torch.set_num_threads(1)
+    found, interrupted = list[Comparison](), False
     try:
-        found = list(compared(given, options, work.resolve()))
+        for each in compared(given, options, work.resolve()):
+            found.append(each)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted; what was measured until then is printed, not recorded")
     finally:
         if options.work is None:
             shutil.rmtree(work)
@@ -79,7 +84,7 @@ def main() -> None:
         *section(found, options),
     ]
     print("\n".join(lines))
-    if not options.print_only:
+    if not (options.print_only or interrupted):
         write_section(RECORD, f"rivals, {torch.device(options.device).type}", lines)
 
 

@@ -76,6 +76,7 @@ def main() -> None:
             shutil.rmtree(work)
     words = [f"--{name.replace('_', '-')} PATH" for name in given]
     words += [f"--turns {options.turns} --group {options.group} --device {options.device}"]
+    words += [f"--updates {' '.join(map(str, options.updates))}"]
     minutes = (datetime.datetime.now(tz=datetime.UTC) - begin).total_seconds() / 60
     lines = [
         f"`python tools/bench_rivals {' '.join(words)}`, {begin:%Y-%m-%d}, {machine(1)}; load average {load:.1f} at "

@@ -64,13 +64,19 @@ def main() -> None:
     load, begin = os.getloadavg()[0], datetime.datetime.now(tz=datetime.UTC)
     environment(options.device, work.resolve())
     torch.set_num_threads(1)
+    found, interrupted = list[Comparison](), False
     try:
-        found = list(compared(given, options, work.resolve()))
+        for each in compared(given, options, work.resolve()):
+            found.append(each)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted; what was measured until then is printed, not recorded")
     finally:
         if options.work is None:
             shutil.rmtree(work)
     words = [f"--{name.replace('_', '-')} PATH" for name in given]
     words += [f"--turns {options.turns} --group {options.group} --device {options.device}"]
+    words += [f"--updates {' '.join(map(str, options.updates))}"]
     minutes = (datetime.datetime.now(tz=datetime.UTC) - begin).total_seconds() / 60
     lines = [
         f"`python tools/bench_rivals {' '.join(words)}`, {begin:%Y-%m-%d}, {machine(1)}; load average {load:.1f} at "
@@ -79,7 +85,7 @@ def main() -> None:
         *section(found, options),
     ]
     print("\n".join(lines))
-    if not options.print_only:
+    if not (options.print_only or interrupted):
         write_section(RECORD, f"rivals, {torch.device(options.device).type}", lines)
 
 

@@ -74,7 +74,7 @@ def section(found: Sequence[Comparison], options: argparse.Namespace) -> list[st
     ]
     if trees:
         lines += ["Trees, whose shared prefixes make another signal than independent rollouts:", ""]
-        lines += [*equal_counts(trees), ""]
+        lines += [*equal_counts(trees), "", *same_signal(trees), ""]
     for each in found:
         if each.failure is not None:
             lines += [f"Did not run: {each.title}, {each.updates} updates: {each.failure.splitlines()[-1]}", ""]

@@ -25,7 +25,7 @@ _DENSITY = "log-probabilities that are not finite"
 
 
 class Answers:
-    """Whether all that a model and a sampler have said is finite."""
+    """Whether all that a model, a sampler and an objective have said is finite."""
 
     def __init__(self, how: Execution) -> None:
         self._how = how

@@ -127,7 +127,7 @@ def _keys_as_values(
 
 def _cuda_efficient(query: Tensor, key: Tensor, scale: float, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
     """Its bias must be of full shape with rows aligned to 16 bytes, and its log-sum-exp comes padded."""
-    rows, keys, pad = query.shape[2], key.shape[2], -query.shape[-1] % 4
+    rows, keys, width, pad = query.shape[2], key.shape[2], query.shape[-1], -query.shape[-1] % 4
     if pad:  # float32 heads must be a multiple of 4 wide; zeros add nothing to a product
         query, key = (torch.nn.functional.pad(side, (0, pad)) for side in (query, key))
     if hidden is not None:
@@ -136,7 +136,7 @@ def _cuda_efficient(query: Tensor, key: Tensor, scale: float, hidden: Tensor | N
     attended, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, key, hidden, True, 0.0, False, scale=scale
     )
-    return attended[..., : query.shape[-1]], lse[..., :rows]
+    return attended[..., :width], lse[..., :rows]
 
 
 # --- some rows at a time ---------------------------------------------------------------------------------------------

@@ -82,9 +82,10 @@ def run(
         Path,
         typer.Argument(metavar="FILE", help="experiment file (YAML), or a folder whose runs go on", show_default=False),
     ],
-    arm: Annotated[list[str], typer.Option(metavar="ARM", help="run only this arm; may be repeated")] = [],  # noqa: B006
+    arm: Annotated[list[str], typer.Option("--arm", metavar="ARM", help="run only this arm; may be repeated")] = [],  # noqa: B006
     seed: Annotated[
-        list[int], typer.Option(metavar="SEED", min=0, max=MOST_SEED, help="run only this seed; may be repeated")
+        list[int],
+        typer.Option("--seed", metavar="SEED", min=0, max=MOST_SEED, help="run only this seed; may be repeated"),
     ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder of all runs")] = Path("runs"),

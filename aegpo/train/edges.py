@@ -74,5 +74,11 @@ def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Te
     passes = passes if kept is None else passes * kept
     if reduction in ("rollout", "edge"):
         return passes / passes.sum()
-    total = torch.bincount(edges.prompt, weights=passes)
-    return passes / (total[edges.prompt] * (total > 0).sum())
+    prompts, prompt = edges.prompt.unique(return_inverse=True)
+    total = totals(prompt, passes, len(prompts))
+    return passes / (total[prompt] * (total > 0).sum())
+
+
+def totals(index: Tensor, values: Tensor, count: int) -> Tensor:  # (E,), (E,) -> (count,)
+    """Sums of values by index; `torch.bincount` has no deterministic kernel on a GPU."""
+    return values.new_zeros(count).index_add(0, index, values)

@@ -21,7 +21,7 @@ from aegpo.method.dealing import Deals, deal, worth_keeping
 from aegpo.method.partition import Partition
 from aegpo.parallel.team import Team
 from aegpo.train.asking import DIVERGED
-from aegpo.train.edges import edge_weights
+from aegpo.train.edges import edge_weights, totals
 from aegpo.train.execution import Execution
 from aegpo.train.findings import Findings
 from aegpo.train.held_edges import HeldEdges, Portion
@@ -252,7 +252,8 @@ class Learner:
             return np.ones(len(edges), dtype=np.bool_)
         kept = credit != 0
         if self.objective.scope == "groups":
-            kept = torch.bincount(edges.group, weights=kept.double())[edges.group] > 0
+            groups, group = edges.group.unique(return_inverse=True)
+            kept = totals(group, kept.double(), len(groups))[group] > 0
         found: BoolArray = kept.cpu().numpy()
         return found
 

@@ -133,8 +133,9 @@ def _child(section: Section, job: Job, record: Record) -> None:
 
 
 def told(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+    """An error in one line, and what caused it."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+    return said if error.__cause__ is None else f"{said} <- {told(error.__cause__)}"
 
 
 def place(error: BaseException) -> str:

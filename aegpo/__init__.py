@@ -6,6 +6,7 @@ The door for plugins: what they need is here, in `aegpo.pipelines` and `aegpo.te
 from __future__ import annotations
 
 from aegpo.core.experiment import EvaluationSpec, Experiment
+from aegpo.core.footprint import Footprint
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.interfaces import (
     Advantage,
@@ -48,7 +49,6 @@ from aegpo.core.records import (
     Conditioning,
     Edges,
     FloatArray,
-    Footprint,
     Gaussian,
     IntArray,
     Per,

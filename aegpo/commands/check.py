@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from aegpo.commands import begun_runs, describe
 from aegpo.commands.footprints import footprints, gpu_memory, gradient_sums
 from aegpo.config.loading import ExperimentFile, load_experiment_file
+from aegpo.core.footprint import Footprint
 from aegpo.core.processes import Place
-from aegpo.core.records import Footprint
+from aegpo.core.sections import GIB
 from aegpo.method.balance import balances
 from aegpo.method.costs import costs, unread_prompts
 from aegpo.parallel.team import MOST_SUMMED_BY_TREE, Team
@@ -31,6 +32,7 @@ class CheckRequest:
     out: Path = Path("runs")
     plugins: tuple[str, ...] = ()
     gpus: int | None = None  # of one run; None: nothing is said of several
+    gpu_memory: float | None = None  # GiB of a GPU that is not here; None: those of the first one that is
 
 
 def check(request: CheckRequest, console: Console) -> None:
@@ -52,10 +54,12 @@ def check(request: CheckRequest, console: Console) -> None:
     if len(loaded.arms) > 1:
         console.print(describe.differences(loaded))
     console.print(describe.costs(loaded, costs(loaded.arms)))
-    if needs := footprints(loaded):
-        console.print(describe.memory(needs, gpu_memory()))
+    asked = request.gpu_memory
+    room = gpu_memory() if asked is None else int(asked * GIB)
+    if needs := footprints(loaded, room):
+        console.print(describe.memory(needs, room))
     if request.gpus is not None:
-        _print_gpus(loaded, request.gpus, needs, console)
+        _print_gpus(loaded, request.gpus, needs, room, console)
     if loaded.measured is not None:
         print(f"measured: {loaded.measured}")
 
@@ -87,12 +91,14 @@ def uneven_shards(file: ExperimentFile, gpus: int) -> Iterator[str]:
             )
 
 
-def _print_gpus(file: ExperimentFile, gpus: int, needs: dict[str, Footprint], console: Console) -> None:
+def _print_gpus(
+    file: ExperimentFile, gpus: int, needs: dict[str, Footprint], room: int | None, console: Console
+) -> None:
     shards = {arm: experiment.parallel.shards or gpus for arm, experiment in file.arms.items()}
     figures = {arm: balances(experiment, [(gpus, shards[arm])])[0] for arm, experiment in file.arms.items()}
     sums = {arm: gradient_sums(each.trainable, gpus, shards[arm]) for arm, each in needs.items()}
     sizes = {arm: (sums[arm], each.total + sums[arm]) for arm, each in needs.items()}
-    console.print(describe.on_gpus(file, gpus, figures, sizes, gpu_memory() if needs else None))
+    console.print(describe.on_gpus(file, gpus, figures, sizes, room))
     print(
         "parallel.shards: the same results, to the bit, on any number of GPUs that is a power of two and divides it "
         f"(of at most {MOST_SUMMED_BY_TREE:,} trained weights); null: the number of the first start"

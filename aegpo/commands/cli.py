@@ -210,6 +210,10 @@ def check(
             min=1, max=MOST_GPUS, help="also how one run of so many GPUs shares out a step, and what each holds"
         ),
     ] = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=1e6, help="GiB of a GPU to estimate for; default: those of the first one here"),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder of all runs, where some of these may be")] = Path("runs"),
     plugin: Plugins = [],  # noqa: B006
@@ -217,7 +221,7 @@ def check(
     """Validate a file, show what differs between its arms and what each costs. Loads no model."""
     from aegpo.commands.check import CheckRequest, check
 
-    check(CheckRequest(file, tuple(overrides), out, tuple(plugin), gpus), _console())
+    check(CheckRequest(file, tuple(overrides), out, tuple(plugin), gpus, gpu_memory), _console())
 
 
 @app.command("profile-entropy")

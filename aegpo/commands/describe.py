@@ -14,9 +14,10 @@ from rich.table import Table
 
 from aegpo.config.loading import ExperimentFile
 from aegpo.config.marks import dotted
-from aegpo.core.records import Footprint
+from aegpo.core.footprint import Footprint
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Entry, Spec, suggestion
+from aegpo.core.sections import GIB
 from aegpo.errors import AegpoError
 from aegpo.method.balance import Balance, of_prompts
 from aegpo.method.costs import Cost
@@ -106,19 +107,42 @@ def memory(figures: Mapping[str, Footprint], room: int | None) -> Table:
     """What each arm needs in memory, in GiB; `room` is what there is, in bytes, if it is known."""
     table = Table(title="What it needs in memory, in GiB", title_justify="left", caption_justify="left")
     table.add_column("arm")
-    for heading in ("parameters", "trainable", "weights", "optimizer", "activations", "in all", "fits"):
+    sized = ("weights", "optimizer", "activations", "recomputed", "graphs kept", "in all")
+    for heading in ("parameters", "trainable", *sized, "fits"):
         table.add_column(heading, justify="right")
     for arm, needs in figures.items():
-        sizes = (needs.weights, needs.optimizer, needs.activations, needs.total)
         fits = "?" if room is None else "yes" if needs.total <= room else "no"
-        cells = [f"{size / 2**30:.1f}" for size in sizes]
-        table.add_row(escape(arm), f"{needs.parameters:,}", f"{needs.trainable:,}", *cells, fits)
+        sizes = [_gib(size) for size in (needs.weights, needs.optimizer, needs.activations)]
+        cells = [*sizes, _recomputed(needs, room), _kept_graphs(needs, room), _gib(needs.total), fits]
+        table.add_row(escape(arm), f"{needs.parameters:,}", f"{needs.trainable:,}", *cells)
     there = "no GPU here" if room is None else f"the GPU has {room / 2**30:.1f}"
     table.caption = (
         f"{there}. Activations of one micro-batch of the optimizer: lower 'optimizer.micro_batch' first where it does "
-        "not fit.\nAn estimate from the network's config; sampling, decoding and rewards come on top."
+        "not fit.\nrecomputed = activations, in the backward pass: 'model.gradient_checkpointing'; auto: not where so "
+        "much is free.\ngraphs kept = of sampling, at most, for the first optimizer step: 'optimizer.retain'; auto: "
+        "half of what is free at each step, which is not in all.\nAn estimate from the network's config; sampling, "
+        "decoding and rewards come on top."
     )
     return table
+
+
+def _recomputed(needs: Footprint, room: int | None) -> str:
+    """Whether activations are computed again; where that is left to the machine, from what memory on they are not."""
+    told = {None: "-", True: "yes", False: "no"}[needs.recomputes]
+    if needs.whole_from is None:
+        return told
+    return f"{'' if room is None else f'{told}; '}auto: no from {_gib(needs.whole_from)}"
+
+
+def _kept_graphs(needs: Footprint, room: int | None) -> str:
+    """What graphs that sampling keeps may take."""
+    if needs.retained is None:
+        return "half of the rest" if room is None else f"<= {_gib(max(0, room - needs.total) // 2)}"
+    return f"<= {_gib(needs.retained)}" if needs.retained else "-"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}"
 
 
 def on_gpus(

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aegpo.config.loading import ExperimentFile
+from aegpo.core.footprint import Footprint
 from aegpo.core.moments import FLOAT32
 from aegpo.core.processes import Place
-from aegpo.core.records import Footprint
 from aegpo.parallel.team import Team
 
 
-def footprints(file: ExperimentFile) -> dict[str, Footprint]:
-    """By arm, of those whose model says what it needs; arms that train the same network alike share the estimate."""
+def footprints(file: ExperimentFile, room: int | None = None) -> dict[str, Footprint]:
+    """By arm, of those whose model says what it needs; arms that train the same network alike share the estimate.
+
+    `room`: bytes of the GPU, by which the machine will decide what is left to it; None: not known.
+    """
     known: dict[str, Footprint | None] = {}
     found: dict[str, Footprint] = {}
     for arm, experiment in file.arms.items():
         parts = (experiment.model, experiment.policy, experiment.optimizer)
         key = "".join(part.model_dump_json() for part in parts)
+        key += f"{experiment.largest_batch} {experiment.retained_bytes}"
         if key not in known:
             known[key] = experiment.model.footprint(experiment)
         footprint = known[key]
         if footprint is not None:
-            found[arm] = footprint
+            needs = replace(footprint, retained=experiment.retained_bytes)
+            found[arm] = needs if room is None else needs.on(room)
     return found
 
 

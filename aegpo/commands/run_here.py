@@ -154,7 +154,7 @@ class _Start:
             if team.first:
                 base = keep_base(run, base)  # which may have been downloaded, or written over, while it was loaded
                 numbers = sum(weight.numel() for weight in engine.policy.weights.trained.values())
-                for line in (*engine.unused, keep_cut(run, team, numbers, info.first_step)):
+                for line in (*engine.unused, *engine.policy.choices, keep_cut(run, team, numbers, info.first_step)):
                     if line is not None:
                         self._say(line)
         self._share(engine, base)

@@ -35,6 +35,7 @@ from aegpo.core.problems import Location, Problem
 from aegpo.core.records import FloatArray, StepTable
 from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
 from aegpo.core.sections import (
+    GIB,
     CheckpointSpec,
     OptimizerSpec,
     ParallelSpec,
@@ -188,6 +189,14 @@ class Experiment(Spec):
         """Edges that a forward-backward takes at most; of groups, what they have where prompts have equal counts."""
         group = math.ceil(self.rollouts.rollouts_per_step / self.rollouts.prompts_per_step)
         return max(self.optimizer.micro_batch, group if self.objective.scope == "groups" else 1)
+
+    @property
+    def retained_bytes(self) -> int | None:
+        """Of graphs that sampling keeps for the first optimizer step, at most; None: half of what is free then."""
+        retain = self.optimizer.retain
+        if not self.optimizer.retains(self.objective) or retain == "never":
+            return 0
+        return None if retain == "auto" else int(retain * GIB)
 
     def problems(self) -> Iterator[Problem]:
         """What several fields together get wrong; `aegpo.config.loading` reports it with the line of the field."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 from pydantic import Field, field_validator
 
+from aegpo.core.footprint import Footprint
 from aegpo.core.interfaces import (
     Advantage,
     Allocator,
@@ -27,7 +28,7 @@ from aegpo.core.interfaces import (
     Tree,
 )
 from aegpo.core.problems import Problem
-from aegpo.core.records import FloatArray, Footprint, IntArray, Per, Prompt, RolloutPlan, Signal, StepTable
+from aegpo.core.records import FloatArray, IntArray, Per, Prompt, RolloutPlan, Signal, StepTable
 from aegpo.core.registry import LONGEST_NAME, Spec
 from aegpo.core.signals import SignalCost
 from aegpo.core.signatures import built
@@ -96,6 +97,13 @@ class ModelSpec(PartSpec):
     def footprint(self, experiment: Any) -> Footprint | None:
         """What a run needs in memory, or None where that is not worth a look."""
         return None
+
+    def settled(self, experiment: Any, free: int) -> Self:
+        """The same with every choice made that it leaves to the machine, on which `free` bytes are there for a run.
+
+        Asked right before `build`. A choice may change speed and memory, and no result beyond rounding.
+        """
+        return self
 
     @abstractmethod
     def build(self, device: torch.device) -> Model:

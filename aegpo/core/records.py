@@ -326,19 +326,3 @@ class AttentionCall:
     image: slice  # the image tokens among queries and, unless kind is "cross", among keys
     text: slice  # the text tokens among keys and, unless kind is "cross", among queries; empty if there are none
     mask: Tensor | None = None  # bool (True: attend) or additive, broadcastable to (B, heads, queries, keys)
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a run needs in memory, in bytes, estimated before anything is loaded."""
-
-    parameters: int  # of the trained network, adapters included; a count
-    trainable: int  # a count
-    weights: int  # the network, a copy of it where it is fine-tuned in full, and the image decoder
-    optimizer: int  # gradients, AdamW's moments, and the running average if one is kept
-    activations: int  # of one training micro-batch
-
-    @property
-    def total(self) -> int:
-        """All of it at once."""
-        return self.weights + self.optimizer + self.activations

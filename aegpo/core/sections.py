@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -15,6 +15,11 @@ from aegpo.core.places import LocalOrHub
 from aegpo.core.problems import Problem
 from aegpo.core.registry import Spec, Where, expand_shorthand
 
+if TYPE_CHECKING:
+    from aegpo.core.interfaces import ForwardObjective, Objective
+    from aegpo.core.parts import ObjectiveSpec
+
+GIB = 2**30
 # Counts end where nothing is meant any more and arithmetic of 64 bits is still far from its end.
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -292,6 +297,11 @@ class OptimizerSpec(Spec):
     def num_moments(self) -> int:
         """Running means that are kept of each weight's gradient."""
         return int(self.momentum > 0) if self.kind == "sgd" else 2
+
+    def retains(self, objective: ObjectiveSpec | Objective | ForwardObjective) -> bool:
+        """True if the first optimizer step of a training step may learn from what sampling computed."""
+        own = objective.process == "reverse" and not objective.keeps_old  # states of the policy that is trained
+        return self.retain != "never" and own and objective.scope == "rows"
 
     def updates(self, rollouts: int) -> int:
         """Optimizer updates in a training step of so many rollouts, at most: one without any edge is left out."""

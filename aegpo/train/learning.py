@@ -97,10 +97,7 @@ class Learner:
 
     def keeping(self, partition: Partition, deals: Deals) -> Keeping | None:
         """What sampling keeps of each part for the first optimizer step; None: nothing."""
-        objective = self.objective
-        if self._spec.retain == "never" or objective.process == "forward" or objective.scope == "groups":
-            return None
-        if objective.keeps_old or not worth_keeping(partition, deals[0][0]):
+        if not self._spec.retains(self.objective) or not worth_keeping(partition, deals[0][0]):
             return None
         self._room.refill()
         return lambda part: Retention(self._room, to_keep(part, deals[0][0]), self._spec.micro_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,10 +14,12 @@ from torch import Tensor
 from aegpo.core import contracts, untouched
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model, Preparable, Sampler
-from aegpo.core.memory import enough_memory, lower
+from aegpo.core.memory import enough_memory, free_bytes, lower
+from aegpo.core.parts import ModelSpec
 from aegpo.core.places import named_places
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import AttentionCall, Conditioning, Prompt
+from aegpo.core.sections import GIB
 from aegpo.core.signatures import built
 from aegpo.models.adapters import add_adapters
 from aegpo.models.loaded import fingerprint, resized
@@ -53,7 +56,8 @@ class Policy:
         self.experiment, self.device = experiment, choose_device(experiment.device, self.team.place)
         self.precision = Precision(experiment.precision, self.device, experiment.tf32)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
-        self.model = built("model", experiment.model.kind, partial(experiment.model.build, self.device), Model)
+        spec = self._settled(experiment)
+        self.model = built("model", spec.kind, partial(spec.build, self.device), Model)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
         with contracts.blaming("model", experiment.model.kind), self.model.frozen("base"):
             pass  # the base policy is what the model is now
@@ -81,6 +85,21 @@ class Policy:
     def micro_batch(self) -> int:
         """How many latents go through the network at once."""
         return self.how.micro_batch
+
+    def _settled(self, experiment: Experiment) -> ModelSpec:
+        """The model with what it leaves to the machine decided; `choices` says what was chosen."""
+        given, free = experiment.model, free_bytes(self.device)
+        if self.device.type == "cpu":
+            free //= self.team.place.local_size
+        with contracts.blaming("model", given.kind):
+            settled = given.settled(experiment, free)
+        before, now = given.model_dump(mode="json"), settled.model_dump(mode="json")
+        self.choices = tuple(
+            f"model.{name}: {json.dumps(before[name])} -> {json.dumps(value)}, with {free / GIB:.1f} GiB free"
+            for name, value in now.items()
+            if value != before[name]
+        )
+        return settled
 
     # --- what it says ------------------------------------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from aegpo.core.memory import free_bytes, keep_freed_memory
 from aegpo.core.processes import Place
 from aegpo.core.records import BoolArray, IntArray, RolloutPlan
+from aegpo.core.sections import GIB
 
 _SHARE = 0.5  # of the memory that is free at the start of a step, where the user says nothing
 _FEW = 8  # the share of a batch below which fewer states hardly cost less
-GIB = 2**30
 
 
 @dataclass(frozen=True)

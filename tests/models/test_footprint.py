@@ -13,7 +13,7 @@ from rich.console import Console
 from worlds import CPU, asked, small_experiment
 
 from aegpo.commands import describe
-from aegpo.core.records import Footprint
+from aegpo.core.footprint import Footprint
 from aegpo.core.sections import OptimizerSpec, PolicySpec
 from aegpo.method.objectives import PreferenceObjective
 from aegpo.models.adapters import add_adapters
@@ -22,6 +22,9 @@ from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
+from aegpo.runs.manifest import experiment_changes
+from aegpo.train import policy as policy_module
+from aegpo.train.policy import Policy
 
 LORA = PolicySpec(train="lora", rank=4)
 
@@ -120,6 +123,68 @@ def test_the_table_says_what_does_not_fit():
     assert "no" in large
     assert "the GPU has 4.0" in text
     assert ShapesSpec().footprint(small_experiment(ShapesSpec())) is None
+
+
+def test_activations_are_computed_again_only_where_they_would_not_fit(pipeline_folders):
+    fields = {"path": str(pipeline_folders["sd3"]), "dtype": "float32", "height": 16, "width": 16}
+    spec, whole = Sd3Spec(**fields), Sd3Spec(gradient_checkpointing=False, **fields)
+    experiment = small_experiment(spec, policy=LORA)
+    enough = spec.footprint(experiment).whole_from
+    assert spec.settled(experiment, enough).gradient_checkpointing is False
+    assert spec.settled(experiment, enough - 1).gradient_checkpointing is True
+    assert spec.footprint(experiment).on(enough).total == whole.footprint(experiment).total
+    assert whole.settled(experiment, 0) == whole
+
+
+def test_graphs_that_sampling_keeps_need_room_of_their_own(pipeline_folders):
+    spec = Sd3Spec(path=str(pipeline_folders["sd3"]), dtype="float32", height=16, width=16)
+
+    def needed(retain) -> int:
+        return spec.footprint(small_experiment(spec, policy=LORA, optimizer=OptimizerSpec(retain=retain))).whole_from
+
+    assert needed("never") < needed("auto")
+    assert needed(4.0) - needed("never") == pytest.approx(2**32 / 0.8, abs=2)
+    preferring = small_experiment(spec, policy=LORA, objective=PreferenceObjective())
+    assert preferring.retained_bytes == 0  # what compares whole groups keeps none
+
+
+@pytest.mark.parametrize(("gib", "chosen"), [(1e6, False), (0.0, True)])
+def test_the_machine_decides_when_the_parts_are_built_and_says_so(pipeline_folders, monkeypatch, gib, chosen):
+    spec = Sd3Spec(path=str(pipeline_folders["sd3"]), dtype="float32", height=16, width=16)
+    monkeypatch.setattr(policy_module, "free_bytes", lambda device: int(gib * 2**30))
+    policy = Policy(small_experiment(spec, policy=LORA))
+    assert policy.model.policy.is_gradient_checkpointing == chosen
+    assert policy.experiment.model.gradient_checkpointing == "auto"  # manifests have what the file says
+    (line,) = policy.choices
+    assert line == f'model.gradient_checkpointing: "auto" -> {str(chosen).lower()}, with {gib:.1f} GiB free'
+
+
+def test_a_run_goes_on_with_another_choice_of_checkpointing(pipeline_folders):
+    spec = Sd3Spec(path=str(pipeline_folders["sd3"]), dtype="float32", height=16, width=16)
+    begun = small_experiment(spec.model_copy(update={"gradient_checkpointing": True}))
+    changes = experiment_changes(small_experiment(spec), {"experiment": begun.model_dump(mode="json")})
+    (change,) = (each for each in changes if each.key == "model.gradient_checkpointing")
+    assert change.is_allowed
+
+
+def test_the_table_says_what_is_computed_again_and_what_sampling_keeps():
+    sizes = (10, 1, 2**30, 2**30, 2**30)
+    figures = {
+        "decided": Footprint(*sizes, recomputes=True, whole=2**33, whole_from=2**34, retained=None),
+        "given": Footprint(*sizes, recomputes=False, retained=2**31),
+    }
+
+    def row(arm: str, room: int | None) -> str:
+        console = Console(width=200, record=True)
+        console.print(describe.memory(figures, room))
+        return next(line for line in console.export_text().splitlines() if arm in line)
+
+    assert "auto: no from 16.0" in row("decided", None)
+    assert "half of the rest" in row("decided", None)
+    assert "yes; auto: no from 16.0" in row("decided", 2**33)
+    assert "<= 2.5" in row("decided", 2**33)  # half of 8 less 3
+    assert "<= 2.0" in row("given", None)
+    assert "5.0" in row("given", None)  # 3, and what sampling keeps
 
 
 def test_check_prints_it_for_real_models_and_loads_no_torch_for_the_embedded_one(pipeline_folders, tmp_path):

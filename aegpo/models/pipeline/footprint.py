@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -11,21 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.core.experiment import Experiment
+from aegpo.core.footprint import Footprint
 from aegpo.core.moments import FLOAT32, moment_bytes
-from aegpo.core.records import Conditioning, Footprint
+from aegpo.core.records import Conditioning
 from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.family import with_size
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.options import PipelineOptions
 
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
+_ESTIMATE, _SHARE = 2, 0.8  # see `_whole_from`
 
 
 def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
     """Weights and states are exact up to buffers; activations are the outputs of all layers that training keeps.
 
-    With gradient checkpointing those are the outputs of blocks, and all of the largest block. Sampling, decoding,
-    rewards and the allocator's slack come on top.
+    With gradient checkpointing those are the outputs of blocks, and all of the largest block; where it is left to the
+    machine, they are given both ways. Sampling, decoding, rewards and the allocator's slack come on top.
     """
     config = spec.config_at_hand(spec.network) or spec.architecture
     with torch.device("meta"):
@@ -40,18 +44,35 @@ def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
     copies = 1 + (experiment.policy.ema is not None)  # the gradient, the average
     kept, each = experiment.optimizer.moments, experiment.optimizer.num_moments
     moments = sum(moment_bytes(count, kept, each) for count, _, trained in sizes if trained)
-    return Footprint(
+    optimizer = copies * trainable * FLOAT32 + moments
+    whole, few = (experiment.largest_batch * each for each in _activations(spec, network))
+    found = Footprint(
         parameters=sum(count for count, _, _ in sizes),
         trainable=trainable,
         weights=weights,
-        optimizer=copies * trainable * FLOAT32 + moments,
-        activations=experiment.largest_batch * _activations(spec, network),
+        optimizer=optimizer,
+        activations=whole if spec.gradient_checkpointing is False else few,
+        recomputes=spec.gradient_checkpointing is not False,
     )
+    if spec.gradient_checkpointing != "auto":
+        return found
+    return replace(found, whole=whole, whole_from=_whole_from(experiment, weights + optimizer, whole))
+
+
+def _whole_from(experiment: Experiment, fixed: int, activations: int) -> int:
+    """Free memory, in bytes, in which a training step fits that computes no activations again (our choice).
+
+    Beside what is `fixed` there have to be the graphs that sampling keeps, and twice the estimate of activations, which
+    is within a factor of two, as a test shows. That may take four fifths: the rest is for rewards, decoding and slack.
+    Keeping activations is worth more than keeping graphs: it saves a forward pass of every state, as graphs do of some.
+    """
+    most, needed = experiment.retained_bytes, _ESTIMATE * activations
+    return math.ceil((fixed + (2 * needed if most is None else most + needed)) / _SHARE)
 
 
 @torch.no_grad()
-def _activations(spec: PipelineOptions, network: Any) -> int:
-    """Bytes that the backward pass of one transition needs."""
+def _activations(spec: PipelineOptions, network: Any) -> tuple[int, int]:
+    """Bytes that the backward pass of one transition needs, without and with gradient checkpointing."""
     device, pixels = torch.device("meta"), spec.pixels_per_latent()
     family = spec.family(network, device)
     shape = (1, spec.channels(), spec.height // pixels, spec.width // pixels)
@@ -63,12 +84,12 @@ def _activations(spec: PipelineOptions, network: Any) -> int:
     with _kept_outputs(network) as kept:
         family.predict(network, torch.empty(shape, device=device), torch.empty(1, device=device), cond)
     layers, blocks = kept
-    numbers = sum(layers.values())
-    if spec.gradient_checkpointing:
-        inside = {block: sum(n for name, n in layers.items() if name.startswith(f"{block}.")) for block in blocks}
-        numbers += sum(blocks.values()) - sum(inside.values()) + max(inside.values())
+    inside = {block: sum(n for name, n in layers.items() if name.startswith(f"{block}.")) for block in blocks}
+    whole = sum(layers.values())
+    few = whole + sum(blocks.values()) - sum(inside.values()) + max(inside.values())
     evaluations = 2 if family.scale != 1.0 and spec.guidance_gradient == "both" else 1
-    return evaluations * numbers * DTYPES[spec.dtype].itemsize
+    each = evaluations * DTYPES[spec.dtype].itemsize
+    return whole * each, few * each
 
 
 @contextmanager

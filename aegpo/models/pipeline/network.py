@@ -30,7 +30,7 @@ class Network:
 
     def __init__(self, policy: nn.Module, spec: PipelineOptions, device: torch.device) -> None:
         self.policy = policy.to(device)
-        if spec.gradient_checkpointing:
+        if spec.gradient_checkpointing is not False:  # auto, if nobody has settled it: what needs less
             policy.enable_gradient_checkpointing()  # type: ignore[operator]
         self._dtype, self._device = DTYPES[spec.dtype], device
         waits_on = torch.device("cpu") if spec.offload_base else device

@@ -69,9 +69,11 @@ class PipelineOptions(ModelSpec):
     vae_tiling: bool = Field(
         default=False, description="decode large images in overlapping tiles: less memory, faint seams"
     )
-    gradient_checkpointing: bool = Field(
-        default=True,
-        description="compute activations again in the backward pass: a fraction of the memory, a third more time",
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="compute activations again in the backward pass: a fraction of the memory, a third more time, the "
+        "same results. auto: when a run starts, false if by estimate a training step fits the memory that is free "
+        "without it, else true; the run says which, and `aegpo check` from what memory on it is false",
     )
     compile: bool = Field(
         default=False,

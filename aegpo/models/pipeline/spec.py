@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from aegpo.core.experiment import Experiment
+from aegpo.core.footprint import Footprint
 from aegpo.core.interfaces import Model
-from aegpo.core.records import Footprint
 from aegpo.models.pipeline.options import PipelineOptions
 
 if TYPE_CHECKING:
@@ -21,6 +21,16 @@ class PipelineSpec(PipelineOptions):
         from aegpo.models.pipeline.model import PipelineModel
 
         return PipelineModel(self, device)
+
+    def settled(self, experiment: Experiment, free: int) -> Self:
+        """Whether activations are computed again, for `free` bytes; what is on the hub only is downloaded for it."""
+        if self.gradient_checkpointing != "auto":
+            return self
+        if self.base_folder is None:
+            from aegpo.models.pipeline.loading import pipeline_folder
+
+            pipeline_folder(self)  # else the estimate would be the published network's
+        return self.model_copy(update={"gradient_checkpointing": self.footprint(experiment).on(free).recomputes})
 
     def footprint(self, experiment: Experiment) -> Footprint:
         """What a run needs in memory, from configs alone; imports torch."""

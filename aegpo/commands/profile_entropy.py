@@ -6,7 +6,7 @@ means anything; `tables` and `wording` say it, `figures` and `evidence_figures` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,6 @@ from aegpo.core.files import whole_folder, write_atomically
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import FloatArray
 from aegpo.method.signals.entropy import entropy_options
-from aegpo.method.signals.entropy_options import ENTROPY_DELTA
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.plots import save_drawings
 from aegpo.report.profile.analysis import Analysis, analyse
@@ -98,20 +97,20 @@ class _Subject:
         """Profiles the base, then the policy of the checkpoint."""
         with self.engine.policy.base():
             base = self.measure()
-        policy = told = None
+        policy = None
         if self.target.folder is not None:
             self.target.load(self.target.step, self.engine)
             policy = self.measure()
-            told = self._told()
-        return analyse(self.target, base, policy, told)
+        return analyse(self.target, base, policy, self._told())
 
-    def _told(self) -> FloatArray | None:  # (P,)
-        """Delta as the experiment's own probe has it, where a base on its own trajectory does not say it."""
+    def _told(self) -> Mapping[str, FloatArray] | None:
+        """What the experiment's own probe says, where trajectories of every step from the same noise do not say it."""
         options = entropy_options(self.target.experiment)
-        if options.base_on == "own":
+        on_policy = options.base_on == "policy" and self.target.folder is not None
+        if options.stride == 1 and not on_policy:
             return None
         found = options.build(self.target.experiment).measure(self.target.step, self.target.prompts, self.engine.policy)
-        return found.values[ENTROPY_DELTA]
+        return found.values
 
 
 def _evidence(subject: _Subject, analysis: Analysis, console: Console, progress: Console) -> Evidence:

@@ -78,6 +78,7 @@ def test_a_probe_of_fewer_steps_or_more_samples_costs_what_its_trajectories_do()
 
     assert spent() == (4 * 10, 8 * 10)  # of the policy in every step; of the base once for each of the 8 prompts
     assert spent(steps=(0, 1, 2, 5)) == (4 * 6, 8 * 6)
+    assert spent(stride=3) == (4 * 4, 8 * 4)
     assert spent(samples=3) == (4 * 30, 8 * 30)
     # 8 prompts, 4 a step: each comes every second step, so a curve that holds for 4 steps is taken every fourth
     assert spent(refresh=4)[0] == pytest.approx(4 * 10 / 2, rel=0.25)

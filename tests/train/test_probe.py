@@ -198,6 +198,66 @@ def test_layers_are_chosen_by_pattern_and_their_mean_is_the_whole(tiny_model):
     np.testing.assert_allclose(np.mean(each, axis=0), exact, atol=1e-6)
 
 
+@pytest.mark.parametrize(("stride", "levels"), [(2, (0, 2)), (3, (0, 3))])
+def test_a_stride_follows_fewer_longer_steps_and_interpolates_between_them(tiny_model, stride, levels):
+    found = measure(probe_of(tiny_model, stride=stride), tiny_model)
+    assert found.forwards == 3 * (EntropySignal(stride=stride).cost(STEPS).policy * 2) == 2 * 3 * len(levels)
+    latents, sigmas, cond = (
+        prompt_noise(tiny_model.latent_shape, 0, PROMPTS, "signal", 0),
+        tiny_model.sigmas(STEPS),
+        encoded(tiny_model),
+    )
+    sides = []
+    for level, following in zip(levels, (*levels[1:], STEPS), strict=True):
+        calls: list[AttentionCall] = []
+        with torch.no_grad(), tiny_model.tap_attention(calls.append):
+            velocity = tiny_model.velocity(latents, sigmas[level].expand(3), cond)
+        sides.append(torch.stack([dense(c.query, c.key, c.scale).mean(dim=(1, 2)) for c in calls]).mean(dim=0).numpy())
+        latents = euler(latents, velocity, sigmas[level].expand(3), sigmas[following].expand(3))
+    shares = np.minimum(np.arange(STEPS) / stride, 1)[:, None]  # the last measured value is held
+    expected = (1 - shares) * sides[0] + shares * sides[1]
+    np.testing.assert_allclose(found.entropy, expected.T, atol=2e-6)
+
+
+def test_delta_with_a_stride_is_the_mean_over_the_interpolated_curve(tiny_model):
+    probe = probe_of(tiny_model, stride=2, samples=2)
+    measure(probe, tiny_model)
+    perturb(tiny_model)
+    moved = measure(probe, tiny_model, step=2)
+    assert moved.forwards == 3 * 2 * 2
+    assert np.array_equal(moved.delta, np.abs(moved.entropy - moved.base_entropy).mean(axis=1))
+    assert (moved.delta > 1e-4).all()
+
+
+def test_with_a_stride_the_base_on_the_policys_latents_costs_what_is_measured(tiny_model):
+    found = measure(probe_of(tiny_model, stride=2, base_on="policy"), tiny_model)
+    assert found.forwards == 2 * 3 * 2
+    assert not np.isnan(found.base_entropy).any()
+    assert np.array_equal(found.entropy, found.base_entropy)
+
+
+def test_with_a_stride_rollouts_take_over_level_0_alone(tiny_model):
+    trunk = measure(probe_of(tiny_model, source="rollout", stride=2), tiny_model).trunk
+    plan = TREES["late splits"]
+    assert trunk.levels(plan).tolist() == [1, 1, 1]
+    assert EntropySignal(source="rollout", stride=2).cost(STEPS).trunk == 1
+    counted, calls = counting(execution(tiny_model, STEPS))
+    found = roll_out(counted, plan, encoded(tiny_model), StepNoise(0), trunk=trunk)
+    assert sum(calls) == plan.forwards - 3
+    alone = Trunk(trunk.prompt, trunk.noise)
+    expected = roll_out(execution(tiny_model, STEPS), plan, encoded(tiny_model), StepNoise(0), trunk=alone)
+    torch.testing.assert_close(found.images, expected.images, atol=2e-5, rtol=0)
+
+
+def test_another_stride_keeps_its_base_in_another_folder(tiny_model, tmp_path):
+    for stride in (1, 2):
+        probe = probe_of(tiny_model, stride=stride)
+        probe.probe.open(tmp_path, 0, KEY)
+        measure(probe, tiny_model)
+        probe.probe.write(1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_samples_are_further_start_noises_whose_curves_are_averaged(tiny_model):
     probe = probe_of(tiny_model, samples=3)
     found = measure(probe, tiny_model)

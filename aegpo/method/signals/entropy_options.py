@@ -38,6 +38,13 @@ class EntropyOptions(SignalSpec):
         description="denoising steps that are measured, counted from 0; the trajectory ends after the last of them, "
         "and the others can neither be chosen by their entropy nor move delta (nothing is interpolated)",
     )
+    stride: Positive = Field(
+        default=1,
+        description="denoising steps that one deterministic step of the probe spans, the policy's as the base's: with "
+        "K, levels 0, K, 2K, ... are evaluated and measured, and entropy in between is interpolated linearly over "
+        "steps; after the last of them it stays what it is there. Delta is the mean over the curve so filled. More "
+        "than 1 needs `steps: all` (our choice: 1, the rollouts' own steps)",
+    )
     rows: Literal["all"] | Positive = Field(
         default="all",
         description="query rows measured in each call: all, or so many of them, image and text alike in share",
@@ -73,16 +80,28 @@ class EntropyOptions(SignalSpec):
     )
 
     def measured(self, denoising_steps: int) -> tuple[int, ...]:
-        """The denoising steps that are measured, in order."""
+        """The denoising steps whose entropy is known, in order: measured, or interpolated with a stride."""
         return tuple(range(denoising_steps)) if self.steps == "all" else tuple(sorted(self.steps))
 
+    def evaluated(self, denoising_steps: int) -> tuple[int, ...]:
+        """The levels at which the network is evaluated along a trajectory, in order, from 0."""
+        return tuple(range(0, self.measured(denoising_steps)[-1] + 1, self.stride))
+
+    def tapped(self, denoising_steps: int) -> tuple[int, ...]:
+        """The levels at which attention is measured, in order: the measured ones among those evaluated."""
+        known = self.measured(denoising_steps)
+        return tuple(level for level in self.evaluated(denoising_steps) if level in known)
+
     def cost(self, denoising_steps: int) -> SignalCost:
-        """A trajectory to the last measured step for each sample of the policy; of the base as `base_on` says."""
-        steps = self.measured(denoising_steps)
-        levels = steps[-1] + 1
-        trajectory, trunk = self.samples * levels, levels if self.source == "rollout" else 0
+        """A trajectory to the last measured step for each sample of the policy; of the base as `base_on` says.
+
+        With a stride the rollouts come by the probe's latents at level 0 alone.
+        """
+        levels = len(self.evaluated(denoising_steps))
+        handed_on = levels if self.stride == 1 else 1
+        trajectory, trunk = self.samples * levels, handed_on if self.source == "rollout" else 0
         if self.base_on == "policy":
-            return SignalCost(trajectory, 0, self.refresh, trunk, self.samples * len(steps))
+            return SignalCost(trajectory, 0, self.refresh, trunk, self.samples * len(self.tapped(denoising_steps)))
         return SignalCost(trajectory, trajectory, self.refresh, trunk)
 
     def problems(self, experiment: Experiment) -> Iterator[Problem]:
@@ -93,12 +112,27 @@ class EntropyOptions(SignalSpec):
             yield Problem(("block",), message)
         for message in self._wrong_steps(experiment.rollouts.denoising_steps):
             yield Problem(("steps",), message)
+        for message in self._wrong_stride(experiment.rollouts.denoising_steps):
+            yield Problem(("stride",), message)
         if self.source == "rollout" and objective.keeps_old:
             message = (
                 f"objective {objective.kind!r} samples rollouts by an older policy than the one that is probed, so "
                 "they cannot take over its evaluations; use 'probe'"
             )
             yield Problem(("source",), message)
+
+    def _wrong_stride(self, denoising_steps: int) -> Iterator[str]:
+        """A stride beside steps of one's own, or one that leaves nothing to interpolate between, in words."""
+        if self.stride > 1 and self.steps != "all":
+            yield (
+                f"a stride of {self.stride} measures steps of its own and interpolates the others, but 'steps' names "
+                "some; set 'steps: all', or 'stride: 1'"
+            )
+        elif self.stride >= max(denoising_steps, 2):
+            yield (
+                f"a stride of {self.stride} measures nothing but step 0 of a trajectory of {denoising_steps}, so "
+                f"entropy has no curve; choose at most {max(denoising_steps - 1, 1)}"
+            )
 
     def _wrong_steps(self, denoising_steps: int) -> Iterator[str]:
         """Steps that a trajectory does not have, or that are named twice, in words."""
@@ -108,6 +142,17 @@ class EntropyOptions(SignalSpec):
         twice = [step for step, following in pairwise(steps) if step == following]
         if twice:
             yield f"step {twice[0]} is named twice; name it once"
+
+
+def filled(curves: FloatArray) -> FloatArray:  # (P, T) -> (P, T)
+    """Curves of P prompts that are measured at the same levels, NaN elsewhere, interpolated linearly over the step.
+
+    Before the first and after the last measured level they stay what they are there (our choice).
+    """
+    every = np.arange(curves.shape[1])
+    there = ~np.isnan(curves).all(axis=0)
+    known = every[there]
+    return np.stack([np.interp(every, known, curve[there]) for curve in curves])
 
 
 def entropy_change(policy: FloatArray, base: FloatArray, how: Change) -> FloatArray:  # (P, K), (P, K) -> (P,)

@@ -23,17 +23,17 @@ from aegpo.core.signals import Measurement, Trunk
 from aegpo.errors import SettingError
 from aegpo.method.samplers import euler, start_latents
 from aegpo.method.signals.base_entropies import BaseCurves, prompt_digest
-from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA, EntropyOptions, entropy_change
+from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA, EntropyOptions, entropy_change, filled
 
 
 @dataclass(frozen=True)
 class _Trajectories:
     """Curves of some prompts, and the trajectories of their first start noise."""
 
-    curves: FloatArray  # (P, T) nats, NaN where not measured
+    curves: FloatArray  # (P, T) nats, NaN where neither measured nor interpolated
     noise: Tensor  # (P, *x)
-    velocity: tuple[Tensor, ...]  # (P, *x) at each level up to the last measured
-    path: tuple[Tensor, ...] = ()  # (samples x P, *x) at each measured level; empty if nobody asked for it
+    velocity: tuple[Tensor, ...]  # (P, *x) at the first levels, as rollouts come by them
+    path: tuple[Tensor, ...] = ()  # (samples x P, *x) at each level that is tapped; empty if nobody asked for it
 
 
 @dataclass
@@ -149,6 +149,13 @@ class EntropyProbe:
     def _steps(self, policy: Policy) -> tuple[int, ...]:
         return self._spec.measured(len(policy.sigmas) - 1)
 
+    def _tapped(self, policy: Policy) -> tuple[int, ...]:
+        return self._spec.tapped(len(policy.sigmas) - 1)
+
+    def _filled(self, curves: FloatArray) -> FloatArray:  # (P, T)
+        """With a stride, the curves between the levels that were measured as well."""
+        return filled(curves) if self._spec.stride > 1 else curves
+
     def _due(self, step: int, index: Sequence[int]) -> list[int]:
         """Rows of the prompts that have no curve, or one that no longer holds; each prompt once."""
         first = {prompt: row for row, prompt in reversed(list(enumerate(index)))}
@@ -162,22 +169,24 @@ class EntropyProbe:
         self, prompts: Sequence[Prompt], cond: Conditioning, rows: Sequence[int], policy: Policy, path: bool = False
     ) -> _Trajectories:
         """Follows every sample of the prompts in `rows`, all of them abreast; `path`: keeps where they came by."""
-        samples, count, steps = self._spec.samples, len(rows), self._steps(policy)
+        samples, count, levels = self._spec.samples, len(rows), self._spec.evaluated(len(policy.sigmas) - 1)
         chosen = [prompts[row] for row in rows]
         noise = torch.cat([policy.start_noise(chosen, self._spec.seed, sample) for sample in range(samples)])
         every = self._each_sample(cond, rows, noise.device)
         latents = start_latents(noise, policy.sigmas).to(policy.storage)
         curves = np.full((count, len(policy.sigmas) - 1), np.nan)
         velocities, passed = list[Tensor](), list[Tensor]()
-        for level in range(steps[-1] + 1):
+        for level in levels:
             velocity, entropy = self._evaluate(policy, level, latents.float(), every)
             if entropy is not None:
                 curves[:, level] = self._over_samples(entropy)
                 passed += [latents] if path else []
-            velocities.append(velocity[:count])
-            sigma, sigma_next = (policy.sigmas[place].expand(len(latents)) for place in (level, level + 1))
+            if self._spec.stride == 1 or level == 0:  # the levels at which rollouts come by the same latents
+                velocities.append(velocity[:count])
+            ends = level, min(level + self._spec.stride, len(policy.sigmas) - 1)
+            sigma, sigma_next = (policy.sigmas[place].expand(len(latents)) for place in ends)
             latents = euler(latents, velocity, sigma, sigma_next).to(policy.storage)
-        return _Trajectories(curves, noise[:count], tuple(velocities), tuple(passed))
+        return _Trajectories(self._filled(curves), noise[:count], tuple(velocities), tuple(passed))
 
     @torch.no_grad()
     def _base_on_path(
@@ -186,11 +195,11 @@ class EntropyProbe:
         """The base policy's curves on the latents that the policy came by; NaN at steps that are not measured."""
         every, curves = self._each_sample(cond, rows, found.noise.device), np.full_like(found.curves, np.nan)
         with policy.base():
-            for level, latents in zip(self._steps(policy), found.path, strict=True):
+            for level, latents in zip(self._tapped(policy), found.path, strict=True):
                 _, entropy = self._evaluate(policy, level, latents.float(), every)
                 assert entropy is not None, "the level is measured"
                 curves[:, level] = self._over_samples(entropy)
-        return curves
+        return self._filled(curves)
 
     def _each_sample(self, cond: Conditioning, rows: Sequence[int], device: torch.device) -> Conditioning:
         """What the network is told of every sample of some prompts, sample by sample."""
@@ -206,7 +215,7 @@ class EntropyProbe:
     ) -> tuple[Tensor, Tensor | None]:
         """Velocity (B, *x) at a level, and entropies (B,) where it is measured."""
         sigma, velocities, entropies = policy.sigmas[level], [], []
-        measured = level in self._steps(policy)
+        measured = level in self._tapped(policy)
         for rows in torch.split(torch.arange(len(latents), device=latents.device), policy.micro_batch):
             tap = _LayerMean(self._spec)
             with policy.tap_attention(tap.see) if measured else nullcontext():
@@ -227,7 +236,9 @@ class EntropyProbe:
 
     def _how(self) -> dict[str, Any]:
         """The options that the base policy's curves depend on, as JSON."""
-        return self._spec.model_dump(mode="json", exclude={"refresh", "source", "base_on", "delta"})
+        free = {"refresh", "source", "base_on", "delta"}
+        exact = {"stride"} if self._spec.stride == 1 else set()  # as the files of runs before there was a stride
+        return self._spec.model_dump(mode="json", exclude=free | exact)
 
     def write(self, step: int) -> None:
         """Puts the base policy's new curves on disk."""

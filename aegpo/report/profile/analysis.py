@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,7 +40,7 @@ class Analysis:
     target: Target
     base: Profile
     policy: Profile | None  # None: the base alone
-    told: FloatArray | None = None  # (P,) delta on the policy's own latents, where the experiment measures it there
+    told: Mapping[str, FloatArray] | None = None  # the probe's own signals, where its options measure elsewhere
 
     @property
     def shown(self) -> Profile:
@@ -112,7 +113,9 @@ class Analysis:
         if self.told is None:
             delta = entropy_change(entropy.take(steps, axis=1), base.take(steps, axis=1), self.options.delta)
         else:
-            delta = self.told[rows]
+            delta = self.told[ENTROPY_DELTA][rows]
+        if self.told is not None and self.options.stride > 1:
+            entropy = self.told[ENTROPY][rows].copy()
         entropy[:, np.setdiff1d(np.arange(entropy.shape[1]), steps)] = np.nan
         known = {ENTROPY: Signal("prompt-step", entropy), ENTROPY_DELTA: Signal("prompt", delta)}
         return Signals(LATE, len(entropy), self.sigmas, known)
@@ -142,8 +145,10 @@ class Analysis:
         return tuple(sorted(found, key=lambda layer: -layer.varies))
 
 
-def analyse(target: Target, base: Profile, policy: Profile | None, told: FloatArray | None = None) -> Analysis:
-    """The analysis of two profiles, and what the probe itself says of delta if that is not in them.
+def analyse(
+    target: Target, base: Profile, policy: Profile | None, told: Mapping[str, FloatArray] | None = None
+) -> Analysis:
+    """The analysis of two profiles, and what the probe itself says if that is not in them.
 
     Raises:
         AegpoError: if the network does not have the block that the experiment reads.

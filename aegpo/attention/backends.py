@@ -3,8 +3,10 @@
 Every function takes query (B, heads, queries, d), key (B, heads, keys, d) and the factor of the scores, and returns
 entropy and log-sum-exp, (B, heads, queries) float32 nats each. The private operators of torch are called here only.
 
-"fused" is a CPU's attention operator, "chunked" plain torch on any device and the only one with gradients. Not run for
-want of a GPU: "cuda-flash" and "cuda-efficient", which are therefore chosen by those who ask for them only.
+"fused" is a CPU's attention operator, "chunked" plain torch on any device and the only one with gradients. On a GPU,
+"cuda-efficient" is as exact and takes half the time of "chunked"; "cuda-flash" takes a sixth of that again, but rounds
+the mean key to half precision, which moves a row by up to .05 nats and the mean over a head's rows by up to .001
+(tools/BENCHMARKS.md), so it is for those who ask for it.
 """
 
 from __future__ import annotations
@@ -43,14 +45,15 @@ def split_mask(mask: Tensor | None, keys: int) -> tuple[Tensor | None, Tensor | 
 
 
 def choose_backend(device: str, gradient: bool, bias_of_rows: bool) -> Backend:
-    """What "auto" stands for: of the backends that have been run, the fastest one that is exact here.
+    """What "auto" stands for: the fastest backend that is exact here.
 
     Args:
         device: the type of the tensors' device, such as ``cuda``.
         gradient: the entropy is differentiated.
         bias_of_rows: an additive bias differs between rows.
     """
-    return "fused" if device == "cpu" and not gradient and not bias_of_rows else "chunked"
+    fast: dict[str, Backend] = {"cpu": "fused", "cuda": "cuda-efficient"}
+    return "chunked" if gradient or bias_of_rows else fast.get(device, "chunked")
 
 
 def measure_rows(
@@ -61,10 +64,11 @@ def measure_rows(
     if backend == "auto":
         chosen = choose_backend(query.device.type, _needs_gradient(query, key), _differs_by_row(bias))
     _check(chosen, query, key, allowed, bias)
-    if chosen == "chunked":
-        entropy, lse = _chunked(query, key, scale, allowed, bias)
-    else:
-        entropy, lse = _keys_as_values(query, key, scale, allowed, bias, chosen)
+    with torch.autocast(query.device.type, enabled=False):  # of a network that is watched: scores must not be rounded
+        if chosen == "chunked":
+            entropy, lse = _chunked(query, key, scale, allowed, bias)
+        else:
+            entropy, lse = _keys_as_values(query, key, scale, allowed, bias, chosen)
     if allowed is None:
         return entropy, lse
     blind = ~allowed.any(dim=-1).expand(lse.shape)  # rows that may attend to no key

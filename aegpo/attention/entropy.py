@@ -49,8 +49,7 @@ def attention_entropy(
         scale: factor of the scores.
         mask: None, bool (True: attend) or additive float, broadcastable to (B, heads, queries, keys).
         rows: None for all, or the indices (rows,) of the query rows to measure.
-        backend: "auto" chooses by device, mask and need of gradients; on a GPU it is "chunked", for the faster ones
-            there have not been run.
+        backend: "auto" chooses by device, mask and need of gradients, among those that are exact.
 
     Returns:
         (B, heads, rows) float32, each in [0, ln(keys)] up to rounding; nan where a row may attend to no key.

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -47,6 +48,19 @@ class AttentionTap:
                 f"no softmax attention has a layer like {self._layers!r} and kind {' or '.join(self._kinds)}; the "
                 f"network has {some}"
             )
+
+
+def parts_of(call: AttentionCall, count: int) -> Iterator[AttentionCall]:
+    """The calls of `count` equal parts of a batch, in order."""
+    if count == 1:
+        yield call
+        return
+    rows = len(call.query)
+    masks = [call.mask] * count
+    if call.mask is not None and call.mask.dim() == 4 and len(call.mask) == rows:
+        masks = list(call.mask.chunk(count))
+    for query, key, mask in zip(call.query.chunk(count), call.key.chunk(count), masks, strict=True):
+        yield replace(call, query=query, key=key, mask=mask)
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -197,17 +197,21 @@ def test_what_cannot_be_measured_is_refused(options, message):
     assert str(error.value) == f"attention_entropy: {message}"
 
 
-@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
-@pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("bias_of_rows", [False, True])
-def test_on_a_gpu_plain_torch_is_chosen_until_others_have_been_run(device, gradient, bias_of_rows):
-    assert choose_backend(device, gradient, bias_of_rows) == "chunked"
+@pytest.mark.parametrize(
+    ("device", "own"), [("cpu", "fused"), ("cuda", "cuda-efficient"), ("mps", "chunked"), ("xpu", "chunked")]
+)
+def test_a_device_s_own_operator_is_chosen_wherever_it_is_exact(device, own):
+    assert choose_backend(device, gradient=False, bias_of_rows=False) == own
+    assert choose_backend(device, gradient=True, bias_of_rows=False) == "chunked"
+    assert choose_backend(device, gradient=False, bias_of_rows=True) == "chunked"
 
 
-def test_on_a_cpu_its_own_operator_is_chosen_wherever_it_is_exact():
-    assert choose_backend("cpu", gradient=False, bias_of_rows=False) == "fused"
-    assert choose_backend("cpu", gradient=True, bias_of_rows=False) == "chunked"
-    assert choose_backend("cpu", gradient=False, bias_of_rows=True) == "chunked"
+@pytest.mark.parametrize("backend", ["fused", "chunked"])
+def test_the_autocast_of_a_network_that_is_watched_does_not_round_scores(backend):
+    query, key = (torch.randn(1, 2, 60, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    expected = attention_entropy(3 * query, key, scale=0.25, backend=backend)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention_entropy(3 * query, key, scale=0.25, backend=backend), expected)
 
 
 @pytest.mark.parametrize(

@@ -168,14 +168,28 @@ def test_a_tap_sees_every_softmax_attention_once_for_each_evaluation(kind, pipel
         evaluate(model)
     assert {call.kind for call in calls} == {"sd3": {"joint", "self"}, "flux": {"joint"}}.get(kind, {"self", "cross"})
     names = [call.layer for call in calls]
-    assert names[: len(names) // 2] == names[len(names) // 2 :]
+    assert names[::2] == names[1::2] or names[: len(names) // 2] == names[len(names) // 2 :]
     assert len(set(names)) == len(names) // 2
-    assert all(len(call.query) == 2 for call in calls)
+    assert all(len(call.query) == len(call.key) == 2 for call in calls)
     for call in calls:
         image = call.image.stop - call.image.start
         if call.kind == "joint":
             assert image + call.text.stop - call.text.start == call.key.shape[2]
         assert image in {"sd": (64, 16), "sdxl": (64, 16)}.get(kind, (16,))
+
+
+def test_in_one_batch_a_tap_sees_of_both_evaluations_what_each_alone_shows(pipeline_folders):
+    seen = {}
+    for scale in (1.0, 2.0):
+        model, seen[scale] = spec_of("sd3", pipeline_folders["sd3"], guidance=scale).build(CPU), []
+        with torch.no_grad(), model.tap_attention(seen[scale].append):
+            evaluate(model)
+    guided = seen[2.0][1::2]  # each layer shows what is steered away from first
+    assert [call.layer for call in guided] == [call.layer for call in seen[1.0]]
+    for found, alone in zip(guided, seen[1.0], strict=True):
+        torch.testing.assert_close(found.query, alone.query, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.key, alone.key, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(seen[2.0][0].key, guided[0].key, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

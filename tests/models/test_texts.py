@@ -56,14 +56,14 @@ def test_what_else_the_network_reads_goes_with_its_row():
         joined([parts[0], text_of(1, 4)])
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_guidance_gives_each_half_what_else_is_its_own(apart):
+@pytest.mark.parametrize("together", [False, True])
+def test_guidance_gives_each_half_what_else_is_its_own(together):
     def predict(latents, sigma, cond):
         return torch.ones_like(latents) * cond.extra["of"].view(-1, 1, 1, 1)
 
     latents, sigma = torch.zeros(2, 1, 2, 2), torch.ones(2)
     cond, nothing = text_of(2, 4, extra={"of": torch.tensor([5.0, 7.0])}), text_of(1, 4, extra={"of": torch.ones(1)})
-    steered = guided(predict, latents, sigma, cond, Guidance(nothing, 3.0, "both"), apart)
+    steered = guided(predict, latents, sigma, cond, Guidance(nothing, 3.0, "both"), together)
     assert steered[:, 0, 0, 0].tolist() == [1 + 3 * 4, 1 + 3 * 6]
 
 
@@ -81,18 +81,28 @@ def test_tokens_are_blocks_of_four_latents():
     assert torch.equal(unpack(tokens, 4, 6), latents)
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("gradient", ["both", "conditional"])
-def test_guidance_joins_texts_of_unequal_length_and_is_rescaled(apart, gradient):
+def test_guidance_joins_texts_of_unequal_length_and_is_rescaled(together, gradient):
     """The network here says how many words it was told; what is steered away from has 2, the prompts 5."""
+    together = together and gradient == "both"
 
     def predict(latents, sigma, cond):
         counts = cond.text.shape[1] if cond.mask is None else cond.mask.sum(1).view(-1, 1, 1, 1)
         return torch.ones_like(latents) * counts
 
     latents, sigma, cond = torch.zeros(3, 1, 2, 2), torch.ones(3), text_of(3, 5)
-    steered = guided(predict, latents, sigma, cond, Guidance(text_of(1, 2), 3.0, gradient), apart)
+    steered = guided(predict, latents, sigma, cond, Guidance(text_of(1, 2), 3.0, gradient), together)
     assert torch.equal(steered, torch.full_like(latents, 2 + 3 * (5 - 2)))
     rescaled = Guidance(text_of(1, 2), 3.0, gradient, lambda guided, wanted: guided - 10 * wanted)
-    assert torch.equal(guided(predict, latents, sigma, cond, rescaled, apart), torch.full_like(latents, 11 - 50))
-    assert torch.equal(guided(predict, latents, sigma, cond, Guidance(None, 1.0, gradient), apart), latents + 5)
+    assert torch.equal(guided(predict, latents, sigma, cond, rescaled, together), torch.full_like(latents, 11 - 50))
+    assert torch.equal(guided(predict, latents, sigma, cond, Guidance(None, 1.0, gradient), together), latents + 5)
+
+
+def test_where_attention_is_watched_both_evaluations_share_a_batch_unless_that_pads_words():
+    nothing = text_of(1, 4)
+    for words, watched, expected in [(4, True, True), (5, True, False), (5, False, True)]:
+        assert Guidance(nothing, 3.0, "both").together(text_of(2, words), watched) is expected
+    assert not Guidance(nothing, 3.0, "conditional").together(text_of(2, 4), watched=False)
+    assert not Guidance(nothing, 1.0, "both").together(text_of(2, 4), watched=False)
+    assert not Guidance(None, 3.0, "both").together(text_of(2, 4), watched=False)

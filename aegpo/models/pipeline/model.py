@@ -11,7 +11,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from aegpo.attention.tap import watch_attention
+from aegpo.attention.tap import parts_of, watch_attention
 from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.models.base_policy import refuse_unknown
 from aegpo.models.pipeline import saving
@@ -72,7 +72,9 @@ class PipelineModel:
 
     def velocity(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C, H, W) float32, guided."""
-        prediction = guided(self._predict, latents.float(), sigma.float(), cond, self._guidance, self._network.watched)
+        together = self._guidance.together(cond, self._network.watched)
+        self._network.evaluations = 2 if together else 1
+        prediction = guided(self._predict, latents.float(), sigma.float(), cond, self._guidance, together)
         return self._family.velocity(prediction, latents, sigma)
 
     def _predict(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
@@ -92,8 +94,13 @@ class PipelineModel:
         return self._network.base()
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
-        """Shows `tap` every softmax attention; with guidance, that of both evaluations, one after the other."""
-        return self._network.watching(lambda network: watch_attention(network, tap))
+        """Shows `tap` every softmax attention, of a row for each latent; with guidance, that of both evaluations."""
+
+        def see(call: AttentionCall) -> None:
+            for part in parts_of(call, self._network.evaluations):
+                tap(part)
+
+        return self._network.watching(lambda network: watch_attention(network, see))
 
     def at(self, height: int, width: int) -> PipelineModel:
         """The same network, weights and all, for images of another size.

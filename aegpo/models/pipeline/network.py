@@ -24,8 +24,7 @@ class Network:
     """Calls the policy, or its frozen base inside `base`, under autocast to the spec's dtype.
 
     Inputs are float32, so noise levels are exact whatever the dtype of the weights is (but for FLUX, which rounds the
-    time to its own dtype, in diffusers' pipeline too). Inside `watching`, evaluations
-    are made eagerly and one after another, so that a tap sees one row for each latent.
+    time to its own dtype, in diffusers' pipeline too). Inside `watching`, evaluations are made eagerly.
     """
 
     def __init__(self, policy: nn.Module, spec: PipelineOptions, device: torch.device) -> None:
@@ -40,7 +39,7 @@ class Network:
         if self._compiled:
             compile_blocks(policy)
         self._called: nn.Module = policy
-        self.watched = False
+        self.watched, self.evaluations = False, 1  # of each latent, in one batch
 
     def evaluate(self, call: Callable[[Any], Any]) -> Tensor:
         """The first output of `call(network)`, float32."""
@@ -81,9 +80,18 @@ class Guidance:
     gradient: Literal["both", "conditional"]  # `conditional` detaches the evaluation of `nothing`
     rescale: Callable[[Tensor, Tensor], Tensor] | None = None  # what is done to the outcome; see `Rescaling`
 
+    def together(self, cond: Conditioning, watched: bool) -> bool:
+        """True if both evaluations go through the network in one batch.
+
+        Where attention is watched, not if that made texts longer: words that pad would be seen.
+        """
+        if self.nothing is None or self.scale == 1.0 or self.gradient != "both":
+            return False
+        return not watched or self.nothing.text.shape[1] == cond.text.shape[1]
+
 
 def guided(
-    predict: Predict, latents: Tensor, sigma: Tensor, cond: Conditioning, guidance: Guidance, apart: bool
+    predict: Predict, latents: Tensor, sigma: Tensor, cond: Conditioning, guidance: Guidance, together: bool
 ) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598): nothing + scale (cond - nothing), of what the network predicts.
 
@@ -93,13 +101,14 @@ def guided(
         sigma: (B,).
         cond: of the latents.
         guidance: what to steer away from, and how far.
-        apart: evaluate one after the other, as without the gradient of one; else in one batch.
+        together: evaluate both in one batch, those of `nothing` first, as `Guidance.together` allows; else one after
+            the other.
     """
     nothing, both = guidance.nothing, guidance.gradient == "both"
     if nothing is None or guidance.scale == 1.0:
         return predict(latents, sigma, cond)
     rows = nothing.select(torch.zeros(len(latents), dtype=torch.long, device=latents.device))
-    if apart or not both:
+    if not together:
         wanted = predict(latents, sigma, cond)
         with torch.set_grad_enabled(torch.is_grad_enabled() and both):
             unwanted = predict(latents, sigma, rows)

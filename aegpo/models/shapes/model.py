@@ -80,7 +80,7 @@ class ShapesModel:
         Both branches are one batch, but one after the other where attention is watched: a tap sees a row a latent.
         """
         guidance = Guidance(self._nothing, self._guidance, "both")
-        return guided(self._forward, latents, sigma, cond, guidance, apart=self._watched)
+        return guided(self._forward, latents, sigma, cond, guidance, together=not self._watched)
 
     def _forward(self, latents: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         output = self._network(latents, cond.text, cond.pooled, sigma * TIME_SCALE, return_dict=False)

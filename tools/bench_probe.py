@@ -2,24 +2,25 @@
 
 A policy is trained for some steps; then every setting measures the same prompts, a training step's at a time, and is
 compared with the exact probe: all steps, all rows. Costs are processor time, so that a busy machine does not matter
-much, as a share of a training step with that probe.
+much, as a share of a training step with that probe. The frontier of price and agreement is drawn, too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from probe_frontier import Point, draw
+from probe_of_flux import flux_lines
 
-from aegpo.attention.entropy import attention_entropy
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Policy
 from aegpo.core.records import BoolArray, FloatArray, Prompt, Signal
 from aegpo.core.signals import Measurement, Signals
-from aegpo.method.costs import cost
 from aegpo.method.planning import LATE, Planner
 from aegpo.method.signals import EntropySignal
 from aegpo.method.signals.entropy_options import ENTROPY, ENTROPY_DELTA
@@ -37,7 +38,13 @@ SETTINGS: Mapping[str, EntropySignal] = {
     "steps 0-4": EntropySignal(steps=ALL_STEPS[:5]),
     "steps 0-3": EntropySignal(steps=ALL_STEPS[:4]),
     "steps 0, 3, 5, 8": EntropySignal(steps=(0, 3, 5, 8)),
+    "stride 2": EntropySignal(stride=2),
+    "stride 3": EntropySignal(stride=3),
+    "stride 4": EntropySignal(stride=4),
+    "stride 2, rows 25": EntropySignal(stride=2, rows=25),
     "source rollout": EntropySignal(source="rollout"),
+    "source rollout, stride 2": EntropySignal(source="rollout", stride=2),
+    "source rollout, stride 3": EntropySignal(source="rollout", stride=3),
     "source rollout, steps 0-4": EntropySignal(source="rollout", steps=ALL_STEPS[:5]),
     "source rollout, steps 0-4, rows 12": EntropySignal(source="rollout", steps=ALL_STEPS[:5], rows=12),
     "samples 2": EntropySignal(samples=2),
@@ -52,13 +59,9 @@ DELTAS: Mapping[str, EntropySignal] = {  # other readings of the paper's words, 
     "signed, the base on the policy's latents": EntropySignal(delta="signed", base_on="policy"),
     "absolute from other noise": EntropySignal(seed=1),
 }
+PICTURE = Path(__file__).with_name("probe-frontier.png")
 AGES = (2, 5, 10)  # training steps since a curve was measured
-TARGET_SHARE, TARGET_AGREEMENT = 0.02, 0.95
-FLUX = {"tokens": 4608, "heads": 24, "width": 128, "layers": 19 + 38, "steps": 20}
-# Multiply-adds of one token outside of attention: a two-stream block has 340 M weights of which a token meets half, a
-# one-stream block has 141 M (diffusers' FluxTransformer2DModel, width 3072)
-FLUX_TOKEN = 19 * 340e6 / 2 + 38 * 141e6
-HEADS_TRIED = 2  # of FLUX's, for the measured ratio: cost is linear in heads
+TARGET_SHARE, TARGET_AGREEMENT = 0.05, 0.9
 
 
 @dataclass
@@ -206,11 +209,12 @@ def upper(delta: FloatArray) -> BoolArray:  # (P,)
 
 def agreeing(results: Mapping[str, Result]) -> list[str]:
     """The settings that keep the median split and the chosen steps."""
-    return [
-        name
-        for name, result in results.items()
-        if min(np.mean(result.halves), np.mean(result.steps)) >= TARGET_AGREEMENT
-    ]
+    return [name for name, result in results.items() if agreement_of(result) >= TARGET_AGREEMENT]
+
+
+def agreement_of(result: Result) -> float:
+    """The lower of the two that decide: prompts on the same side of the median, and chosen steps in common."""
+    return float(min(np.mean(result.halves), np.mean(result.steps)))
 
 
 def row(name: str, result: Result, bench: Bench) -> str:
@@ -239,6 +243,8 @@ def bench_probe(experiment: Experiment, train: int, batches: int) -> tuple[list[
         for again, known in ((False, "unknown"), (True, "known"))
     ]
     cheapest = min(agreeing(results), key=lambda name: bench.share(results[name], again=True))
+    points = [Point(name, bench.share(each, again=True), agreement_of(each)) for name, each in results.items()]
+    draw(points, (TARGET_SHARE, TARGET_AGREEMENT), PICTURE)
     what = f"share of a step: cheapest that agrees ({cheapest}), base entropies known"
     figures.append((what, bench.share(results[cheapest], again=True), TARGET_SHARE))
     return figures, [
@@ -256,6 +262,8 @@ def bench_probe(experiment: Experiment, train: int, batches: int) -> tuple[list[
         *(row(name, result, bench) for name, result in results.items()),
         "",
         f"Settings that agree well enough: {'; '.join(agreeing(results))}.",
+        "",
+        f"![Price of the probe's settings against what they keep of the exact one's choices]({PICTURE.name})",
         "",
         "`refresh`: curves of the policy as it was n training steps ago. They cost nothing between, if prompts come "
         "again within n steps; in `ablation.yaml` none does.",
@@ -300,66 +308,3 @@ def wilson(count: int, total: int) -> str:
     share, z = count / total, 1.959964
     middle, half = share + z**2 / (2 * total), z * np.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
     return ", ".join(f"{100 * (middle + sign * half) / (1 + z**2 / total):.0f}" for sign in (-1, 1))
-
-
-# --- a model of FLUX's size, by computation --------------------------------------------------------------------------
-
-
-def flux_lines(experiment: Experiment) -> list[str]:
-    """What the probe would cost on FLUX: forwards counted by plans, entropy by its ratio to one attention call."""
-    tokens, heads, width = FLUX["tokens"], FLUX["heads"], FLUX["width"]
-    ratios = {"all rows": call_ratio("all"), "256 rows": call_ratio(256), "64 rows": call_ratio(64)}
-    attention = 2.0 * tokens**2 * heads * width * FLUX["layers"]
-    tap = attention / (FLUX_TOKEN * tokens + attention)
-    longer = experiment.rollouts.model_copy(update={"denoising_steps": FLUX["steps"]})
-    fields = {name: getattr(experiment, name) for name in type(experiment).model_fields} | {"rollouts": longer}
-    spent = {
-        source: cost(
-            type(experiment)(**{**fields, "signals": {"entropy": EntropySignal.model_validate({"source": source})}})
-        )
-        for source in ("probe", "rollout")
-    }
-    lines = [
-        f"A FLUX-class model ({tokens} tokens, {heads} heads of {width}, {FLUX['layers']} layers, {FLUX['steps']} "
-        f"denoising steps), by computation, not run: attention is {100 * tap:.0f} % of a forward's multiply-adds "
-        f"({FLUX_TOKEN / 1e9:.1f} G a token elsewhere). Entropy of one call in multiples of a plain attention call, "
-        f"float32 on this CPU, {HEADS_TRIED} heads: "
-        + ", ".join(f"{ratio:.2f} for {name}" for name, ratio in ratios.items())
-        + ". Work of a step is forwards + 3 x trained transitions, the middle of what plans can be; the probe's share "
-        "of it, net of the forwards it saves the rollouts:",
-        "",
-        "| probe | first | again |",
-        "| --- | ---: | ---: |",
-    ]
-    prompts = experiment.rollouts.prompts_per_step
-    work = {source: (each.work.low + each.work.high) / 2 for source, each in spent.items()}
-    for source in spent:
-        saved = work["probe"] - work[source]
-        for name, ratio in ratios.items():
-            once = prompts * FLUX["steps"] * (1 + tap * ratio)
-            costs = [times * once - saved for times in (2, 1)]
-            shares = [100 * each / (work["probe"] + each) for each in costs]
-            lines.append(f"| source {source}, {name} | {shares[0]:.1f} % | {shares[1]:.1f} % |")
-    return [*lines, ""]
-
-
-def call_ratio(rows: int | str) -> float:
-    """Processor time of one call's entropy as a multiple of the attention call itself, best of three."""
-    shape = (1, HEADS_TRIED, FLUX["tokens"], FLUX["width"])
-    query, key, value = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
-    chosen = None if rows == "all" else torch.randperm(FLUX["tokens"])[: int(rows)]
-    scale = FLUX["width"] ** -0.5
-    plain = best(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value))
-    entropy = best(lambda: attention_entropy(query, key, scale=scale, rows=chosen))
-    return entropy / plain
-
-
-def best(work: Callable[[], object]) -> float:
-    """Least processor time of three tries, after one to warm up."""
-    spent = []
-    for _ in range(4):
-        begin = time.process_time()
-        with torch.no_grad():
-            work()
-        spent.append(time.process_time() - begin)
-    return min(spent[1:])

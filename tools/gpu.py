@@ -48,12 +48,12 @@ def sections() -> list[Section]:
         ),
         Section("sd35", "what does a step of sd35_aegpo.yaml take?", steps.sd35_step, 80),
         Section("flux", "what does a step of flux_aegpo.yaml, arm lora, take?", steps.flux_step, 120),
-        Section("precision", "do bfloat16 and float16 learn as float32 does?", learning.precision, 45),
+        Section("precision", "do bfloat16 and float16 learn as float32 does?", learning.precision, 85),
         Section("moments", "do moments of 8 bits learn?", learning.moments, 15),
-        Section("compile", "what does compiling blocks save, and when?", variants.compiled, 90),
+        Section("compile", "what does compiling blocks save, and when?", variants.compiled, 240),
         Section("offload", "what does waiting in main memory cost?", variants.offload, 60),
-        Section("ablation", "does a GPU learn what a CPU learns?", processes.ablation, 45),
-        Section("bits", "have 1, 2 and 4 processes the same bits on one GPU?", processes.bits, 70),
+        Section("ablation", "does a GPU learn what a CPU learns?", processes.ablation, 20),
+        Section("bits", "have 1, 2 and 4 processes the same bits on one GPU?", processes.bits, 200),
         Section("nccl", "does NCCL carry what processes tell each other?", processes.nccl, 15),
     ]
 

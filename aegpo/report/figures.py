@@ -52,7 +52,7 @@ def draw_curves(study: Study) -> Any:
             axes.xaxis.set_major_locator(whole_ticks(5))
         role = "trained" if label in study.example.trained else "guard"
         row[0].set_ylabel(f"{label} ({role})")
-    names = ("training step", "cost (forwards + 3 x trained edges)", "training seconds")
+    names = ("training step", "cost (forwards + 3 x gradient rows)", "training seconds")
     for axes, name in zip(grid[-1], names, strict=True):
         axes.set_xlabel(name)
         axes.xaxis.set_major_formatter(thousands())

@@ -74,7 +74,7 @@ def edge_weights(edges: Edges, reduction: str, kept: Tensor | None = None) -> Te
     passes = passes if kept is None else passes * kept
     if reduction in ("rollout", "edge"):
         return passes / passes.sum()
-    prompts, prompt = edges.prompt.unique(return_inverse=True)
+    prompts, prompt = torch.unique(edges.prompt, return_inverse=True)
     total = totals(prompt, passes, len(prompts))
     return passes / (total[prompt] * (total > 0).sum())
 

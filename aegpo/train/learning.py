@@ -249,7 +249,7 @@ class Learner:
             return np.ones(len(edges), dtype=np.bool_)
         kept = credit != 0
         if self.objective.scope == "groups":
-            groups, group = edges.group.unique(return_inverse=True)
+            groups, group = torch.unique(edges.group, return_inverse=True)
             kept = totals(group, kept.double(), len(groups))[group] > 0
         found: BoolArray = kept.cpu().numpy()
         return found

@@ -109,7 +109,7 @@ def bits(job: Job) -> Iterator[Row]:
     if job.dry:
         small = {**TINY, "rollouts.rollouts_per_step": 24, "training_steps": 1, "prompts.evaluation_count": 2}
         sizes |= {**small, "evaluation.images": 2, "evaluation.denoising_steps": 2}
-    numbers, arms = ((2,) if job.dry else (2, 4)), (("aegpo",) if job.dry else ("grpo", "aegpo"))
+    numbers, arms = ((2,) if job.dry else (2, 4)), ("aegpo",)
     words = [sys.executable, str(ROOT / "tools" / "same_bits.py"), str(ROOT / "experiments" / "smoke.yaml")]
     words += [word for number in numbers for word in ("--processes", str(number))]
     words += [word for arm in arms for word in ("--arm", arm)]

@@ -10,23 +10,24 @@ import gc
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from unittest.mock import patch
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import aegpo.train.engine
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.experiment import Experiment
 from aegpo.core.reports import StepReport
+from aegpo.models.pipeline.model import PipelineModel
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.rewards.learned import LearnedReward
 from aegpo.train.engine import Engine
 from aegpo.train.stopwatch import Stopwatch
+from gpu_sections.flops import Flops
 from gpu_sections.networks import Pipeline, flux, random_weights, sd3, write, write_scorer
 from gpu_sections.sections import Job, Row, Value
 
@@ -57,24 +58,6 @@ class Subject:
     file: str
     arm: str
     make: Callable[[bool, float], Pipeline]
-
-
-class Flops(FlopCounterMode):
-    """A counter that does not ask which module computes: its hooks keep the gradients of every module."""
-
-    def __init__(self) -> None:
-        """Counts nothing until it is entered."""
-        super().__init__(display=False)
-        self.mod_tracker = _Nowhere()  # type: ignore[assignment]
-
-
-class _Nowhere(AbstractContextManager[None]):
-    """What the counter asks where it is."""
-
-    parents = ("Global",)
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing has been begun."""
 
 
 SUBJECTS = {"sd35": Subject("sd35_aegpo", "aegpo", sd3), "flux": Subject("flux_aegpo", "lora", flux)}
@@ -349,7 +332,9 @@ def in_gib(peaks: Mapping[str, float]) -> Row:
 
 def of_memory(engine: Engine, experiment: Experiment, peaks: Mapping[str, float]) -> Row:
     """What a step says about memory, beside what `aegpo check` estimates of it without scorers."""
-    estimate = experiment.model.footprint(experiment)
+    model = engine.policy.model
+    assert isinstance(model, PipelineModel), "the subjects are pipelines"
+    estimate = model.spec.footprint(experiment)  # of what was chosen for this machine
     assert estimate is not None, "pipelines have estimates"
     scorers = [scorer.reward for scorer in engine.rewards if isinstance(scorer.reward, LearnedReward)]
     sizes = [weight.numel() * weight.element_size() for each in scorers for weight in each.network.parameters()]

@@ -60,7 +60,8 @@ class EntropyOptions(SignalSpec):
     source: Literal["probe", "rollout"] = Field(
         default="probe",
         description="probe: trajectories of its own. rollout: a prompt with one tree starts it from the probe's first "
-        "start noise, and the tree takes over the probe's evaluations up to its first noisy step",
+        "start noise, and the tree takes over the probe's evaluations up to its first noisy step, with a stride the "
+        "first alone",
     )
     base_on: Literal["own", "policy"] = Field(
         default="own",

@@ -10,7 +10,6 @@ CPU does, as tests show.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +41,7 @@ class Retention:
         """`chosen`: T arrays (N_i,), the nodes to keep; `most`: of them at a time."""
         self._room, self._chosen, self.most = room, chosen, most
         self.batches: list[Retained] = []
+        room.holders.append(self)
 
     def worthwhile(self, asked: Sequence[BoolArray], sizes: Sequence[IntArray], together: int) -> list[BoolArray]:
         """The nodes (N_i,) of T levels whose graphs are worth a batch of their own.
@@ -63,10 +63,30 @@ class Retention:
 
     def evaluate(self, level: int, nodes: IntArray, ask: Callable[[], Tensor]) -> Tensor:  # (b, *x)
         """What the network says at a batch of nodes, without its graph, which is kept where there is room."""
-        with torch.enable_grad() if self._room.has(len(nodes)) else nullcontext():
-            velocity = self._room.measured(len(nodes), ask)
+        velocity = self._with_graph(len(nodes), ask) if self._room.has(len(nodes)) else None
+        if velocity is None:
+            velocity = ask()
         self.batches.append(Retained(level, nodes, velocity if velocity.requires_grad else None))
         return velocity.detach()
+
+    def _with_graph(self, count: int, ask: Callable[[], Tensor]) -> Tensor | None:
+        """What `ask` says of so many states; None if the memory that seemed free was not: all graphs are dropped then.
+
+        Raises:
+            torch.OutOfMemoryError: if the user set the limit.
+        """
+        try:
+            with torch.enable_grad():
+                return self._room.measured(count, ask)
+        except torch.OutOfMemoryError:
+            if not self._room.gives_back:
+                raise
+        self._room.give_back()  # outside of the handler, whose traceback holds what was computed
+        return None
+
+    def drop(self) -> None:
+        """Lets go of every graph; the same batches are evaluated again."""
+        self.batches = [Retained(each.level, each.nodes, None) for each in self.batches]
 
 
 Keeping = Callable[[RolloutPlan], Retention]  # of each part of a plan
@@ -89,11 +109,13 @@ class Room:
         self._each: float | None = None  # bytes of a state
         self._share: float | None = None
         self._left = 0.0
+        self.holders: list[Retention] = []  # of graphs of this step
         if device.type == "cpu" and gib != "never":
             keep_freed_memory()
 
     def refill(self) -> None:
         """A new step begins: no graph is kept any more."""
+        self.holders.clear()
         if not isinstance(self._gib, str):
             self._left = self._gib * GIB
             return
@@ -104,6 +126,19 @@ class Room:
     def has(self, count: int) -> bool:
         """True if so many states fit; the first ones are tried, for only then it is known what they take."""
         return self._left > 0 and (self._each is None or count * self._each <= self._left)
+
+    @property
+    def gives_back(self) -> bool:
+        """True if graphs may be dropped where memory ends after all: the limit is not the user's."""
+        return self._gib == "auto"
+
+    def give_back(self) -> None:
+        """Drops every graph of this step, and takes no more until the next."""
+        self._left = 0.0
+        for holder in self.holders:
+            holder.drop()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def measured(self, count: int, ask: Callable[[], Tensor]) -> Tensor:
         """What `ask` says of so many states; books the graph that this leaves behind, if it leaves any."""

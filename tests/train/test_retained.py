@@ -166,6 +166,39 @@ def test_how_much_memory_there_is_changes_no_bit(build, plan):  # noqa: F811
         assert spent > least
 
 
+@every_plan
+@pytest.mark.parametrize("after", [0, 2])
+def test_where_memory_ends_amid_sampling_the_same_is_evaluated_again(build, plan, after):  # noqa: F811
+    def moved(gib, left: float) -> tuple[list[Tensor], dict[str, float]]:
+        how = execution(build("tiny"), 4, micro_batch=8)
+        sampling = [True]
+
+        def velocity(latents, sigma, cond):
+            nonlocal left
+            if torch.is_grad_enabled() and sampling[0]:
+                left -= 1
+                if left < 0:
+                    sampling[0] = False
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return how.velocity(latents, sigma, cond)
+
+        starved = replace(how, velocity=velocity)
+        _, metrics = learned(
+            starved, plan, gib=gib, change=True, learning_rate=0.01, micro_batch=3, rollouts_per_update=5
+        )
+        assert (left < 0) == (gib == "auto")
+        return [weight.detach() for weight in how.model.policy.parameters()], metrics
+
+    weights, metrics = moved("auto", after)
+    again, same = moved(1e-9, float("inf"))
+    assert all(torch.equal(*pair) for pair in zip(weights, again, strict=True))
+    assert metrics == same
+    if after:
+        return
+    with pytest.raises(torch.OutOfMemoryError):
+        moved(1.0, 0)  # the user's own limit
+
+
 def saved_bytes_of(model) -> tuple[Tensor, float]:
     """What the network says of three latents, and what one of them leaves behind."""
     cond = model.encode(asked(PROMPTS["tiny"]))

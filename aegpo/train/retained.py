@@ -39,7 +39,7 @@ class Retention:
 
     def __init__(self, room: Room, chosen: Sequence[BoolArray], most: int) -> None:
         """`chosen`: T arrays (N_i,), the nodes to keep; `most`: of them at a time."""
-        self._room, self._chosen, self.most = room, chosen, most
+        self.room, self._chosen, self.most = room, chosen, most
         self.batches: list[Retained] = []
         room.holders.append(self)
 
@@ -63,7 +63,7 @@ class Retention:
 
     def evaluate(self, level: int, nodes: IntArray, ask: Callable[[], Tensor]) -> Tensor:  # (b, *x)
         """What the network says at a batch of nodes, without its graph, which is kept where there is room."""
-        velocity = self._with_graph(len(nodes), ask) if self._room.has(len(nodes)) else None
+        velocity = self._with_graph(len(nodes), ask) if self.room.has(len(nodes)) else None
         if velocity is None:
             velocity = ask()
         self.batches.append(Retained(level, nodes, velocity if velocity.requires_grad else None))
@@ -77,11 +77,11 @@ class Retention:
         """
         try:
             with torch.enable_grad():
-                return self._room.measured(count, ask)
+                return self.room.measured(count, ask)
         except torch.OutOfMemoryError:
-            if not self._room.gives_back:
+            if not self.room.gives_back:
                 raise
-        self._room.give_back()  # outside of the handler, whose traceback holds what was computed
+        self.room.give_back()  # outside of the handler, whose traceback holds what was computed
         return None
 
     def drop(self) -> None:
@@ -108,7 +108,7 @@ class Room:
         self._processes = where.local_size if device.type == "cpu" else 1
         self._each: float | None = None  # bytes of a state
         self._share: float | None = None
-        self._left = 0.0
+        self._left, self._given_back = 0.0, False
         self.holders: list[Retention] = []  # of graphs of this step
         if device.type == "cpu" and gib != "never":
             keep_freed_memory()
@@ -116,6 +116,7 @@ class Room:
     def refill(self) -> None:
         """A new step begins: no graph is kept any more."""
         self.holders.clear()
+        self._given_back = False
         if not isinstance(self._gib, str):
             self._left = self._gib * GIB
             return
@@ -129,12 +130,12 @@ class Room:
 
     @property
     def gives_back(self) -> bool:
-        """True if graphs may be dropped where memory ends after all: the limit is not the user's."""
-        return self._gib == "auto"
+        """True if graphs may be dropped where memory ends after all: the limit is not the user's, and they were not."""
+        return self._gib == "auto" and not self._given_back
 
     def give_back(self) -> None:
         """Drops every graph of this step, and takes no more until the next."""
-        self._left = 0.0
+        self._left, self._given_back = 0.0, True
         for holder in self.holders:
             holder.drop()
         if self._device.type == "cuda":

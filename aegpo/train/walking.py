@@ -164,17 +164,27 @@ class Walk:
         """
         rows, prompt = self._places.plain[level].among(nodes)
         if len(rows) == len(latents):
-            return batched_velocity(self._how, latents, level, self._cond, prompt, self.answers)
+            return self._ask(latents, level, prompt)
         velocity = torch.zeros_like(latents, dtype=torch.float32)
         if self._trunk is not None and level < len(self._trunk.velocity):
             there, known = self._places.trunk[level].among(nodes)
             velocity[there] = self._trunk.velocity[level][known]
         if len(rows):
-            rest = (level, self._cond, prompt, self.answers)
-            velocity[rows] = batched_velocity(self._how, latents[rows], *rest)
+            velocity[rows] = self._ask(latents[rows], level, prompt)
         if self._retention is not None:
             self._retain(self._retention, level, nodes, latents, velocity)
         return velocity
+
+    def _ask(self, latents: Tensor, level: int, prompt: Tensor) -> Tensor:  # (b, *x)
+        """What the network says at some nodes; where memory ends, again once graphs that were kept are dropped."""
+        ask = partial(batched_velocity, self._how, latents, level, self._cond, prompt, self.answers)
+        try:
+            return ask()
+        except torch.OutOfMemoryError:
+            if self._retention is None or not self._retention.room.gives_back:
+                raise
+        self._retention.room.give_back()
+        return ask()
 
     def _retain(self, retention: Retention, level: int, nodes: slice, latents: Tensor, velocity: Tensor) -> None:
         """Writes what the network says where graphs are kept."""

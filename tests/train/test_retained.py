@@ -167,15 +167,15 @@ def test_how_much_memory_there_is_changes_no_bit(build, plan):  # noqa: F811
 
 
 @every_plan
-@pytest.mark.parametrize("after", [0, 2])
-def test_where_memory_ends_amid_sampling_the_same_is_evaluated_again(build, plan, after):  # noqa: F811
+@pytest.mark.parametrize(("after", "learning"), [(0, True), (2, True), (1, False)])
+def test_where_memory_ends_amid_sampling_the_same_is_evaluated_again(build, plan, after, learning):  # noqa: F811
     def moved(gib, left: float) -> tuple[list[Tensor], dict[str, float]]:
         how = execution(build("tiny"), 4, micro_batch=8)
         sampling = [True]
 
         def velocity(latents, sigma, cond):
             nonlocal left
-            if torch.is_grad_enabled() and sampling[0]:
+            if torch.is_grad_enabled() == learning and sampling[0]:
                 left -= 1
                 if left < 0:
                     sampling[0] = False

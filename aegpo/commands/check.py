@@ -54,9 +54,10 @@ def check(request: CheckRequest, console: Console) -> None:
     if len(loaded.arms) > 1:
         console.print(describe.differences(loaded))
     console.print(describe.costs(loaded, costs(loaded.arms)))
-    asked = request.gpu_memory
-    room = gpu_memory() if asked is None else int(asked * GIB)
-    if needs := footprints(loaded, room):
+    needs, room = footprints(loaded), None
+    if needs:
+        room = gpu_memory() if request.gpu_memory is None else int(request.gpu_memory * GIB)
+        needs = needs if room is None else {arm: each.on(room) for arm, each in needs.items()}
         console.print(describe.memory(needs, room))
     if request.gpus is not None:
         _print_gpus(loaded, request.gpus, needs, room, console)

@@ -11,11 +11,8 @@ from aegpo.core.processes import Place
 from aegpo.parallel.team import Team
 
 
-def footprints(file: ExperimentFile, room: int | None = None) -> dict[str, Footprint]:
-    """By arm, of those whose model says what it needs; arms that train the same network alike share the estimate.
-
-    `room`: bytes of the GPU, by which the machine will decide what is left to it; None: not known.
-    """
+def footprints(file: ExperimentFile) -> dict[str, Footprint]:
+    """By arm, of those whose model says what it needs; arms that train the same network alike share the estimate."""
     known: dict[str, Footprint | None] = {}
     found: dict[str, Footprint] = {}
     for arm, experiment in file.arms.items():
@@ -26,8 +23,7 @@ def footprints(file: ExperimentFile, room: int | None = None) -> dict[str, Footp
             known[key] = experiment.model.footprint(experiment)
         footprint = known[key]
         if footprint is not None:
-            needs = replace(footprint, retained=experiment.retained_bytes)
-            found[arm] = needs if room is None else needs.on(room)
+            found[arm] = replace(footprint, retained=experiment.retained_bytes)
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from worlds import GaussianSpec, small_experiment
 
-from aegpo.core import first_edition, records, reports, signals, signatures
+from aegpo.core import first_edition, footprint, records, reports, signals, signatures
 from aegpo.core.contracts import blaming
 from aegpo.core.hookspecs import hookimpl
 from aegpo.core.parts import AllocatorSpec, RewardSpec, SelectorSpec
@@ -26,7 +26,10 @@ from aegpo.runs.observers import Observers
 from aegpo.train.engine import Engine
 
 RECORDS = {
-    name: cls for room in (records, reports, signals) for name, cls in vars(room).items() if isinstance(cls, type)
+    name: cls
+    for room in (footprint, records, reports, signals)
+    for name, cls in vars(room).items()
+    if isinstance(cls, type)
 }
 WAS = json.loads((Path(__file__).parent.parent / "data" / "records-0.1.0.json").read_text(encoding="utf-8"))
 

@@ -4,7 +4,7 @@ Every function takes query (B, heads, queries, d), key (B, heads, keys, d) and t
 entropy and log-sum-exp, (B, heads, queries) float32 nats each. The private operators of torch are called here only.
 
 "fused" is a CPU's attention operator, "chunked" plain torch on any device and the only one with gradients. On a GPU,
-"cuda-efficient" is as exact and takes half the time of "chunked"; "cuda-flash" takes a sixth of that again, but rounds
+"cuda-efficient" is as exact and takes half the time of "chunked"; "cuda-flash" takes a fifth of that again, but rounds
 the mean key to half precision, which moves a row by up to .05 nats and the mean over a head's rows by up to .001
 (tools/BENCHMARKS.md), so it is for those who ask for it.
 """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gpu_sections.sections import Method, Record, Section
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("entropy", "sd35", "flux", "precision", "moments", "compile", "offload", "ablation", "bits", "nccl")
+NAMES = ("entropy", "sd35", "flux", "precision", "moments", "compile", "offload", "batches", "ablation", "bits", "nccl")
 ROWS = Path("gpu.jsonl")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -52,6 +52,7 @@ def sections() -> list[Section]:
         Section("moments", "do moments of 8 bits learn?", learning.moments, 15),
         Section("compile", "what does compiling blocks save, and when?", variants.compiled, 240),
         Section("offload", "what does waiting in main memory cost?", variants.offload, 60),
+        Section("batches", "how many states at once keep a GPU busy?", variants.micro_batches, 40),
         Section("ablation", "does a GPU learn what a CPU learns?", processes.ablation, 20),
         Section("bits", "have 1, 2 and 4 processes the same bits on one GPU?", processes.bits, 200),
         Section("nccl", "does NCCL carry what processes tell each other?", processes.nccl, 15),

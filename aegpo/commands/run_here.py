@@ -20,6 +20,7 @@ from aegpo.core.signatures import built
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.parallel.team import Team
 from aegpo.plugin.manager import distributions
+from aegpo.runs import batches
 from aegpo.runs.base_store import common_identity, open_store
 from aegpo.runs.child_processes import INTERRUPTED, StopSignals
 from aegpo.runs.cutting import Cut, keep_cut, shards_of
@@ -149,12 +150,13 @@ class _Start:
         with team.agreed("the base is known"), room_in(run.folder):
             if team.first:
                 base = keep_base(run)
-        engine = Engine.build(run.experiment, team)
+        engine = Engine.build(batches.with_noted(run.experiment, manifest), team)
         with team.agreed("the parts are built"), room_in(run.folder):
             if team.first:
                 base = keep_base(run, base)  # which may have been downloaded, or written over, while it was loaded
                 numbers = sum(weight.numel() for weight in engine.policy.weights.trained.values())
-                for line in (*engine.unused, *engine.policy.choices, keep_cut(run, team, numbers, info.first_step)):
+                cut, found = keep_cut(run, team, numbers, info.first_step), batches.note(run, engine.experiment)
+                for line in (*engine.unused, *engine.policy.choices, found, cut):
                     if line is not None:
                         self._say(line)
         self._share(engine, base)

@@ -188,7 +188,7 @@ class Experiment(Spec):
     def largest_batch(self) -> int:
         """Edges that a forward-backward takes at most; of groups, what they have where prompts have equal counts."""
         group = math.ceil(self.rollouts.rollouts_per_step / self.rollouts.prompts_per_step)
-        return max(self.optimizer.micro_batch, group if self.objective.scope == "groups" else 1)
+        return max(self.optimizer.states_at_once, group if self.objective.scope == "groups" else 1)
 
     @property
     def retained_bytes(self) -> int | None:
@@ -255,9 +255,9 @@ class Experiment(Spec):
         if optimizer.deal == "prompts" and steps == 1:
             message = "has no effect: all prompts make one optimizer step; remove it, or name 'rollouts_per_update'"
             yield Problem(("optimizer", "deal"), message, warning=True)
-        if self.largest_batch > optimizer.micro_batch:
+        if self.largest_batch > optimizer.states_at_once:
             message = (
-                f"{optimizer.micro_batch} is less than the {self.largest_batch} rollouts of a prompt, on average, "
+                f"{optimizer.states_at_once} is less than the {self.largest_batch} rollouts of a prompt, on average, "
                 f"which objective {objective.kind!r} compares at each denoising step and so takes together all the same"
             )
             yield Problem(("optimizer", "micro_batch"), message, warning=True)

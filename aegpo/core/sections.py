@@ -25,6 +25,8 @@ Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000)]
 MOST_SEED = 2**63 - 1  # torch takes no more; and keyed noise takes none below 0
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+MicroBatch = Literal["auto"] | Positive
+UNTIL_FOUND = 64  # what `micro_batch: auto` stands for where nothing is computed, as in `check`
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -102,7 +104,11 @@ class RolloutsSpec(Spec):
     denoising_steps: int = Field(
         default=10, ge=2, le=1000, description="T: denoising steps of a trajectory, in training"
     )
-    micro_batch: Positive = Field(default=64, description="latents a velocity call takes at most while sampling")
+    micro_batch: MicroBatch = Field(
+        default=64,
+        description="latents a velocity call takes at most while sampling; auto: found when the run starts, as the "
+        "fewest that are nearly as fast as any number that memory holds, and noted for later starts",
+    )
     storage: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
         description="dtype trajectories are kept in; log-probabilities are computed on the stored value",
@@ -113,6 +119,11 @@ class RolloutsSpec(Spec):
         "step's velocity predicts without noise, x - sigma v (DanceGRPO and BranchGRPO)",
     )
     tail: TailSpec | None = Field(default=None, description="solver and number of the steps after the last noisy one")
+
+    @property
+    def latents_at_once(self) -> int:
+        """`micro_batch` as a number."""
+        return UNTIL_FOUND if self.micro_batch == "auto" else self.micro_batch
 
 
 class ParallelSpec(Spec):
@@ -270,10 +281,11 @@ class OptimizerSpec(Spec):
         "those with more rollouts first, each to the step with the fewest so far (`rollouts_per_update`: the mean)",
     )
     inner_epochs: Positive = Field(default=1, description="passes over a training step's transitions")
-    micro_batch: Positive = Field(
+    micro_batch: MicroBatch = Field(
         default=64,
-        description="states a forward-backward takes at most, with all transitions from them; never changes results. "
-        "An objective that compares the rollouts of a prompt takes them together, however many they are",
+        description="states a forward-backward takes at most, with all transitions from them; never changes results "
+        "beyond rounding. An objective that compares the rollouts of a prompt takes them together, however many they "
+        "are. auto: found as that of rollouts is",
     )
     retain: Literal["auto", "never"] | Annotated[float, Field(gt=0, le=1e6)] = Field(
         default="auto",
@@ -292,6 +304,11 @@ class OptimizerSpec(Spec):
         "they have no policy gradient, so this saves time and raises the weight of the others. An objective that "
         "compares the rollouts of a prompt loses only whole groups",
     )
+
+    @property
+    def states_at_once(self) -> int:
+        """`micro_batch` as a number."""
+        return UNTIL_FOUND if self.micro_batch == "auto" else self.micro_batch
 
     @property
     def num_moments(self) -> int:

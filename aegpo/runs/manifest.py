@@ -25,8 +25,9 @@ from aegpo.runs.software import LIBRARIES, source_state, versions
 
 FORMAT = 1
 _NEEDED = {"arm": str, "seed": int, "experiment": dict, "versions": dict, "threads": int}
+BATCHES = "micro_batches"  # that were left to the machine: see `aegpo.runs.batches`
 _CHANGED = ("threads_changed", "parallel_changed")
-_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "parallel", *_CHANGED)
+_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "parallel", BATCHES, *_CHANGED)
 _ABSENT = object()
 
 
@@ -232,9 +233,12 @@ def changed_defaults(run: Run) -> list[Change]:
 
 
 def changed_batches(run: Run, manifest: Mapping[str, Any]) -> list[str]:
-    """Each `micro_batch` that is not the one the run was begun with: bits may differ from a run without the change."""
+    """Each `micro_batch` that is not the one the run was begun with: bits may differ from a run without the change.
+
+    Where one is left to the machine now, the number that was there stays.
+    """
     changes = experiment_changes(run.experiment, manifest)
-    return [f"{each.key}: {each.old} -> {each.new}" for each in changes if each.is_micro_batch]
+    return [f"{each.key}: {each.old} -> {each.new}" for each in changes if each.is_micro_batch and each.new != '"auto"']
 
 
 def moved_places(run: Run, manifest: Mapping[str, Any]) -> list[str]:

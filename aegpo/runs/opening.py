@@ -23,6 +23,7 @@ from aegpo.core.registries import Registries
 from aegpo.errors import AegpoError, CheckpointError, SpecError
 from aegpo.runs import checkpoints
 from aegpo.runs.bases import Base, check_base, pinned
+from aegpo.runs.batches import SECTIONS, with_noted
 from aegpo.runs.folders import Run
 from aegpo.runs.manifest import identity, read_manifest
 from aegpo.runs.places import read_places
@@ -200,7 +201,8 @@ def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experim
     manifest = read_manifest(folder)
     try:
         data = read_places(folder, manifest, experiment_type(registries), deepcopy(modern(manifest["experiment"])))
-        return manifest, pinned(parse_experiment(data, registries), manifest.get("base"))
+        experiment = with_noted(parse_experiment(data, registries), manifest)
+        return manifest, pinned(experiment, manifest.get("base"))
     except SpecError as error:
         begun = manifest["versions"].get("aegpo")
         raise AegpoError(
@@ -210,12 +212,13 @@ def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experim
 
 
 def common_experiment(runs: Sequence[FoundRun]) -> Experiment:
-    """The experiment of runs that differ in their seed only.
+    """The experiment of runs that differ in their seed only, and in how much they had the machine do at once.
 
     Raises:
         AegpoError: if they differ in more.
     """
-    plain = [run.experiment.model_copy(update={"seed": 0}).model_dump(mode="json") for run in runs]
+    left = {section: {"micro_batch"} for section in SECTIONS}
+    plain = [run.experiment.model_copy(update={"seed": 0}).model_dump(mode="json", exclude=left) for run in runs]
     for run, fields in zip(runs, plain, strict=True):
         if fields != plain[0]:
             differing = ", ".join(name for name in fields if fields[name] != plain[0].get(name))

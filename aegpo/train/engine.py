@@ -31,6 +31,7 @@ from aegpo.method.residual_noise import residual_noise
 from aegpo.method.scored_levels import scored_levels
 from aegpo.parallel.team import Team
 from aegpo.prompts.lists import read_list, refuse_few, refuse_lacking, refuse_shared
+from aegpo.train import batch_sizes
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import Learner
 from aegpo.train.noise import StepNoise
@@ -58,7 +59,6 @@ class Engine:
         self.sampling = Sampling(self.policy, self.rewards)
         self.planner = Planner.build(experiment)
         self.advantage = built("advantage", experiment.advantage.kind, experiment.advantage.build, Advantage)
-        self.learner = Learner.build(self.policy, experiment)
         lists = read_list(experiment, "train"), read_list(experiment, "evaluation")
         training, held_out = (each.prompts for each in lists)
         self.unused = tuple(line for each in lists for line in each.unused)  # of datasets of prompts
@@ -74,6 +74,8 @@ class Engine:
             asked = [training[row] for row in self.curriculum.candidates(experiment.training_steps)]
         self.policy.prepare([*asked, *held_out])
         self.policy.check(asked[0])
+        experiment = self.experiment = self.policy.use(batch_sizes.settled(self.policy, experiment, asked[0]))
+        self.learner = Learner.build(self.policy, experiment)
         self.sources = Sources(experiment, self.policy)
         self.evaluator = Evaluator(self.policy, self.rewards + self.guards, held_out)
         self._reward_weights = torch.tensor([spec.weight for spec in experiment.rewards], device=self.policy.device)
@@ -120,7 +122,7 @@ class Engine:
             credit = self._credit(sampled.scores, sampled.whole)
             self.team.same("plan, scores and credit", partial(sampled.digest, credit))
             sampled = sampled.scored()
-        fewer = lower("optimizer.micro_batch", spec.optimizer.micro_batch)
+        fewer = lower("optimizer.micro_batch", spec.optimizer.states_at_once)
         with watch("update"), enough_memory("the policy was updated", fewer):
             learned = self.learner.update(sampled, credit, cond, deals, noise)
             self.learner.end_step(number)
@@ -186,7 +188,7 @@ class Engine:
 
     def _sampling(self, doing: str) -> AbstractContextManager[None]:
         """Inside, `rollouts.micro_batch` latents at a time go through the network."""
-        return enough_memory(doing, lower("rollouts.micro_batch", self.experiment.rollouts.micro_batch))
+        return enough_memory(doing, lower("rollouts.micro_batch", self.policy.micro_batch))
 
     def _few_rollouts(self, doing: str) -> AbstractContextManager[None]:
         """Inside, all rollouts of a step are looked at together."""

@@ -100,7 +100,7 @@ class Learner:
         if not self._spec.retains(self.objective) or not worth_keeping(partition, deals[0][0]):
             return None
         self._room.refill()
-        return lambda part: Retention(self._room, to_keep(part, deals[0][0]), self._spec.micro_batch)
+        return lambda part: Retention(self._room, to_keep(part, deals[0][0]), self._spec.states_at_once)
 
     def update(
         self,
@@ -145,7 +145,7 @@ class Learner:
     def _cut(self, lesson: _Lesson, rows: IntArray, retained: Sequence[Sequence[Retained]] | None) -> _Work:
         """The micro-batches of an optimizer step's edges, by shard; as sampling had them, if it retained any."""
         held, device, groups = lesson.held, self._how.sigmas.device, self.objective.scope == "groups"
-        most = self._spec.micro_batch
+        most = self._spec.states_at_once
         if retained is not None:
             batches = dict(zip(self._team.mine, map(held.numbered, self._team.mine, retained), strict=True))
             return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -86,6 +87,12 @@ class Policy:
         """How many latents go through the network at once."""
         return self.how.micro_batch
 
+    def use(self, experiment: Experiment) -> Experiment:
+        """Takes the experiment with its micro-batches as numbers, and gives it back."""
+        self.experiment = experiment
+        self.how = replace(self.how, micro_batch=experiment.rollouts.latents_at_once)
+        return experiment
+
     def _settled(self, experiment: Experiment) -> ModelSpec:
         """The model with what it leaves to the machine decided; `choices` says what was chosen."""
         given, free = experiment.model, free_bytes(self.device)
@@ -156,7 +163,7 @@ class Policy:
             ContractError: if the model paints what is no image.
             MemoryShortageError: if memory runs out.
         """
-        remedy = lower("rollouts.micro_batch", self.experiment.rollouts.micro_batch)
+        remedy = lower("rollouts.micro_batch", self.micro_batch)
         with enough_memory("images were painted", remedy):
             how = how or self.painting()
             images = sample_deterministic(how, noise, self._encoded(how.model, prompts), show)
@@ -235,7 +242,7 @@ class Policy:
             self._velocity_of(model),
             built("sampler", spec.sampler.kind, spec.sampler.build, Sampler),
             sigmas.to(self.device),
-            spec.rollouts.micro_batch,
+            spec.rollouts.latents_at_once,
             STORAGE[spec.rollouts.storage],
             keep_velocity=spec.objective.needs_old and spec.objective.process == "reverse",
             predicted_clean=spec.rollouts.decode == "predicted-clean",

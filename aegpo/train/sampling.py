@@ -78,7 +78,7 @@ class Sampling:
         return Sample(rollouts, found, () if retention is None else retention.batches)
 
     def _memory(self, retention: Retention | None) -> AbstractContextManager[None]:
-        remedy = lower("rollouts.micro_batch", self._policy.experiment.rollouts.micro_batch)
+        remedy = lower("rollouts.micro_batch", self._policy.micro_batch)
         if retention is not None:
             remedy = f"set 'optimizer.retain' to fewer GiB or to never, or {remedy}"
         return enough_memory("rollouts were sampled", remedy)

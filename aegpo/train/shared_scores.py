@@ -50,7 +50,7 @@ class SharedScores:
             with contracts.blaming("reward", scorer.label, kind=scorer.kind):
                 said.append(json.loads(json.dumps(reward.identity())))
         spec = policy.experiment
-        sizes = {"micro_batch": spec.rollouts.micro_batch, "denoising_steps": spec.rollouts.denoising_steps}
+        sizes = {"micro_batch": spec.rollouts.latents_at_once, "denoising_steps": spec.rollouts.denoising_steps}
         rewards = [reward.model_dump(mode="json") for reward in spec.rewards]
         painted = spec.evaluation.model_dump(mode="json", exclude={"every"})
         return cls(store, policy, {"evaluation": painted, "rewards": rewards, "identities": said, **sizes}, prompts)

@@ -213,7 +213,7 @@ def useful_flops(counts: Mapping[str, float], unit: float) -> float:
 def expected_seconds(experiment: Experiment, counts: Mapping[str, float], seconds: float) -> float:
     """Of a step with such counts, from the seconds of a micro-batch; edges are computed twice on their way back."""
     forwards = counts["forwards"] + counts["signal_forwards"] + 4 * counts["trained_edges"]
-    return SLACK * seconds * forwards / experiment.rollouts.micro_batch
+    return SLACK * seconds * forwards / experiment.rollouts.latents_at_once
 
 
 Counts = Mapping[str, float]
@@ -282,7 +282,7 @@ def watched(book: Callable[[Sequence[str]], None]) -> Iterator[None]:
 
 def of_forward(job: Job, experiment: Experiment, unit: float, seconds: float) -> Row:
     """What a forward says."""
-    size = experiment.rollouts.micro_batch
+    size = experiment.rollouts.latents_at_once
     return {
         "latents_at_once": size,
         "tflop_of_one": round(unit / 1e12, 6),

@@ -1,4 +1,4 @@
-"""What options of `model` save on full-size random SD 3.5: compiled blocks, and weights that wait in main memory."""
+"""What options of `model` save on full-size random SD 3.5: compiled blocks, weights that wait, sizes of batches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from aegpo.train.batch_sizes import Trial
 from aegpo.train.engine import Engine
 from gpu_sections.networks import random_weights, sd3
 from gpu_sections.sections import Job, Row
@@ -70,6 +71,30 @@ def offload(job: Job) -> Iterator[Row]:
                 "estimate_gib": None if estimate is None else round(estimate.total / GiB, 2),
             }
             del engine, report
+
+
+def micro_batches(job: Job) -> Iterator[Row]:
+    """States a second by how many there are at once, and what `micro_batch: auto` chooses of them."""
+    auto = {"rollouts.micro_batch": "auto", "optimizer.micro_batch": "auto"}
+    with random_weights(job.device, job.dry):
+        begin = now(job.device)
+        engine = _engine(job, SUBJECTS["sd35"], auto)
+        built, experiment = now(job.device) - begin, engine.experiment
+        trial = Trial.of(engine.policy, experiment, engine.asked(1)[0])
+        for size in (1, 2, 4, 8, 16, 32):
+            sampled, learned = trial.sampled(size), trial.learned(size)
+            yield {
+                "what": f"{size} at once",
+                "sampled_a_second": None if sampled is None else round(sampled, 2),
+                "learned_a_second": None if learned is None else round(learned, 2),
+            }
+        yield {
+            "what": "auto",
+            "build_seconds": round(built, 1),
+            "graph_gib_a_state": round(trial.each / GiB, 3),
+            "rollouts_micro_batch": experiment.rollouts.latents_at_once,
+            "optimizer_micro_batch": experiment.optimizer.states_at_once,
+        }
 
 
 def _engine(job: Job, subject: Subject, changes: Mapping[str, object]) -> Engine:

@@ -7,18 +7,18 @@ one it extends, an arm or `--set`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from aegpo.config import places
+from aegpo.config.extending import lay_over, read_extended
 from aegpo.config.marks import OPTION, Mark, Marked, Mistake, dotted, merge, refuse
 from aegpo.config.measured import MeasuredSpec, read_measured
 from aegpo.config.older import modern, moved
 from aegpo.config.parsing import parse
 from aegpo.config.validation import Finding, mistake, validate
-from aegpo.core import texts
 from aegpo.core.experiment import Experiment
 from aegpo.core.experiment_type import experiment_type
 from aegpo.core.registries import Registries
@@ -66,16 +66,17 @@ def load_experiment_file(path: Path, registries: Registries, overrides: Sequence
         SpecError: with every mistake, its place, the line and a caret.
     """
     mistakes: list[Mistake] = []
-    document = _read_with_base(path, mistakes)
+    dropped: dict[str, Mark] = {}
+    document = read_extended(path, mistakes, dropped)
     refuse(mistakes)
     patches = [patch for text in overrides if (patch := _option(text, document, mistakes)) is not None]
     refuse(mistakes)
     for patch in patches:
-        document = merge(document, patch, indexed=True)
+        document = lay_over(document, patch, dropped, indexed=True)
     seeds = _seeds(document, mistakes)
     measured = read_measured(document, mistakes)
-    arms = _arms(document, patches, mistakes)
-    verdict = _verdict(document, mistakes)
+    arms = _arms(document, patches, dropped, mistakes)
+    verdict = _verdict(document, dropped, mistakes)
     spec = experiment_type(registries)
     experiments: dict[str, Experiment] = {}
     complaints: dict[Mistake, list[str]] = {}
@@ -107,49 +108,6 @@ def parse_experiment(data: Mapping[str, Any], registries: Registries) -> Experim
 
 
 # --- from texts to one tree an arm -----------------------------------------------------------------------------------
-
-
-def _read_with_base(path: Path, mistakes: list[Mistake]) -> Marked:
-    """The document with the file it extends below it, less what was measured of that one."""
-    document = _read(path, mistakes)
-    extends = document.children.get("extends")
-    if extends is None:
-        return document
-    if not isinstance(extends.value, str):
-        mistakes.append(Mistake(extends.mark, "extends", "must be the path of a file, relative to this one"))
-        return document
-    base_path = path.parent / extends.value
-    if not base_path.is_file():
-        mistakes.append(
-            Mistake(extends.mark, "extends", f"no file {str(base_path)!r}; paths are relative to this file")
-        )
-        return document
-    base = _read(base_path, mistakes)
-    if "extends" in base.children:
-        message = f"{str(base_path)!r} extends another file; only one level is allowed, so extend that one"
-        mistakes.append(Mistake(extends.mark, "extends", message))
-    return merge(base.without("measured"), document).without("extends")
-
-
-def _read(path: Path, mistakes: list[Mistake]) -> Marked:
-    try:
-        text = texts.utf8(path.read_bytes())
-    except texts.NotTextError as error:
-        refuse([Mistake(Mark(str(path), error.line, error.column, error.row), "", error.message)])
-        raise
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of an experiment file") from error
-    document, found = parse(text, str(path))
-    mistakes += found
-    if document is not None and isinstance(document.value, Mapping):
-        return document
-    start = Mark(str(path), 1, 1, next(iter(text.splitlines()), ""))
-    if not found:
-        what = "the file is empty" if document is None else "not a mapping"
-        mistakes.append(
-            Mistake(start, "", f"{what}; an experiment is a mapping that starts with 'model', 'rewards', ...")
-        )
-    return Marked({}, start, start)
 
 
 def _option(text: str, document: Marked, mistakes: list[Mistake]) -> Marked | None:
@@ -222,7 +180,7 @@ def _seeds(document: Marked, mistakes: list[Mistake]) -> tuple[int, ...]:
     return tuple(seeds) if right else DEFAULT_SEEDS
 
 
-def _verdict(document: Marked, mistakes: list[Mistake]) -> VerdictSpec:
+def _verdict(document: Marked, dropped: Mapping[str, Mark], mistakes: list[Mistake]) -> VerdictSpec:
     """What the report is asked for; arms are those of the file, also where a mistake leaves one out."""
     given = {key: child for key, child in document.children.items() if key in VerdictSpec.model_fields}
     tree = replace(document, value=given)
@@ -230,32 +188,42 @@ def _verdict(document: Marked, mistakes: list[Mistake]) -> VerdictSpec:
     arms = document.children["arms"].children if "arms" in document.children else {}
     problems = verdict.problems(tuple(arms) or (ONLY_ARM,)) if verdict is not None else ()
     findings += [Finding(problem.location, problem.message) for problem in problems]
-    mistakes += [mistake(tree, finding) for finding in findings]
+    mistakes += [_of_dropped(mistake(tree, finding), tree.find(finding.location)[0], dropped) for finding in findings]
     return verdict if verdict is not None else VerdictSpec()
 
 
-def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> dict[str, Marked]:
+def _of_dropped(found: Mistake, named: Marked, dropped: Mapping[str, Mark]) -> Mistake:
+    """Says where the arm was dropped that a comparison names."""
+    if not isinstance(named.value, str) or named.value not in dropped:
+        return found
+    where = f"arm {named.value!r} is dropped at {dropped[named.value]}"
+    return replace(found, message=f"{where}; name other pairs, or write 'comparisons: null' there")
+
+
+def _arms(
+    document: Marked, patches: list[Marked], dropped: Mapping[str, Mark], mistakes: list[Mistake]
+) -> dict[str, Marked]:
     """The document of each arm, less what belongs to the file."""
     base = document.without(*FILE_KEYS)
     if "arms" not in document.children:
         return {ONLY_ARM: base}
     given = document.children["arms"]
     if not given.children:
-        mistakes.append(
-            Mistake(given.mark, "arms", "must map the name of each arm to what it changes; or leave it out")
-        )
+        what = "must map the name of each arm to what it changes; or leave it out"
+        if dropped:
+            what = "every arm is dropped; keep one, or write 'main: {}' for an arm that changes nothing"
+        mistakes.append(Mistake(given.mark, "arms", what))
         return {ONLY_ARM: base}
     arms: dict[str, Marked] = {}
     for name, arm in given.children.items():
         path = f"arms.{name}"
-        if not ARM_NAME.fullmatch(name):
-            message = "an arm's name becomes a folder: letters, digits, '.', '_' and '-', the first a letter or digit"
-            mistakes.append(Mistake(arm.key, path, message))
-        if len(name) > LONGEST_NAME:
-            message = f"an arm's name becomes a folder: at most {LONGEST_NAME} letters, not {len(name)}"
-            mistakes.append(Mistake(arm.key, path, message))
-        if name in RESERVED:
-            mistakes.append(Mistake(arm.key, path, f"the report keeps {name!r} beside the arms; choose another name"))
+        mistakes += [Mistake(arm.key, path, why) for why in _no_folders_name(name)]
+        if arm.value is None:
+            others = [other for other, each in given.children.items() if each.value is not None]
+            none = f"none is called {name!r}; {suggestion(name, others)}" if others else "there is none"
+            what = f"null drops an inherited arm (one that changes nothing is {{}}), but {none}"
+            mistakes.append(Mistake(arm.mark, path, what))
+            continue
         if not isinstance(arm.value, Mapping):
             mistakes.append(Mistake(arm.mark, path, "must be a mapping of what the arm changes; {} if nothing"))
             continue
@@ -266,6 +234,17 @@ def _arms(document: Marked, patches: list[Marked], mistakes: list[Mistake]) -> d
             tree = merge(tree, patch.without(*FILE_KEYS), indexed=True)
         arms[name] = tree
     return arms or {ONLY_ARM: base}
+
+
+def _no_folders_name(arm: str) -> Iterator[str]:
+    """Why an arm cannot be called so."""
+    folder = "an arm's name becomes a folder"
+    if not ARM_NAME.fullmatch(arm):
+        yield f"{folder}: letters, digits, '.', '_' and '-', the first a letter or digit"
+    if len(arm) > LONGEST_NAME:
+        yield f"{folder}: at most {LONGEST_NAME} letters, not {len(arm)}"
+    if arm in RESERVED:
+        yield f"the report keeps {arm!r} beside the arms; choose another name"
 
 
 # --- from trees to experiments ---------------------------------------------------------------------------------------

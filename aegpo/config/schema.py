@@ -46,9 +46,9 @@ def file_schema(registries: Registries) -> dict[str, Any]:
         "arms": {
             "type": "object",
             "propertyNames": {"pattern": f"^{ARM_NAME.pattern}$"},
-            "additionalProperties": {"type": "object", "properties": patch, "additionalProperties": False},
+            "additionalProperties": {"type": ["object", "null"], "properties": patch, "additionalProperties": False},
             "minProperties": 1,
-            "description": "name -> what the arm changes; without arms there is one, 'main'",
+            "description": "name -> what it changes, null drops an inherited one; without arms there is one, 'main'",
         },
     }
     return schema

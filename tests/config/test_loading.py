@@ -99,6 +99,33 @@ def test_arms_patch_the_base_and_mappings_merge(folder, registries):
     assert file.experiment("slow", 5).model_copy(update={"seed": 3}) == file.arms["slow"]
 
 
+def test_files_extend_one_another_to_any_depth_and_paths_stay_relative_to_the_file_that_has_them(folder, registries):
+    deep = folder / "deep"
+    deep.mkdir()
+    (deep / "mine.txt").write_text("".join(f"{count} red circles\n" for count in ["two", "three"] * 4))
+    (deep / "first.yaml").write_text("extends: ../base.yaml\ntraining_steps: 3\nprompts: {train: mine.txt}\n")
+    for number in range(40):
+        below = f"step-{number - 1}.yaml" if number else "deep/first.yaml"
+        Path(f"step-{number}.yaml").write_text(f"extends: {below}\ncheckpoint: {{keep: {number + 1}}}\n")
+    arm = load("extends: step-39.yaml\nallocator: random\n", registries).arms["main"]
+    assert (arm.training_steps, arm.checkpoint.keep, arm.allocator.kind) == (3, 40, "random")
+    assert arm.prompts.train == deep / "mine.txt"
+
+
+def test_a_file_drops_arms_that_it_inherits_and_may_define_them_anew(folder, registries):
+    Path("first.yaml").write_text(
+        "extends: base.yaml\narms: {grpo: {}, old: {training_steps: 5}, aegpo: {allocator: entropy}}\n"
+    )
+    file = load("extends: first.yaml\narms: {old: null, new: {training_steps: 7}}\n", registries)
+    assert list(file.arms) == ["grpo", "aegpo", "new"]
+    file = load("extends: first.yaml\n", registries, "arms.old=null", "arms.grpo=null")
+    assert list(file.arms) == ["aegpo"]
+    Path("second.yaml").write_text("extends: first.yaml\narms: {old: null}\ncomparisons: [[aegpo, grpo]]\n")
+    file = load("extends: second.yaml\narms: {old: {}}\ncomparisons: [[aegpo, old]]\n", registries)
+    assert list(file.arms) == ["grpo", "aegpo", "old"]
+    assert file.arms["old"].training_steps == file.arms["grpo"].training_steps
+
+
 @pytest.mark.parametrize(
     ("patch", "low", "high"),
     [
@@ -241,7 +268,15 @@ def golden_cases() -> list[tuple[str, list[str], str, str]]:
     [pytest.param(*case[1:], id=case[0]) for case in golden_cases()],
 )
 def test_a_mistake_says_where_what_and_what_would_be_right(folder, registries, options, text, message):
-    Path("nested.yaml").write_text("extends: base.yaml\n")
+    others = {
+        "second.yaml": "extends: third.yaml",
+        "third.yaml": "extends: x.yaml",
+        "arms.yaml": "extends: base.yaml\narms: {grpo: {}, aegpo: {allocator: entropy}}",
+        "pairs.yaml": "extends: arms.yaml\ncomparisons: [[aegpo, grpo]]",
+        "broken.yaml": "extends: base.yaml\ntrainig_steps: 3",
+    }
+    for name, content in others.items():
+        Path(name).write_text(f"{content}\n")
     assert complaint(text, registries, *options) == message
 
 

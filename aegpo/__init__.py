@@ -1,6 +1,7 @@
 """Reward fine-tuning of text-to-image diffusion and flow models, guided by attention entropy.
 
-The door for plugins: what they need is here, in `aegpo.pipelines` and `aegpo.testing`. Importing it imports no torch.
+The door for plugins and for Python: what they need is here, in `aegpo.pipelines` and `aegpo.testing`. Importing it
+imports no torch.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ from aegpo.core.registry import Registry, Spec, Where
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.core.signals import Measurement, SignalCost, Signals, Trunk
+from aegpo.core.version import __version__
+from aegpo.door import evaluate, load, run
 from aegpo.errors import AegpoError, CheckpointError, ContractError, PlanError, PluginError, SettingError, SpecError
 from aegpo.method.trees import forest
-
-__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Advantage",
@@ -146,6 +147,10 @@ __all__ = [
     "Trunk",
     "Update",
     "Where",
+    "__version__",
+    "evaluate",
     "forest",
     "hookimpl",
+    "load",
+    "run",
 ]

@@ -56,7 +56,7 @@ def evaluate(request: EvaluateRequest) -> tuple[Path, Evaluated]:
         AegpoError: for a mistake in the request, before a model is loaded; or if a model or reward fails.
     """
     refuse_several_processes()
-    registries = load_registries(plugin_manager(request.plugins))
+    registries = load_registries(plugin_manager(request.plugins, request.parts))
     subject = find_subject(request, registries)
     seed = subject.experiment.evaluation.seed if request.seed is None else request.seed
     request = replace(request, seed=seed)

@@ -12,6 +12,7 @@ from aegpo.core.experiment import Experiment
 from aegpo.core.media import why_unread
 from aegpo.core.parts import RewardSpec
 from aegpo.core.registries import Registries
+from aegpo.core.registry import Spec
 from aegpo.errors import AegpoError
 from aegpo.runs.opening import FoundRun, common_experiment, find_arm
 
@@ -31,6 +32,7 @@ class EvaluateRequest:
     out: Path | None = None
     plugins: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()  # of an experiment file
+    parts: tuple[type[Spec], ...] = ()  # classes that are registered beside those of plugins
 
     def images(self, experiment: Experiment) -> int:
         """Images of each prompt."""

@@ -97,9 +97,8 @@ def _run(request: LaunchRequest, team: Team, console: Console, errors: Console) 
     check_devices([run.experiment for run in runs], request, max(team.size, request.size))
     with team.agreed("runs start over"):
         # Where a launcher has started the processes again, what they did is kept.
-        for run in runs if request.fresh and team.first and not team.place.attempt else ():
-            with locked(run.folder):
-                start_over(run.folder)
+        if request.fresh and team.first and not team.place.attempt:
+            begin_anew(runs)
     finished = team.of_first("what is finished", lambda: [run.finished for run in runs])
     todo = [run for run, done in zip(runs, finished, strict=True) if not done]
     if len(runs) > 1 and team.size == 1:
@@ -111,7 +110,7 @@ def _run(request: LaunchRequest, team: Team, console: Console, errors: Console) 
         if todo and request.apart:
             code = run_in_group(request, todo[0], in_group)
         else:
-            code = _one_after_another(todo, len(runs), manager, console, team)
+            code = one_after_another(todo, len(runs), manager, console, team)
     if code != INTERRUPTED and request.report and folder is not None:
         with team.agreed("the report is written"):
             if team.first:
@@ -121,7 +120,14 @@ def _run(request: LaunchRequest, team: Team, console: Console, errors: Console) 
     return code
 
 
-def _one_after_another(
+def begin_anew(runs: Sequence[Run]) -> None:
+    """Deletes what runs have done."""
+    for run in runs:
+        with locked(run.folder):
+            start_over(run.folder)
+
+
+def one_after_another(
     runs: Sequence[Run], chosen: int, manager: pluggy.PluginManager, console: Console, team: Team
 ) -> int:
     """Runs in this process; of several chosen ones a failing one does not stop the others."""
@@ -144,7 +150,15 @@ def _of_file(
     request: LaunchRequest, team: Team, registries: Registries, errors: Console
 ) -> tuple[Path | None, list[Run]]:
     """The experiment's folder, OUT/NAME, and the chosen runs of a file."""
-    file = load_experiment_file(request.path, registries, request.overrides)
+    return open_file(load_experiment_file(request.path, registries, request.overrides), request, team, errors)
+
+
+def open_file(file: ExperimentFile, request: LaunchRequest, team: Team, errors: Console) -> tuple[Path, list[Run]]:
+    """The experiment's folder, where the order of its runs is written, and the chosen runs.
+
+    Raises:
+        AegpoError: if one of them cannot be begun or gone on with in the folder.
+    """
     runs = select_runs(file, request)
     if PARENT not in os.environ:  # whose log has them already
         for warning in file.warnings:

@@ -12,19 +12,20 @@ from aegpo.core import texts
 from aegpo.errors import SpecError
 
 
-def read_extended(path: Path, mistakes: list[Mistake], dropped: dict[str, Mark]) -> Marked:
+def read_extended(path: Path, mistakes: list[Mistake], dropped: dict[str, Mark], text: str | None = None) -> Marked:
     """The document with the files it extends below it, less what was measured of those.
 
     Args:
         path: of the file.
         mistakes: gets what is wrong, also in the files below.
         dropped: gets each arm that a file drops with ``arms: {NAME: null}``, and where.
+        text: what is read in place of the file, which need not be there.
 
     Raises:
         SpecError: if a file cannot be read.
     """
     chain = [path]
-    documents = [_read(path, mistakes)]
+    documents = [_read(path, mistakes) if text is None else _parsed(text, path, mistakes)]
     while (below := _below(chain, documents[-1], mistakes)) is not None:
         chain.append(below)
         documents.append(_read(below, mistakes))
@@ -86,6 +87,10 @@ def _read(path: Path, mistakes: list[Mistake]) -> Marked:
         raise
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of an experiment file") from error
+    return _parsed(text, path, mistakes)
+
+
+def _parsed(text: str, path: Path, mistakes: list[Mistake]) -> Marked:
     document, found = parse(text, str(path))
     mistakes += found
     if document is not None and isinstance(document.value, Mapping):

@@ -54,20 +54,23 @@ class ExperimentFile:
         return self.arms[arm].model_copy(update={"seed": seed})
 
 
-def load_experiment_file(path: Path, registries: Registries, overrides: Sequence[str] = ()) -> ExperimentFile:
+def load_experiment_file(
+    path: Path, registries: Registries, overrides: Sequence[str] = (), text: str | None = None
+) -> ExperimentFile:
     """Reads, merges and validates a file.
 
     Args:
         path: of the YAML file.
         registries: the parts it may choose.
         overrides: `key.path=value` each, the value in YAML; they apply to the base and win over the arms.
+        text: what is read in place of the file, which need not be there: places are seen from its folder.
 
     Raises:
         SpecError: with every mistake, its place, the line and a caret.
     """
     mistakes: list[Mistake] = []
     dropped: dict[str, Mark] = {}
-    document = read_extended(path, mistakes, dropped)
+    document = read_extended(path, mistakes, dropped, text)
     refuse(mistakes)
     patches = [patch for text in overrides if (patch := _option(text, document, mistakes)) is not None]
     refuse(mistakes)

@@ -24,7 +24,8 @@ from aegpo.core.foreign import Common, of_user
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Registry, Spec, suggestion
 from aegpo.errors import PluginError
-from aegpo.plugin import built_in
+from aegpo.plugin import built_in, given
+from aegpo.plugin.given import GivenParts
 
 GROUP = "aegpo"  # of entry points
 BLOCK_VARIABLE = "AEGPO_BLOCK_PLUGINS"
@@ -63,11 +64,12 @@ class _Candidate:
         return {_normalised(name) for name in (self.name, self.module, self.source)}
 
 
-def plugin_manager(modules: Sequence[str] = ()) -> pluggy.PluginManager:
+def plugin_manager(modules: Sequence[str] = (), parts: Sequence[type[Spec]] = ()) -> pluggy.PluginManager:
     """A fresh manager with the built-ins, every installed plugin and `modules`, less what AEGPO_BLOCK_PLUGINS names.
 
     Args:
         modules: importable names, or paths of `.py` files. One that an installed plugin brings already counts once.
+        parts: spec classes that are registered beside them.
 
     Raises:
         PluginError: for a plugin that cannot be imported, has no hook or a wrong one; the message names its
@@ -81,6 +83,8 @@ def plugin_manager(modules: Sequence[str] = ()) -> pluggy.PluginManager:
     for candidate in candidates:
         if not candidate.block_names & blocked:
             _register(manager, candidate)
+    if parts:
+        manager.register(GivenParts(parts), given.NAME)
     return manager
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegpo.commands.options import Layout
 from aegpo.core.files import whole_folder, write_json
-from aegpo.core.interfaces import Exportable
+from aegpo.core.interfaces import Exportable, ExportableToComfyui
 from aegpo.core.processes import refuse_several_processes
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -15,7 +17,10 @@ from aegpo.runs.manifest import read_manifest
 from aegpo.runs.opening import FoundRun, find_run
 
 if TYPE_CHECKING:
+    from aegpo.core.parts import ModelSpec
     from aegpo.train.policy import Policy
+
+EXPORTED = "aegpo.json"  # what the folder holds, and of which run
 
 
 @dataclass(frozen=True)
@@ -27,31 +32,35 @@ class ExportRequest:
     checkpoint: int | None = None  # None: the newest
     full: bool = False  # the whole pipeline, even if only a LoRA was trained
     plugins: tuple[str, ...] = ()
+    layout: Layout = "diffusers"  # of a LoRA
 
 
 def export(request: ExportRequest) -> str:
     """Writes the policy; the folder is whole or absent.
 
     Returns:
-        How what was written is loaded.
+        How what was written is loaded, a line each way.
 
     Raises:
         AegpoError: if there is no such run, the folder cannot be made, or the model cannot be written.
     """
     refuse_several_processes()
     run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
+    whole = request.full or run.experiment.policy.train == "full"
+    if whole and request.layout != "diffusers":
+        why = "--full asks for" if request.full else "the policy was fine-tuned in full, so there is"
+        raise AegpoError(f"--layout {request.layout} is of a LoRA, and {why} the whole pipeline; leave out --layout")
 
     from aegpo.train.policy import Policy
 
     with whole_folder(request.to, "--to") as folder:
         policy = Policy(run.experiment)
         policy.weights.take(run.weights(), run.where)
-        whole = request.full or run.experiment.policy.train == "full"
-        _write(policy, run, whole, folder)
-    return _how_to_load(policy, request.to, whole)
+        _write(policy, run, whole, request.layout, folder)
+    return "\n".join(how_to_load(run, request.to, whole, request.layout))
 
 
-def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
+def _write(policy: Policy, run: FoundRun, whole: bool, layout: Layout, folder: Path) -> None:
     from safetensors import SafetensorError
 
     model, kind = policy.model, run.experiment.model.kind
@@ -63,15 +72,19 @@ def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
     try:
         if whole:
             model.save_pipeline(folder)
-        else:
+        if not whole and layout != "comfyui":
             model.save_adapters(folder)
+        if layout != "diffusers":
+            if not isinstance(model, ExportableToComfyui):
+                raise AegpoError(f"model {kind!r} has no LoRA for ComfyUI; leave out --layout {layout}")
+            model.save_for_comfyui(folder / comfyui_file(run))
     except SafetensorError as error:  # how safetensors tells a full disk
         raise AegpoError(
             f"the weights cannot be written to {folder.parent}: {error}; nothing was kept: make room, or choose "
             "another folder with --to"
         ) from error
     write_json(
-        folder / "aegpo.json",
+        folder / EXPORTED,
         {
             "model": run.experiment.model.model_dump(mode="json"),
             "what": "pipeline" if whole else "lora",
@@ -84,13 +97,31 @@ def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
     )
 
 
-def _how_to_load(policy: Policy, folder: Path, whole: bool) -> str:
-    model = policy.experiment.model
-    if model.kind == "shapes":
-        return f"model: {{kind: shapes, weights: {folder}}}"
-    again = f"model: {{kind: {model.kind}, path: {folder}}}"
-    return (
-        f'DiffusionPipeline.from_pretrained("{folder}"), or  {again}'
-        if whole
-        else f'pipe.load_lora_weights("{folder}")'
-    )
+def comfyui_file(run: FoundRun) -> str:
+    """The name of a LoRA among those of ComfyUI; diffusers does not take it for its own file."""
+    return f"{run.experiment.name}-{run.arm}-seed-{run.seed}-step-{run.step:06d}.safetensors"
+
+
+def how_to_load(run: FoundRun, folder: Path, whole: bool, layout: Layout) -> list[str]:
+    """A line for each way to load what was written."""
+    spec = run.experiment.model
+    if not whole:
+        lora = [f'pipe.load_lora_weights("{folder}")'] if layout != "comfyui" else []
+        return lora + ([f"cp {folder / comfyui_file(run)} ComfyUI/models/loras/"] if layout != "diffusers" else [])
+    if spec.kind == "shapes":
+        return [f"model: {{kind: shapes, weights: {folder}}}"]
+    paints = _painting(run, spec)
+    again = f"model: {{kind: {spec.kind}, path: {folder}}}"
+    return [f'DiffusionPipeline.from_pretrained("{folder}"), or  {again}', *paints]
+
+
+def _painting(run: FoundRun, spec: ModelSpec) -> list[str]:
+    """How a pipeline is called to paint as the run's evaluations did."""
+    from aegpo.models.pipeline.options import PipelineOptions
+
+    if not isinstance(spec, PipelineOptions):
+        return []
+    evaluation = run.experiment.evaluation
+    steps = evaluation.denoising_steps or run.experiment.rollouts.denoising_steps
+    told = spec.call_arguments(steps, evaluation.height or spec.height, evaluation.width or spec.width)
+    return [f"pipe(prompt, {', '.join(f'{name}={json.dumps(value)}' for name, value in told.items())})"]

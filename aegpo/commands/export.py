@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegpo.commands.exported_use import comfyui_file, how_to_load, in_markdown, is_pipeline, without_places
 from aegpo.commands.options import Layout
 from aegpo.core.files import whole_folder, write_json
 from aegpo.core.interfaces import Exportable, ExportableToComfyui
@@ -17,7 +17,6 @@ from aegpo.runs.manifest import read_manifest
 from aegpo.runs.opening import FoundRun, find_run
 
 if TYPE_CHECKING:
-    from aegpo.core.parts import ModelSpec
     from aegpo.train.policy import Policy
 
 EXPORTED = "aegpo.json"  # what the folder holds, and of which run
@@ -33,6 +32,7 @@ class ExportRequest:
     full: bool = False  # the whole pipeline, even if only a LoRA was trained
     plugins: tuple[str, ...] = ()
     layout: Layout = "diffusers"  # of a LoRA
+    card: bool = False  # a model card beside it
 
 
 def export(request: ExportRequest) -> str:
@@ -57,7 +57,18 @@ def export(request: ExportRequest) -> str:
         policy = Policy(run.experiment)
         policy.weights.take(run.weights(), run.where)
         _write(policy, run, whole, request.layout, folder)
+        if request.card:
+            _write_card(run, whole, request.layout, folder)
     return "\n".join(how_to_load(run, request.to, whole, request.layout))
+
+
+def _write_card(run: FoundRun, whole: bool, layout: Layout, folder: Path) -> None:
+    from aegpo.report.card import Exported, write_card
+
+    spec = run.experiment.model
+    library = "diffusers" if is_pipeline(spec) else "aegpo"
+    use, video = in_markdown(run, whole, layout), spec.media == "video"
+    write_card(Exported(run.folder, run.arm, run.seed, run.step, whole, library, use, spec.base_folder, video), folder)
 
 
 def _write(policy: Policy, run: FoundRun, whole: bool, layout: Layout, folder: Path) -> None:
@@ -86,7 +97,7 @@ def _write(policy: Policy, run: FoundRun, whole: bool, layout: Layout, folder: P
     write_json(
         folder / EXPORTED,
         {
-            "model": run.experiment.model.model_dump(mode="json"),
+            "model": without_places(run.experiment.model),
             "what": "pipeline" if whole else "lora",
             "experiment": run.experiment.name,
             "arm": run.arm,
@@ -95,33 +106,3 @@ def _write(policy: Policy, run: FoundRun, whole: bool, layout: Layout, folder: P
             "versions": read_manifest(run.folder)["versions"],
         },
     )
-
-
-def comfyui_file(run: FoundRun) -> str:
-    """The name of a LoRA among those of ComfyUI; diffusers does not take it for its own file."""
-    return f"{run.experiment.name}-{run.arm}-seed-{run.seed}-step-{run.step:06d}.safetensors"
-
-
-def how_to_load(run: FoundRun, folder: Path, whole: bool, layout: Layout) -> list[str]:
-    """A line for each way to load what was written."""
-    spec = run.experiment.model
-    if not whole:
-        lora = [f'pipe.load_lora_weights("{folder}")'] if layout != "comfyui" else []
-        return lora + ([f"cp {folder / comfyui_file(run)} ComfyUI/models/loras/"] if layout != "diffusers" else [])
-    if spec.kind == "shapes":
-        return [f"model: {{kind: shapes, weights: {folder}}}"]
-    paints = _painting(run, spec)
-    again = f"model: {{kind: {spec.kind}, path: {folder}}}"
-    return [f'DiffusionPipeline.from_pretrained("{folder}"), or  {again}', *paints]
-
-
-def _painting(run: FoundRun, spec: ModelSpec) -> list[str]:
-    """How a pipeline is called to paint as the run's evaluations did."""
-    from aegpo.models.pipeline.options import PipelineOptions
-
-    if not isinstance(spec, PipelineOptions):
-        return []
-    evaluation = run.experiment.evaluation
-    steps = evaluation.denoising_steps or run.experiment.rollouts.denoising_steps
-    told = spec.call_arguments(steps, evaluation.height or spec.height, evaluation.width or spec.width)
-    return [f"pipe(prompt, {', '.join(f'{name}={json.dumps(value)}' for name, value in told.items())})"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -239,3 +240,48 @@ def test_a_layout_is_of_a_lora(runs, tmp_path):
         AegpoError, match="--layout comfyui is of a LoRA, and --full asks for the whole pipeline; leave"
     ):
         export(ExportRequest(runs["sd"], tmp_path / "to", full=True, layout="comfyui"))
+
+
+# --- model cards -----------------------------------------------------------------------------------------------------
+
+
+def run_code(folder: Path, base: Path) -> dict[str, torch.Tensor]:
+    """The images of the code that a card shows, run in its folder by a program that has diffusers alone."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    code = code.replace('"BASE"', repr(str(base))).replace(
+        "pipe(prompt,", "pipe(prompt, latents=noise, output_type='pt',"
+    )
+    saves = "save_file({'image': image.contiguous()}, 'images.safetensors')"
+    loads = f"prompt, noise = {TEXTS[0]!r}, load_file('noise.safetensors')['noise']"
+    return paint_elsewhere(folder, f"from safetensors.torch import load_file, save_file\n{loads}\n{code}\n{saves}\n")
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_the_code_of_a_card_paints_what_the_policy_paints(kind, runs, pipeline_folders, tmp_path):
+    export(ExportRequest(runs[kind], tmp_path / "to", layout="both", card=True))
+    policy = policy_of(runs[kind])
+    noise = policy.evaluation_noise(asked(TEXTS[:1]))
+    save_file({"noise": noise}, tmp_path / "to" / "noise.safetensors")
+    image = run_code(tmp_path / "to", pipeline_folders[kind])["image"]
+    assert float((image - policy.images(asked(TEXTS[:1]), noise)[0]).abs().max()) < 1e-4
+
+
+def test_what_is_exported_names_no_place_of_this_machine(runs, pipeline_folders, tmp_path):
+    export(ExportRequest(runs["sd3"], tmp_path / "to", full=True, card=True))
+    told = [(tmp_path / "to" / name).read_text() for name in ("README.md", "aegpo.json", "model_index.json")]
+    assert all(str(pipeline_folders["sd3"].parent) not in text for text in told)
+    assert json.loads(told[1])["model"]["path"] == "sd3"
+    for config in (tmp_path / "to").rglob("*.json"):
+        assert str(pipeline_folders["sd3"].parent) not in config.read_text(), config
+
+
+def test_the_card_of_the_embedded_model_says_how_aegpo_loads_it(tiny_weights, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    counts = "{train_count: 4, evaluation_count: 2}"
+    trained = run(folder, f"{{kind: shapes, weights: {tiny_weights}}}", counts, "{train: full}")
+    told = export(ExportRequest(trained, tmp_path / "to", card=True))
+    assert told == f"model: {{kind: shapes, weights: {tmp_path / 'to'}}}"
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert "library_name: aegpo\n" in card
+    assert "model: {kind: shapes, weights: .}" in card

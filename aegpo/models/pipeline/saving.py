@@ -117,10 +117,12 @@ def save_pipeline(
     scheduler = spec.saved_scheduler()
     pipeline = load_pipeline(spec, source, given if scheduler is None else given | {"scheduler": scheduler})
     pipeline.save_pretrained(folder)
-    for name, component in pipeline.components.items():
-        if isinstance(component, PreTrainedModel):
-            config = folder / name / "config.json"
-            write_json(config, _in_float32(json.loads(config.read_text(encoding="utf-8"))))
+    texts = {folder / name for name, part in pipeline.components.items() if isinstance(part, PreTrainedModel)}
+    for file in folder.rglob("*.json"):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(told, dict) and ("_name_or_path" in told or file.parent in texts):
+            told.pop("_name_or_path", None)  # where on this machine it was loaded from
+            write_json(file, _in_float32(told) if file.parent in texts else told)
 
 
 def _absent(spec: PipelineOptions, source: Path) -> set[str]:

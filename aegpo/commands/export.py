@@ -63,7 +63,8 @@ def export(request: ExportRequest) -> str:
 
 
 def _write_card(run: FoundRun, whole: bool, layout: Layout, folder: Path) -> None:
-    from aegpo.report.card import Exported, write_card
+    from aegpo.report.card import write_card
+    from aegpo.report.card_text import Exported
 
     spec = run.experiment.model
     library = "diffusers" if is_pipeline(spec) else "aegpo"

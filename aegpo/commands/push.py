@@ -104,7 +104,9 @@ def _telling(repository: str) -> Iterator[None]:
     Raises:
         AegpoError: with that line.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]  # of the HTTP library
 
     try:
         yield
@@ -114,22 +116,24 @@ def _telling(repository: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise AegpoError(f"{repository}: {_refused(error)}") from error
-    except (HTTPError, OSError) as error:
-        from huggingface_hub import constants
-
-        why = _TOKEN.sub("hf_...", " ".join(str(error).split()))
+    except (NetworkError, ConnectionError, TimeoutError) as error:
         raise AegpoError(
-            f"{repository}: {constants.ENDPOINT} cannot be reached ({why}); check the network, then give the same "
-            "command again"
+            f"{repository}: {constants.ENDPOINT} cannot be reached ({_line(error)}); check the network, then give the "
+            "same command again"
         ) from error
-    except ValueError as error:  # of the card's metadata, and of answers that are none of a hub
-        raise AegpoError(f"{repository}: {_TOKEN.sub('hf_...', ' '.join(str(error).split()))}") from error
+    except (OSError, ValueError) as error:  # of a file here, of the card's metadata, or of an answer that is no hub's
+        raise AegpoError(f"{repository}: cannot be pushed: {_line(error)}") from error
+
+
+def _line(said: object) -> str:
+    """What was said, on one line and without tokens."""
+    return _TOKEN.sub("hf_...", " ".join(str(said).split()))
 
 
 def _refused(error: Any) -> str:
     """What the hub's answer means for who pushes."""
     status = error.response.status_code
-    said = _TOKEN.sub("hf_...", " ".join(str(error.server_message or "").split()))
+    said = _line(error.server_message or "")
     if status == 401:
         return f"the hub does not accept your token: {LOG_IN} again"
     if status == 403:

@@ -65,14 +65,15 @@ def _data(exported: Exported, run: RecordedRun, license: Mapping[str, str]) -> A
     adapts = [] if exported.whole else ["lora"]
     kind = "text-to-video" if exported.video else "text-to-image"
     base = hub_base(run)
-    relation = {} if base is None else {"base_model_relation": "finetune" if exported.whole else "adapter"}
+    told: dict[str, Any] = dict(license)
+    if base is not None:
+        told["base_model_relation"] = "finetune" if exported.whole else "adapter"
     return ModelCardData(
         base_model=base,
         library_name=exported.library,
         pipeline_tag=kind,
         tags=["aegpo", "reinforcement-learning", kind, *adapts],
-        **relation,
-        **license,
+        **told,
     )
 
 

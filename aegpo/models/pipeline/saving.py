@@ -88,8 +88,8 @@ def _scaled_adapters(policy: nn.Module) -> dict[str, Tensor]:
         raise AegpoError(
             "the policy was fine-tuned in full, so it has no LoRA to write; write a whole pipeline instead"
         )
-    config = policy.peft_config["default"]  # type: ignore[index,union-attr]
-    scale = config.lora_alpha / config.r
+    configs: Any = policy.peft_config
+    scale = configs["default"].lora_alpha / configs["default"].r
     return {
         name: weight * scale if "lora_B" in name else weight
         for name, weight in get_peft_model_state_dict(policy).items()

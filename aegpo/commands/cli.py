@@ -9,6 +9,7 @@ import typer
 
 from aegpo.commands.cli_parts import plugins, schema, serve_reward
 from aegpo.commands.cli_policies import evaluate, export, profile_entropy, sample
+from aegpo.commands.cli_push import push
 from aegpo.commands.cli_runs import check, run
 from aegpo.commands.streams import lenient
 from aegpo.commands.telling import telling
@@ -18,6 +19,7 @@ COMMANDS = (
     run,
     sample,
     export,
+    push,
     evaluate,
     check,
     profile_entropy,

@@ -12,6 +12,7 @@ from aegpo.commands.options import (
     By,
     Checkpoint,
     ImagesPerPrompt,
+    LayoutOption,
     Overrides,
     Plugins,
     Rewards,
@@ -49,12 +50,17 @@ def export(
     to: Annotated[Path, typer.Option(metavar="DIR", help="folder that is made", show_default=False)],
     checkpoint: Checkpoint = None,
     full: Annotated[bool, typer.Option("--full", help="the whole pipeline, with a trained LoRA merged in")] = False,
+    layout: LayoutOption = "diffusers",
+    card: Annotated[
+        bool, typer.Option("--card", help="a model card too: README.md, from the run's records, for the hub")
+    ] = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Write a run's policy for others: the LoRA that was trained, or the whole pipeline."""
     from aegpo.commands.export import ExportRequest, export
 
-    print(f"to load it:  {export(ExportRequest(run, to, checkpoint, full, tuple(plugin)))}")
+    told = export(ExportRequest(run, to, checkpoint, full, tuple(plugin), layout, card))
+    print("to load it:  " + told.replace("\n", "\n             "))
 
 
 def evaluate(

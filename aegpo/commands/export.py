@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegpo.commands.exported_use import comfyui_file, how_to_load, in_markdown, is_pipeline, without_places
+from aegpo.commands.options import Layout
 from aegpo.core.files import whole_folder, write_json
-from aegpo.core.interfaces import Exportable
+from aegpo.core.interfaces import Exportable, ExportableToComfyui
 from aegpo.core.processes import refuse_several_processes
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -16,6 +18,8 @@ from aegpo.runs.opening import FoundRun, find_run
 
 if TYPE_CHECKING:
     from aegpo.train.policy import Policy
+
+EXPORTED = "aegpo.json"  # what the folder holds, and of which run
 
 
 @dataclass(frozen=True)
@@ -27,31 +31,48 @@ class ExportRequest:
     checkpoint: int | None = None  # None: the newest
     full: bool = False  # the whole pipeline, even if only a LoRA was trained
     plugins: tuple[str, ...] = ()
+    layout: Layout = "diffusers"  # of a LoRA
+    card: bool = False  # a model card beside it
 
 
 def export(request: ExportRequest) -> str:
     """Writes the policy; the folder is whole or absent.
 
     Returns:
-        How what was written is loaded.
+        How what was written is loaded, a line each way.
 
     Raises:
         AegpoError: if there is no such run, the folder cannot be made, or the model cannot be written.
     """
     refuse_several_processes()
     run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
+    whole = request.full or run.experiment.policy.train == "full"
+    if whole and request.layout != "diffusers":
+        why = "--full asks for" if request.full else "the policy was fine-tuned in full, so there is"
+        raise AegpoError(f"--layout {request.layout} is of a LoRA, and {why} the whole pipeline; leave out --layout")
 
     from aegpo.train.policy import Policy
 
     with whole_folder(request.to, "--to") as folder:
         policy = Policy(run.experiment)
         policy.weights.take(run.weights(), run.where)
-        whole = request.full or run.experiment.policy.train == "full"
-        _write(policy, run, whole, folder)
-    return _how_to_load(policy, request.to, whole)
+        _write(policy, run, whole, request.layout, folder)
+        if request.card:
+            _write_card(run, whole, request.layout, folder)
+    return "\n".join(how_to_load(run, request.to, whole, request.layout))
 
 
-def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
+def _write_card(run: FoundRun, whole: bool, layout: Layout, folder: Path) -> None:
+    from aegpo.report.card import write_card
+    from aegpo.report.card_text import Exported
+
+    spec = run.experiment.model
+    library = "diffusers" if is_pipeline(spec) else "aegpo"
+    use, video = in_markdown(run, whole, layout), spec.media == "video"
+    write_card(Exported(run.folder, run.arm, run.seed, run.step, whole, library, use, spec.base_folder, video), folder)
+
+
+def _write(policy: Policy, run: FoundRun, whole: bool, layout: Layout, folder: Path) -> None:
     from safetensors import SafetensorError
 
     model, kind = policy.model, run.experiment.model.kind
@@ -63,17 +84,21 @@ def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
     try:
         if whole:
             model.save_pipeline(folder)
-        else:
+        if not whole and layout != "comfyui":
             model.save_adapters(folder)
+        if layout != "diffusers":
+            if not isinstance(model, ExportableToComfyui):
+                raise AegpoError(f"model {kind!r} has no LoRA for ComfyUI; leave out --layout {layout}")
+            model.save_for_comfyui(folder / comfyui_file(run))
     except SafetensorError as error:  # how safetensors tells a full disk
         raise AegpoError(
             f"the weights cannot be written to {folder.parent}: {error}; nothing was kept: make room, or choose "
             "another folder with --to"
         ) from error
     write_json(
-        folder / "aegpo.json",
+        folder / EXPORTED,
         {
-            "model": run.experiment.model.model_dump(mode="json"),
+            "model": without_places(run.experiment.model),
             "what": "pipeline" if whole else "lora",
             "experiment": run.experiment.name,
             "arm": run.arm,
@@ -81,16 +106,4 @@ def _write(policy: Policy, run: FoundRun, whole: bool, folder: Path) -> None:
             "step": run.step,
             "versions": read_manifest(run.folder)["versions"],
         },
-    )
-
-
-def _how_to_load(policy: Policy, folder: Path, whole: bool) -> str:
-    model = policy.experiment.model
-    if model.kind == "shapes":
-        return f"model: {{kind: shapes, weights: {folder}}}"
-    again = f"model: {{kind: {model.kind}, path: {folder}}}"
-    return (
-        f'DiffusionPipeline.from_pretrained("{folder}"), or  {again}'
-        if whole
-        else f'pipe.load_lora_weights("{folder}")'
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,6 +55,8 @@ By = Annotated[
         show_default=False,
     ),
 ]
+Layout = Literal["diffusers", "comfyui", "both"]
+LayoutOption = Annotated[Layout, typer.Option(help="of a LoRA: for diffusers, for ComfyUI, or a file for each")]
 Rows = Annotated[int | None, typer.Option(min=1, max=MOST, help="query rows measured in each call; default: all")]
 Processes = Annotated[
     int | None,

@@ -93,6 +93,14 @@ class Exportable(Protocol):
         """Writes a whole pipeline with the policy in it, adapters merged."""
 
 
+@runtime_checkable
+class ExportableToComfyui(Protocol):
+    """A model whose LoRA can be written as ComfyUI loads it."""
+
+    def save_for_comfyui(self, file: Path) -> None:
+        """Writes the policy's LoRA as one safetensors file."""
+
+
 class Policy(Protocol):
     """The network of a run, as sources of signals may ask it; what it says is in the run's precision."""
 

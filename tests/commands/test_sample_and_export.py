@@ -111,14 +111,17 @@ SAMPLERS = {"sd": "ddim", "sdxl": "ddim", "sd3": "flow-sde", "flux": "flow-sde"}
 
 @pytest.fixture(scope="module", params=list(SAMPLERS))
 def lora_run(request, tmp_path_factory, pipeline_folders) -> Path:
-    kind, folder = request.param, tmp_path_factory.mktemp("lora")
+    return run_of(request.param, tmp_path_factory.mktemp("lora"), pipeline_folders[request.param])
+
+
+def run_of(kind: str, folder: Path, pipeline: Path, **model) -> Path:
+    """A run of one kind of pipeline with LoRA; the run's folder."""
     (folder / "train.txt").write_text("\n".join(TEXTS))
-    (folder / "held.txt").write_text("two green circles on a red background")
+    (folder / "held.txt").write_text("two green circles on a red background\na blue square on a red background")
     guidance = {} if kind == "flux" else {"guidance": 2.0}  # FLUX has its own in the network
-    model = {"kind": kind, "path": str(pipeline_folders[kind]), "dtype": "float32", "height": 24, "width": 24}
+    fields = {"kind": kind, "path": str(pipeline), "dtype": "float32", "height": 24, "width": 24, **guidance, **model}
     prompts = f"{{train: {folder / 'train.txt'}, evaluation: {folder / 'held.txt'}}}"
-    policy, sampler = "{train: lora, rank: 2, alpha: 4}", SAMPLERS[kind]
-    return run(folder, json.dumps(model | guidance), prompts, policy, sampler)
+    return run(folder, json.dumps(fields), prompts, "{train: lora, rank: 2, alpha: 4}", SAMPLERS[kind])
 
 
 def test_diffusers_paints_with_the_exported_lora_what_the_policy_paints(lora_run, pipeline_folders, tmp_path):

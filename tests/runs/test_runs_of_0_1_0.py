@@ -73,9 +73,12 @@ def test_its_lora_is_refused_with_the_way_out_and_the_whole_model_is_exported(tm
     with pytest.raises(AegpoError, match=r"nothing could load its LoRA; write the whole model instead \(--full\)"):
         export(ExportRequest(RUN, tmp_path / "lora"))
     assert not (tmp_path / "lora").exists()
-    export(ExportRequest(RUN, tmp_path / "whole", full=True))
+    export(ExportRequest(RUN, tmp_path / "whole", full=True, card=True))
     assert ShapesSpec(weights=tmp_path / "whole").build("cpu").latent_shape == (3, 24, 24)
     assert json.loads((tmp_path / "whole" / "aegpo.json").read_text())["versions"]["aegpo"] == "0.1.0"
+    assert (
+        "rewards by `aegpo` 0.1.0. Written from the records of the run." in (tmp_path / "whole/README.md").read_text()
+    )
 
 
 def test_its_entropies_are_profiled_against_its_base():

@@ -38,6 +38,7 @@ class FluxSpec(PipelineSpec):
     network_class: ClassVar[str] = "FluxTransformer2DModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
+    comfyui_prefix: ClassVar[str | None] = "transformer"
     attention_blocks: ClassVar[tuple[str, ...] | None] = JOINT_BLOCKS
     # Flow-GRPO's list (scripts/train_flux.py, Nov 2025): attention and feed-forward of the two-stream blocks
     adapter_targets: ClassVar[tuple[str, ...]] = (
@@ -73,6 +74,14 @@ class FluxSpec(PipelineSpec):
     def patch(self) -> int:
         """Latents along a side of a token."""
         return PATCH
+
+    def call_arguments(self, steps: int, height: int, width: int) -> dict[str, Any]:
+        """What an exported pipeline is called with, beside the prompt, to paint as evaluation does."""
+        told = super().call_arguments(steps, height, width)
+        told |= {"guidance_scale": self.guidance, "max_sequence_length": self.max_sequence_length}
+        if self.true_guidance == 1.0:
+            return told
+        return told | {"true_cfg_scale": self.true_guidance, "negative_prompt": self.negative_prompt or ""}
 
     def family(self, network: Any, device: torch.device) -> Family:
         """What this kind of pipeline does its own way."""

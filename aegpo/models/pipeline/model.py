@@ -116,6 +116,10 @@ class PipelineModel:
         """Writes the policy's LoRA so that `pipe.load_lora_weights(folder)` gives this policy."""
         saving.save_adapters(self.spec, self.policy, folder)
 
+    def save_for_comfyui(self, file: Path) -> None:
+        """Writes the policy's LoRA as one safetensors file that ComfyUI loads."""
+        saving.save_for_comfyui(self.spec, self.policy, file)
+
     def save_pipeline(self, folder: Path) -> None:
         """Writes the whole pipeline with the policy in it, adapters merged, so that `from_pretrained(folder)` is it."""
         saving.save_pipeline(self.spec, self._folder, self.policy, self._network.dtypes, folder)

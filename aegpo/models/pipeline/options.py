@@ -43,6 +43,7 @@ class PipelineOptions(ModelSpec):
     vae_frames: ClassVar[bool] = False  # the VAE is one of videos
     vae_parameters: ClassVar[int] = 84_000_000  # of every published AutoencoderKL here, 83.65 to 83.82 million
     unneeded: ClassVar[tuple[str, ...]] = ()  # components of the pipeline that nothing here reads
+    comfyui_prefix: ClassVar[str | None] = None  # of a LoRA's names for ComfyUI: unet, transformer; None: not verified
 
     path: LocalOrHub = Field(description="folder that `save_pretrained` wrote, or a hub id such as org/name")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id; null: the main branch")
@@ -100,6 +101,15 @@ class PipelineOptions(ModelSpec):
     def text_shape(self, config: Mapping[str, Any]) -> tuple[int, int, int | None]:
         """Tokens and width of the text, and width of the pooled embedding, for a network's config."""
         raise NotImplementedError(f"model {self.kind!r} does not define text_shape(config)")
+
+    def saved_scheduler(self) -> Any:
+        """diffusers' scheduler that paints as evaluation does, for an exported pipeline; None: the pipeline's own."""
+        return None
+
+    def call_arguments(self, steps: int, height: int, width: int) -> dict[str, Any]:
+        """What an exported pipeline is called with, beside the prompt, to paint as evaluation does."""
+        unwanted = {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
+        return {"num_inference_steps": steps, "height": height, "width": width, **unwanted}
 
     def patch(self) -> int:
         """Latents along a side of what the network sees as one token."""

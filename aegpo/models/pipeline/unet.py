@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 from aegpo.core.records import FloatArray
 from aegpo.models.pipeline.schedules import DdimSchedule, ddim_schedule
@@ -19,6 +20,7 @@ class UnetSpec(PipelineSpec):
 
     network_class: ClassVar[str] = "UNet2DConditionModel"
     network: ClassVar[str] = "unet"
+    comfyui_prefix: ClassVar[str | None] = "unet"
     latent_channels: ClassVar[int] = 4
     attention_blocks: ClassVar[tuple[str, ...] | None] = ("self", "cross")
     partial_schedule: ClassVar[bool] = True
@@ -31,3 +33,9 @@ class UnetSpec(PipelineSpec):
     def noise_levels(self, steps: int, height: int, width: int) -> FloatArray:  # (steps+1,)
         """DDIM's times as noise levels, the same at every resolution."""
         return self.schedule().sigmas(steps)
+
+    def saved_scheduler(self) -> Any:
+        """DDIM, whatever scheduler the pipeline came with: the policy was trained and evaluated with it."""
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler(**asdict(self.schedule()), clip_sample=False)

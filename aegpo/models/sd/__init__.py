@@ -52,6 +52,10 @@ class SdSpec(UnetSpec):
         corrected = {"clip_sample": False, "steps_offset": 1}
         return ddim_schedule(self.kind, config | corrected, NOISE) if config else NOISE
 
+    def call_arguments(self, steps: int, height: int, width: int) -> dict[str, Any]:
+        """What an exported pipeline is called with, beside the prompt, to paint as evaluation does."""
+        return super().call_arguments(steps, height, width) | {"guidance_scale": self.guidance}
+
     def family(self, network: Any, device: torch.device) -> Family:
         """What this kind of pipeline does its own way."""
         from aegpo.models.sd.model import SdFamily

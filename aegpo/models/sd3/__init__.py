@@ -48,6 +48,7 @@ class Sd3Spec(PipelineSpec):
     network_class: ClassVar[str] = "SD3Transformer2DModel"
     architecture: ClassVar[Mapping[str, Any]] = ARCHITECTURE
     unneeded: ClassVar[tuple[str, ...]] = ("image_encoder", "feature_extractor")
+    comfyui_prefix: ClassVar[str | None] = "transformer"
     attention_blocks: ClassVar[tuple[str, ...] | None] = (*JOINT_BLOCKS, "self")
     # Flow-GRPO's list (scripts/train_sd3.py, Nov 2025), which leaves out the image-only attention of 3.5
     adapter_targets: ClassVar[tuple[str, ...]] = tuple(f"attn.{name}" for name in ATTENTION_TARGETS)
@@ -73,6 +74,13 @@ class Sd3Spec(PipelineSpec):
         """The table of positions ends there."""
         positions = int(self.config_at_hand("transformer").get("pos_embed_max_size", POSITIONS))
         return positions * self.patch() * self.pixels_per_latent()
+
+    def call_arguments(self, steps: int, height: int, width: int) -> dict[str, Any]:
+        """What an exported pipeline is called with, beside the prompt, to paint as evaluation does."""
+        return super().call_arguments(steps, height, width) | {
+            "guidance_scale": self.guidance,
+            "max_sequence_length": self.max_sequence_length,
+        }
 
     def family(self, network: Any, device: torch.device) -> Family:
         """What this kind of pipeline does its own way."""

@@ -53,6 +53,10 @@ class SdxlSpec(UnetSpec):
         5.0, ge=1, le=1000, description="classifier-free guidance everywhere; 1: none (the pipeline's default: 5)"
     )
 
+    def call_arguments(self, steps: int, height: int, width: int) -> dict[str, Any]:
+        """What an exported pipeline is called with, beside the prompt, to paint as evaluation does."""
+        return super().call_arguments(steps, height, width) | {"guidance_scale": self.guidance}
+
     def family(self, network: Any, device: torch.device) -> Family:
         """What this kind of pipeline does its own way."""
         from aegpo.models.sdxl.model import SdxlFamily

@@ -22,11 +22,13 @@ from aegpo.runs.places import FROM_ROOT, KEY, moved, same_place
 from aegpo.runs.records import read_document, write_document
 from aegpo.runs.rules import RULES, changed_rules
 from aegpo.runs.software import LIBRARIES, source_state, versions
+from aegpo.runs.split import KEY as SPLIT
+from aegpo.runs.split import check_split, noted_split
 
 FORMAT = 1
 _NEEDED = {"arm": str, "seed": int, "experiment": dict, "versions": dict, "threads": int}
 _CHANGED = ("threads_changed", "parallel_changed")
-_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "parallel", *_CHANGED)
+_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "parallel", SPLIT, *_CHANGED)
 _ABSENT = object()
 
 
@@ -102,6 +104,7 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
             KEY: FROM_ROOT,
             "rules": dict(RULES),
             "threads": threads,
+            **noted_split(run.experiment),
         }
         write_document(path, manifest)
     return read_manifest(run.folder)
@@ -209,6 +212,8 @@ def check_manifest(run: Run) -> None:
             f"{run.label} was begun with another experiment in {run.folder}:\n{lines}\n"
             "undo the change to go on, start the run over with --fresh, or keep both with another --out"
         )
+    if not run.finished:
+        check_split(run.folder, manifest, run.experiment)
     rules = [] if run.finished else changed_rules(manifest.get("rules", {}))
     if rules:
         begun = manifest["versions"].get("aegpo")
@@ -278,7 +283,9 @@ def _change(place: Location, old: Any, new: Any, *, by_default: bool = False, mo
 
 def _outdated(run: Run, manifest: Mapping[str, Any]) -> bool:
     """True if a run that learned nothing would be begun in another way now."""
-    return bool(experiment_changes(run.experiment, manifest) or changed_rules(manifest.get("rules", {})))
+    split = noted_split(run.experiment).get(SPLIT)
+    changed = experiment_changes(run.experiment, manifest) or changed_rules(manifest.get("rules", {}))
+    return bool(changed) or split != manifest.get(SPLIT)
 
 
 def _plain(experiment: Experiment) -> Any:

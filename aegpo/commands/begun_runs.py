@@ -7,8 +7,9 @@ from pathlib import Path
 
 from aegpo.config.loading import ExperimentFile
 from aegpo.errors import CheckpointError
+from aegpo.runs.changes import Change
 from aegpo.runs.folders import Run, run_folder
-from aegpo.runs.manifest import Change, changed_defaults
+from aegpo.runs.manifest import changed_defaults
 
 
 def notes(file: ExperimentFile, out: Path) -> Iterator[str]:

@@ -23,6 +23,7 @@ from aegpo.errors import AegpoError
 from aegpo.prompts.entries import short
 from aegpo.prompts.files import read_places
 from aegpo.prompts.lists import lacking, missing, numbered, quoted, read_prompts
+from aegpo.prompts.splitting import split_file
 from aegpo.report.evaluated import ALL
 from aegpo.rewards.hpsv2_prompts import benchmark_prompts
 
@@ -76,7 +77,9 @@ def _benchmark() -> tuple[Placed, list[str]]:
 
 
 def _held_out(experiment: Experiment) -> Placed:
-    prompts, source = read_prompts(experiment, "evaluation"), experiment.prompts.evaluation
+    prompts, source = read_prompts(experiment, "evaluation"), experiment.prompts.source("evaluation")
+    if experiment.prompts.file is not None:
+        return list(zip(split_file(experiment)[1], prompts, strict=True))
     # Of a file a run takes the first ones, whose places are its lines.
     return list(zip(read_places(source), prompts, strict=False)) if isinstance(source, Path) else quoted(prompts)
 

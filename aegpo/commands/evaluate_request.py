@@ -87,6 +87,8 @@ def find_subject(request: EvaluateRequest, registries: Registries) -> Subject:
             f"--set changes an experiment file, but {request.subject} is none; a run is evaluated as it was trained"
         )
     runs = find_arm(request.subject, registries, request.checkpoint)
+    for run in runs if request.prompts is None else ():
+        run.check_prompts()
     return Subject(common_experiment(runs), tuple(runs))
 
 

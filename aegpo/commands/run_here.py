@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from aegpo.core.foreign import blaming
 from aegpo.core.hookspecs import check_tracker
+from aegpo.core.interfaces import Stateful
 from aegpo.core.parts import TrackerSpec
 from aegpo.core.reports import RunInfo
 from aegpo.core.signatures import built
@@ -25,6 +27,7 @@ from aegpo.runs.base_store import common_identity, open_store
 from aegpo.runs.child_processes import INTERRUPTED, StopSignals
 from aegpo.runs.cutting import Cut, keep_cut, shards_of
 from aegpo.runs.folders import Run, locked, room_in
+from aegpo.runs.longer import STEPS, ended_here, without_the_ending
 from aegpo.runs.manifest import (
     at_its_base,
     changed_batches,
@@ -32,6 +35,7 @@ from aegpo.runs.manifest import (
     identity,
     keep_base,
     moved_places,
+    note_longer,
     note_threads,
     open_manifest,
 )
@@ -87,6 +91,7 @@ class _Start:
         team.use(run.experiment.parallel.timeout_minutes, choose_device(run.experiment.device, team.place))
         for line in _changes(run, manifest):
             self._say(f"goes on with {line}")
+        manifest = team.of_first("its training steps", lambda: note_longer(run))
         whose = identity(manifest)
         checkpoint = self._newest(whose)
         info = run.info(0 if checkpoint is None else checkpoint.step, owes_evaluation(checkpoint))
@@ -97,6 +102,8 @@ class _Start:
         engine = self._engine(checkpoint, manifest, info)
         for name, part in engine.parts().items():
             observers.add(name, part)
+            if ended_here(info) and name.startswith("reward ") and isinstance(part, Stateful):
+                self._say(f"{name} has a memory, which has seen an evaluation that a longer run would not have made")
         if Loop(engine, info, observers, whose).run(stop.wanted) == "interrupted":
             return INTERRUPTED
         if team.first:
@@ -112,10 +119,29 @@ class _Start:
             if self._team.first:
                 found = checkpoints.load_latest(folder, report=self._say_alone, run=whose)
                 check_counted(self._run.folder, found)
+                found = self._without_the_ending(found, whose)
         step = self._team.told("its step", None if found is None else found.step)[0]
         if self._team.first or step is None:
             return found
         return checkpoints.load_step(folder, step, run=whose)
+
+    def _without_the_ending(self, found: Checkpoint | None, whose: Mapping[str, Any]) -> Checkpoint | None:
+        """The checkpoint, on disk too, without an evaluation that is none of the run's since it got more steps."""
+        from aegpo.runs import checkpoints
+
+        run = self._run
+        if found is None or not ended_here(run.info(found.step, owes_evaluation=False)):
+            return found
+        longer = without_the_ending(found, run.folder)
+        if longer is None:
+            return found
+        checkpoints.save(run.checkpoints, replace(longer, run=whose), run.experiment.checkpoint.keep)
+        if longer.records != found.records:
+            self._say(
+                f"the evaluation after step {found.step}, once the last, is taken out: 'evaluation.every' is "
+                f"{run.experiment.evaluation.every}, and a run that was longer from the start has none there"
+            )
+        return longer
 
     def _use_threads(self, begun: int, step: int) -> None:
         """Computes with the threads the run had until `step`, or with the fewer that the environment asks for."""
@@ -182,6 +208,8 @@ class _Start:
 
 def _changes(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
     """What is not as it was when the run began, and may differ."""
+    if (before := manifest["experiment"][STEPS]) != run.experiment.training_steps:
+        yield f"more training steps than it was to make: {before} -> {run.experiment.training_steps}"
     for change in changed_versions(manifest):
         yield f"other versions than it began with: {change}"
     for change in changed_batches(run, manifest):

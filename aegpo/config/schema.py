@@ -8,8 +8,8 @@ from aegpo.config.loading import ARM_NAME, OF_THE_FILE
 from aegpo.config.measured import DESCRIPTION as OF_MEASURED
 from aegpo.config.measured import MeasuredSpec
 from aegpo.core.experiment_type import experiment_type
+from aegpo.core.rates import ScheduleSpec
 from aegpo.core.registries import Registries
-from aegpo.core.sections import ScheduleSpec
 from aegpo.core.verdicts import VerdictSpec
 
 

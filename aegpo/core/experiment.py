@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, SerializeAsAny, model_validator
@@ -44,6 +44,7 @@ from aegpo.core.sections import (
     PromptsSpec,
     RolloutsSpec,
     Seed,
+    Split,
 )
 from aegpo.errors import ContractError
 
@@ -205,8 +206,8 @@ class Experiment(Spec):
         yield from self.optimizer.problems(self.updates)
         if (self.evaluation.height is None) != (self.evaluation.width is None):
             yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
-        for split, path in (("train", self.prompts.train), ("evaluation", self.prompts.evaluation)):
-            if path is None and not self.model.has_captions:
+        for split in get_args(Split):
+            if self.prompts.source(split) is None and not self.model.has_captions:
                 yield Problem(("prompts",), f"model {self.model.kind!r} brings no captions: name a file as {split!r}")
         yield from self._same_names()
         yield from self._wrong_media()

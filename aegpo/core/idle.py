@@ -32,6 +32,9 @@ def idle(
         if given(reward, "weight"):
             message = "has no effect: what only evaluations score is never trained on; remove it"
             yield Problem(("evaluation", "rewards", index, "weight"), message, warning=True)
+    if prompts.file is not None and given(prompts, "shared"):
+        message = "has no effect: of a 'file' no prompt is in both lists; remove it"
+        yield Problem(("prompts", "shared"), message, warning=True)
     if None not in (prompts.train, prompts.evaluation) and given(prompts, "seed"):
         message = "has no effect: it draws captions of the model's, and both lists are files or datasets; remove it"
         yield Problem(("prompts", "seed"), message, warning=True)

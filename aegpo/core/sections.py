@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from aegpo.core.addresses import has_user
 from aegpo.core.moments import missing_package
 from aegpo.core.places import LocalOrHub
 from aegpo.core.problems import Problem
+from aegpo.core.rates import ScheduleSpec
 from aegpo.core.registry import Spec, Where, expand_shorthand
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 MicroBatch = Literal["auto"] | Positive
 UNTIL_FOUND = 64  # what `micro_batch: auto` stands for where nothing is computed, as in `check`
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Split = Literal["train", "evaluation"]  # the lists of prompts
 
 
 class DatasetPrompts(Spec):
@@ -60,6 +62,12 @@ class DatasetPrompts(Spec):
 class PromptsSpec(Spec):
     """Where prompts come from: the model's own captions, files, or datasets."""
 
+    file: Path | None = Field(
+        default=None,
+        description="one file for both lists, in place of `train` and `evaluation`: of its different prompts "
+        "`evaluation_count` are held out, those with the lowest SHA-256 of `seed` and prompt (our choice), and the "
+        "others are trained on",
+    )
     train: Path | DatasetPrompts | None = Field(
         default=None,
         description="file, relative to this one: .txt one a line, .jsonl, .ndjson or .json with the key `prompt`, "
@@ -73,13 +81,31 @@ class PromptsSpec(Spec):
         default=512, description="training prompts drawn from the model's captions or read at most"
     )
     evaluation_count: Positive = Field(
-        default=64, description="held-out prompts drawn from the model's captions or read at most"
+        default=64,
+        description="held-out prompts drawn from the model's captions or read at most; of `file`: exactly so many",
     )
     shared: Literal["refuse", "drop"] = Field(
         default="refuse",
         description="held-out prompts that occur in training too: refuse to run, or drop them from training",
     )
-    seed: Seed = Field(default=0, description="which captions are drawn; the same for every arm and seed")
+    seed: Seed = Field(
+        default=0,
+        description="which captions are drawn, and which prompts of `file` held out; the same for every arm and seed",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        other = next((name for name in ("train", "evaluation") if self.file and dict(self)[name] is not None), None)
+        if other is not None:
+            raise ValueError(
+                f"'file' is for both lists, so it goes with no {other!r}; leave one out ('{other}: null' or 'file: "
+                "null', where it is inherited)"
+            )
+        return self
+
+    def source(self, split: Split) -> Path | DatasetPrompts | None:
+        """The file or dataset of a list; None: the model's captions."""
+        return self.file or (self.train if split == "train" else self.evaluation)
 
 
 class TailSpec(Spec):
@@ -166,67 +192,6 @@ class PolicySpec(Spec):
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay per optimizer step of averaged weights; null: none"
     )
-
-
-class ScheduleSpec(Spec):
-    """The learning rate over the optimizer updates of a run, as a share of its peak; `optimizer.learning_rate` is that.
-
-    Updates are counted, not training steps. How many a run makes at most is known before it starts, so the rate is a
-    function of the update's number alone, and a resumed run needs no more than its counter.
-    """
-
-    read_where: ClassVar[Mapping[str, Where]] = {"final": Where("kind", ("cosine", "linear"))}
-
-    kind: Literal["constant", "cosine", "linear"] = Field(
-        default="constant",
-        description="after the warm-up: the peak (Flow-GRPO), or down to `final` along half a cosine (SGDR, arXiv "
-        "1608.03983, Eq. 5, without restarts) or a straight line",
-    )
-    warmup: NotNegative = Field(
-        default=0,
-        description="optimizer updates below the peak: number n of them has n / (warmup + 1) of it (Goyal et al., "
-        "arXiv 1706.02677, Sec. 2.2: a gradual warm-up; our choice: none, and no update at rate 0)",
-    )
-    final: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="cosine, linear: share of the peak that the run's last update has (SGDR: 0)",
-    )
-
-    @property
-    def varies(self) -> bool:
-        """False if every update has the peak."""
-        return self.kind != "constant" or self.warmup > 0
-
-    def share(self, update: int, updates: int) -> float:
-        """The share of the peak in an update, counted from 1, of a run of at most `updates`; later ones keep the last.
-
-        With w = `warmup`, f = `final` and p = (update - w - 1) / (updates - w - 1), the part of the way from the first
-        update at the peak to the last one: f + (1 - f) (1 + cos(pi p)) / 2, or f + (1 - f) (1 - p).
-        """
-        peak = self.warmup + 1
-        if update < peak:
-            return update / peak
-        if self.kind == "constant":
-            return 1.0
-        way = min(1.0, (update - peak) / (updates - peak))
-        left = (1 + math.cos(math.pi * way)) / 2 if self.kind == "cosine" else 1 - way
-        return self.final + (1 - self.final) * left
-
-    def problems(self, updates: int) -> Iterator[Problem]:
-        """What does not go together, in a run of at most `updates`."""
-        place, made = ("optimizer", "schedule"), f"the run makes {updates} optimizer updates at most"
-        if self.kind == "constant":
-            if self.warmup >= updates:
-                message = f"the learning rate never reaches its peak: {made}; lower it to {updates - 1} or less"
-                yield Problem((*place, "warmup"), message, warning=True)
-        elif self.warmup + 2 > updates:
-            message = (
-                f"no way down for {self.kind!r} after a warm-up of {self.warmup}: {made}, and it takes "
-                f"{self.warmup + 2} or more; lower 'warmup', raise 'training_steps', or use constant"
-            )
-            yield Problem(place, message)
 
 
 class OptimizerSpec(Spec):

@@ -175,7 +175,7 @@ class _RewardAllocator(AllocatorSpec):
     def cautions(self, experiment: Experiment) -> Iterator[str]:
         """Prompts that never come again teach nothing about themselves."""
         seen = experiment.training_steps * experiment.rollouts.prompts_per_step
-        if experiment.prompts.train is None and seen <= experiment.prompts.train_count:
+        if experiment.prompts.source("train") is None and seen <= experiment.prompts.train_count:
             yield (
                 f"{seen} prompts are seen in the run and {experiment.prompts.train_count} exist, so none comes twice "
                 "and every split is equal; train longer, or lower 'prompts.train_count'"

@@ -227,7 +227,7 @@ def _nodes(plan: RolloutPlan, levels: IntArray) -> int:
 
 def unread_prompts(experiment: Experiment) -> tuple[str, ...]:
     """The datasets of an experiment's prompts, which only a run reads: nothing here may download."""
-    sources = (experiment.prompts.train, experiment.prompts.evaluation)
+    sources = (experiment.prompts.source("train"), experiment.prompts.source("evaluation"))
     return tuple(dict.fromkeys(source.label for source in sources if isinstance(source, DatasetPrompts)))
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from aegpo.core import contracts, promises
 from aegpo.core.experiment import Experiment
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import Prompt
-from aegpo.core.sections import DatasetPrompts
+from aegpo.core.sections import DatasetPrompts, Split
 from aegpo.errors import SettingError
 from aegpo.prompts.datasets import Asked, read_dataset
 from aegpo.prompts.entries import Listed
 from aegpo.prompts.files import read_file
-
-Split = Literal["train", "evaluation"]
+from aegpo.prompts.splitting import split_file
 
 
 def read_prompts(experiment: Experiment, split: Split) -> tuple[Prompt, ...]:
@@ -36,7 +34,10 @@ def read_list(experiment: Experiment, split: Split) -> Listed:
         AegpoError: as `read_prompts`.
     """
     spec = experiment.prompts
-    source, count = (spec.train, spec.train_count) if split == "train" else (spec.evaluation, spec.evaluation_count)
+    source, count = spec.source(split), spec.train_count if split == "train" else spec.evaluation_count
+    if spec.file is not None:
+        train, held_out = split_file(experiment)
+        return Listed(numbered([*(train if split == "train" else held_out).values()][:count]))
     if source is None:
         return Listed(captions(experiment, split, count))
     dropped = set[Asked]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 from aegpo.core import contracts
 from aegpo.core.experiment import Experiment
@@ -11,11 +12,12 @@ from aegpo.core.parts import RewardSpec
 from aegpo.core.problems import Location, Problem
 from aegpo.core.records import Prompt
 from aegpo.core.registries import with_shipper
-from aegpo.core.sections import DatasetPrompts
+from aegpo.core.sections import DatasetPrompts, Split
 from aegpo.errors import AegpoError
 from aegpo.prompts.entries import columns_left_out
 from aegpo.prompts.files import read_places, unread
-from aegpo.prompts.lists import Split, captions, lacking, quoted, refuse_few, refuse_shared
+from aegpo.prompts.lists import captions, lacking, quoted, refuse_few, refuse_shared
+from aegpo.prompts.splitting import split_file
 
 Placed = list[tuple[str, Prompt]]  # prompts of a list with their places
 
@@ -54,7 +56,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
             lists[split] = _read(experiment, split)
         except AegpoError as error:
             yield Problem(_counted(experiment, split), with_shipper(error, error.message))
-            if error.part is not None:  # a part's own failure, which is as true of the other list
+            if error.part is not None or experiment.prompts.file is not None:  # as true of the other list
                 return
     if len(lists) < len(_splits(experiment)):
         return
@@ -66,19 +68,21 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 def _splits(experiment: Experiment) -> tuple[Split, ...]:
     """The lists that are known at load."""
-    spec = experiment.prompts
-    splits: dict[Split, Path | DatasetPrompts | None] = {"train": spec.train, "evaluation": spec.evaluation}
-    return tuple(split for split, source in splits.items() if not isinstance(source, DatasetPrompts))
+    splits: tuple[Split, ...] = get_args(Split)
+    return tuple(split for split in splits if not isinstance(experiment.prompts.source(split), DatasetPrompts))
 
 
 def _file(experiment: Experiment, split: Split) -> Path | None:
-    source = experiment.prompts.train if split == "train" else experiment.prompts.evaluation
+    source = experiment.prompts.source(split)
     return source if isinstance(source, Path) else None
 
 
 def _read(experiment: Experiment, split: Split) -> Placed:
-    """All of a file, or the captions that are asked for."""
+    """All of a file, or its side of one that is for both lists, or the captions that are asked for."""
     file, spec = _file(experiment, split), experiment.prompts
+    if spec.file is not None:
+        train, held_out = split_file(experiment)
+        return list((train if split == "train" else held_out).items())
     if file is not None:
         return list(read_places(file).items())
     count = spec.train_count if split == "train" else spec.evaluation_count
@@ -87,7 +91,12 @@ def _read(experiment: Experiment, split: Split) -> Placed:
 
 def _counted(experiment: Experiment, split: Split) -> Location:
     """The key that names a list: its file, or how many captions it has."""
-    return ("prompts", split if _file(experiment, split) is not None else f"{split}_count")
+    return _named(experiment, split) if _file(experiment, split) is not None else ("prompts", f"{split}_count")
+
+
+def _named(experiment: Experiment, split: Split) -> Location:
+    """The key that names, or would name, the file of a list."""
+    return ("prompts", split if experiment.prompts.file is None else "file")
 
 
 def _prompts(placed: Placed) -> list[Prompt]:
@@ -124,7 +133,7 @@ def _unscored(experiment: Experiment, split: Split, placed: Placed) -> Iterator[
     except AegpoError as error:  # of the reward that was asked
         message = with_shipper(error, error.message)
     if message is not None:
-        yield Problem(("prompts", split), message)
+        yield Problem(_named(experiment, split), message)
 
 
 def _bare_captions(experiment: Experiment, split: Split, rewards: Sequence[RewardSpec]) -> Iterator[Problem]:
@@ -194,10 +203,10 @@ def _cautions(experiment: Experiment, lists: dict[Split, Placed]) -> Iterator[Pr
             message = f"only the first {count:,} of {len(left):,} prompts of {file} are {verb}; {len(left)} takes all"
             yield Problem(("prompts", f"{split}_count"), message, warning=True)
         if columns := unread(file):
-            yield Problem(("prompts", split), f"{file}: {columns_left_out(columns)}", warning=True)
+            yield Problem(_named(experiment, split), f"{file}: {columns_left_out(columns)}", warning=True)
         for told in (_repeated(file, left[:count]), _unseen(experiment, split, left[:count])):
             if told is not None:
-                yield Problem(("prompts", split), told, warning=True)
+                yield Problem(_named(experiment, split), told, warning=True)
 
 
 def _unseen(experiment: Experiment, split: Split, placed: Placed) -> str | None:

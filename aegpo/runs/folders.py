@@ -106,6 +106,8 @@ def is_finished(folder: Path, training_steps: int) -> bool:
     if not path.exists():
         return False
     step = read_document(path, ("step",), way_out).get("step")
+    if type(step) is int and step < training_steps:  # the run was to end there, and got more steps since
+        return False
     if step != training_steps:
         raise CheckpointError(f"{path} says {step!r} for the last step, but the run has {training_steps}; {way_out}")
     return True

@@ -4,69 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aegpo.config.older import modern
-from aegpo.config.validation import validate
-from aegpo.core.experiment import Experiment
-from aegpo.core.places import named_places
-from aegpo.core.problems import Location
-from aegpo.core.registry import Spec
 from aegpo.errors import CheckpointError
 from aegpo.runs.bases import Base, base_of, check_base, pinned
-from aegpo.runs.folders import Run
-from aegpo.runs.places import FROM_ROOT, KEY, moved, same_place
+from aegpo.runs.changes import Change, differences, experiment_changes
+from aegpo.runs.folders import FINISHED, Run
+from aegpo.runs.longer import RAISED, STEPS, begun_experiment
+from aegpo.runs.places import FROM_ROOT, KEY
 from aegpo.runs.records import read_document, write_document
 from aegpo.runs.rules import RULES, changed_rules
 from aegpo.runs.software import LIBRARIES, source_state, versions
+from aegpo.runs.split import KEY as SPLIT
+from aegpo.runs.split import check_split, noted_split
 
 FORMAT = 1
 _NEEDED = {"arm": str, "seed": int, "experiment": dict, "versions": dict, "threads": int}
 BATCHES = "micro_batches"  # that were left to the machine: see `aegpo.runs.batches`
 _CHANGED = ("threads_changed", "parallel_changed")
-_KEYS = ("format", *_NEEDED, "base", "plugins", "commit", "dirty", KEY, "rules", "parallel", BATCHES, *_CHANGED)
-_ABSENT = object()
-
-
-@dataclass(frozen=True)
-class Change:
-    """A field of a run's experiment that is not what it was when the run was begun."""
-
-    key: str
-    old: str  # as JSON
-    new: str
-    by_default: bool = False  # the file does not set it: what changed is its default
-    moved: bool = False  # a place, of something that was moved
-
-    def __str__(self) -> str:
-        """``key: old -> new``; for a default also how to keep the old one."""
-        line = f"{self.key}: {self.old} -> {self.new}"
-        if not self.by_default:
-            return line
-        return f"{line} (the file does not set it, and its default is this now; to keep the old one, {self.way_back})"
-
-    @property
-    def way_back(self) -> str:
-        """What to write into the file to keep the old value."""
-        return f"write {self.key}: {self.old}"
-
-    @property
-    def is_micro_batch(self) -> bool:
-        """True for what moves results by rounding only: how much is worked on at once, and how much is kept of it."""
-        return self.key.endswith(".micro_batch") or self.key == "optimizer.retain"
-
-    @property
-    def is_parallel(self) -> bool:
-        """True for how processes share the work: `aegpo.runs.cutting` says what moves results."""
-        return self.key == "parallel" or self.key.startswith("parallel.")
-
-    @property
-    def is_allowed(self) -> bool:
-        """True for what a run may go on with, and say."""
-        return self.is_micro_batch or self.is_parallel or self.moved or self.key == "model.gradient_checkpointing"
+_KEYS = (
+    "format",
+    *_NEEDED,
+    "base",
+    "plugins",
+    "commit",
+    "dirty",
+    KEY,
+    "rules",
+    "parallel",
+    BATCHES,
+    SPLIT,
+    RAISED,
+    *_CHANGED,
+)
 
 
 def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) -> dict[str, Any]:
@@ -103,6 +76,7 @@ def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) ->
             KEY: FROM_ROOT,
             "rules": dict(RULES),
             "threads": threads,
+            **noted_split(run.experiment),
         }
         write_document(path, manifest)
     return read_manifest(run.folder)
@@ -126,6 +100,21 @@ def note_threads(run: Run, threads: int, step: int) -> None:
     change = {"after_step": step, "from": manifest["threads"], "to": threads}
     changes = [*manifest.get("threads_changed", []), change]
     write_document(run.folder / "manifest.json", {**manifest, "threads": threads, "threads_changed": changes})
+
+
+def note_longer(run: Run) -> dict[str, Any]:
+    """The manifest, which notes that the run makes more training steps than it was to make, if it does."""
+    manifest, steps = read_manifest(run.folder), run.experiment.training_steps
+    before = manifest["experiment"][STEPS]
+    if before == steps:
+        return manifest
+    raised = [*manifest.get(RAISED, []), {"from": before, "to": steps}]
+    write_document(
+        run.folder / "manifest.json",
+        {**manifest, "experiment": {**manifest["experiment"], STEPS: steps}, RAISED: raised},
+    )
+    (run.folder / FINISHED).unlink(missing_ok=True)
+    return read_manifest(run.folder)
 
 
 def keep_base(run: Run, loaded: Base | None = None) -> Base | None:
@@ -182,7 +171,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What tells a run from others, for its checkpoints: arm, seed, and SHA-256 of the experiment it was begun with."""
-    experiment = json.dumps(manifest["experiment"], sort_keys=True).encode()
+    experiment = json.dumps(begun_experiment(manifest), sort_keys=True).encode()
     begun = hashlib.sha256(experiment).hexdigest()
     return {"arm": manifest["arm"], "seed": manifest["seed"], "experiment": begun}
 
@@ -192,8 +181,9 @@ def check_manifest(run: Run) -> None:
 
     A `micro_batch` and `optimizer.retain` may change: they say how much is worked on at once and how much is kept of
     it, and move results by rounding only. So may `model.gradient_checkpointing`, which changes none, how processes
-    share the work, and a place, if what was there is gone and is in another folder now, with all that is
-    around it. A run with steps still to do must have been begun under the rules of this version.
+    share the work, and a place, if what was there is gone and is in another folder now, with all that is around it.
+    `training_steps` may be raised where no step that is done would have been another one. A run with steps still to do
+    must have been begun under the rules of this version.
 
     Raises:
         CheckpointError: if the folder has a manifest of another experiment, or of other rules, and at least one step.
@@ -210,6 +200,8 @@ def check_manifest(run: Run) -> None:
             f"{run.label} was begun with another experiment in {run.folder}:\n{lines}\n"
             "undo the change to go on, start the run over with --fresh, or keep both with another --out"
         )
+    if not run.finished:
+        check_split(run.folder, manifest, run.experiment)
     rules = [] if run.finished else changed_rules(manifest.get("rules", {}))
     if rules:
         begun = manifest["versions"].get("aegpo")
@@ -247,65 +239,11 @@ def moved_places(run: Run, manifest: Mapping[str, Any]) -> list[str]:
     return [f"{each.key}: {each.old} -> {each.new}" for each in changes if each.moved]
 
 
-def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> list[Change]:
-    """What of an experiment is not as in a manifest.
-
-    A manifest of an earlier version lacks the fields that came since: they have the default of today, which is to mean
-    what was done before there was a field.
-    """
-    data = modern(manifest["experiment"])
-    begun, _ = validate(type(experiment), data)
-    old, now = data if begun is None else _plain(begun), _plain(experiment)
-    named = {place.location for place in named_places(type(experiment), now)}
-    return [
-        _change(
-            place,
-            before,
-            after,
-            by_default=_ABSENT not in (before, after) and not _is_set(experiment, place),
-            moved=place in named and moved(before, after),
-        )
-        for place, before, after in _pairs(old, now, ())
-        if not (place in named and same_place(before, after, manifest)) and not _pins(place, after, manifest)
-    ]
-
-
-def _pins(place: Location, after: Any, manifest: Mapping[str, Any]) -> bool:
-    """True if a change only says by its commit which base the run was trained from."""
-    return place == ("model", "revision") and after == (manifest.get("base") or {}).get("commit", _ABSENT)
-
-
-def _change(place: Location, old: Any, new: Any, *, by_default: bool = False, moved: bool = False) -> Change:
-    key = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in place)
-    return Change(key.removeprefix("."), _shown(old), _shown(new), by_default, moved)
-
-
 def _outdated(run: Run, manifest: Mapping[str, Any]) -> bool:
     """True if a run that learned nothing would be begun in another way now."""
-    return bool(experiment_changes(run.experiment, manifest) or changed_rules(manifest.get("rules", {})))
-
-
-def _plain(experiment: Experiment) -> Any:
-    """What an experiment does, as JSON: options of signals that no part reads do nothing."""
-    experiment = experiment.model_copy(update={"signals": dict(experiment.sources)})
-    return json.loads(json.dumps(experiment.model_dump(mode="json")))
-
-
-def _is_set(spec: Spec, place: Location) -> bool:
-    """True if the file, or `--set`, gave the field at a place; False if it has its default."""
-    value: Any = spec
-    for name in place:
-        if isinstance(value, Spec):
-            if name not in value.model_fields_set:
-                return False
-            value = dict(value)[str(name)]
-        elif isinstance(value, Mapping):
-            value = value.get(name)
-        elif isinstance(value, tuple) and isinstance(name, int) and name < len(value):
-            value = value[name]
-        else:
-            break
-    return True
+    split = noted_split(run.experiment).get(SPLIT)
+    changed = experiment_changes(run.experiment, manifest) or changed_rules(manifest.get("rules", {}))
+    return bool(changed) or split != manifest.get(SPLIT)
 
 
 def _learned(run: Run) -> bool:
@@ -313,28 +251,6 @@ def _learned(run: Run) -> bool:
     metrics = run.folder / "metrics.jsonl"
     recorded = metrics.exists() and metrics.stat().st_size > 0
     return recorded or (run.checkpoints.is_dir() and any(run.checkpoints.iterdir()))
-
-
-def differences(old: Any, new: Any) -> list[str]:
-    """What differs between two JSON values, as lines ``key: old -> new`` in the order of the keys."""
-    return [str(_change(*pair)) for pair in _pairs(old, new, ())]
-
-
-def _pairs(old: Any, new: Any, place: Location) -> Iterator[tuple[Location, Any, Any]]:
-    """Where two JSON values differ, and what is there in each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in (*old, *(name for name in new if name not in old)):
-            yield from _pairs(old.get(name, _ABSENT), new.get(name, _ABSENT), (*place, name))
-    elif isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in (*old, *new)):
-        for index in range(max(len(old), len(new))):
-            before, after = (each[index] if index < len(each) else _ABSENT for each in (old, new))
-            yield from _pairs(before, after, (*place, index))
-    elif old != new or type(old) is not type(new):
-        yield place, old, new
-
-
-def _shown(value: Any) -> str:
-    return "(absent)" if value is _ABSENT else json.dumps(value)
 
 
 def changed_versions(manifest: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from aegpo.runs.batches import SECTIONS, with_noted
 from aegpo.runs.folders import Run
 from aegpo.runs.manifest import identity, read_manifest
 from aegpo.runs.places import read_places
+from aegpo.runs.split import check_split
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,14 @@ class FoundRun:
         averaged = any(name.startswith("ema/") for name in loaded.tensors)
         prefix = "ema/" if averaged else "policy/"
         return {name.removeprefix(prefix): value for name, value in loaded.tensors.items() if name.startswith(prefix)}
+
+    def check_prompts(self) -> None:
+        """Its held-out prompts are those that it was begun with.
+
+        Raises:
+            CheckpointError: if their file is split in another way now.
+        """
+        check_split(self.folder, read_manifest(self.folder), self.experiment)
 
     def load(self, step: int, device: torch.device | str = "cpu", prefixes: Sequence[str] | None = None) -> Checkpoint:
         """A checkpoint of the run, for the model of its experiment, which is loaded.

@@ -19,6 +19,7 @@ from aegpo.core.files import write_atomically
 from aegpo.core.reports import RunInfo
 from aegpo.errors import CheckpointError
 from aegpo.runs.evaluations import unevaluated
+from aegpo.runs.longer import ended_here
 from aegpo.runs.records import EvaluationRow, MetricsRow, Row, Rows, TimingRow, read_rows
 
 if TYPE_CHECKING:
@@ -134,8 +135,13 @@ def go_on(run: RunInfo, say: Callable[[str], None]) -> None:
         each.cut()
     images.mkdir(parents=True, exist_ok=True)
     for step, path in image_steps(images):
-        if step > done:
+        if step > done or _is_of_the_ending(run, step):
             path.unlink()
+
+
+def _is_of_the_ending(run: RunInfo, step: int) -> bool:
+    """True for the evaluation where the run was to end before it got more steps."""
+    return step == run.first_step and ended_here(run)
 
 
 def _metrics(run: RunInfo) -> Kept:
@@ -152,7 +158,7 @@ def _metrics(run: RunInfo) -> Kept:
 
 def _evaluations(run: RunInfo, done: int) -> Kept:
     read = read_rows(run.folder / EVALUATIONS, EvaluationRow)
-    kept = _until(read, lambda row: row["step"] <= done)
+    kept = _until(read, lambda row: row["step"] <= done and not _is_of_the_ending(run, row["step"]))
     steps = [row["step"] for row in kept.rows]
     lost = unevaluated(steps, run.evaluated_steps, done)
     if lost:
@@ -171,7 +177,9 @@ def _timing(run: RunInfo, done: int) -> Kept:
     read = read_rows(run.folder / TIMING, TimingRow)
 
     def before(row: Mapping[str, Any]) -> bool:
-        return bool(row["step"] <= done) or (row["step"] == run.first_step and row["seconds"].keys() != {"evaluation"})
+        if row["seconds"].keys() == {"evaluation"}:
+            return bool(row["step"] <= done) and not _is_of_the_ending(run, row["step"])
+        return bool(row["step"] <= max(done, run.first_step))
 
     kept = _until(read, before)
     stepped = [row["step"] for row in kept.rows if row["seconds"].keys() != {"evaluation"}]

@@ -13,7 +13,8 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 from aegpo.core.experiment import EvaluationSpec, Experiment
-from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec, ScheduleSpec
+from aegpo.core.rates import ScheduleSpec
+from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
 from aegpo.plugin.manager import load_registries, plugin_manager
 
 SECTIONS = {

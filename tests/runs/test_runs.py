@@ -187,12 +187,18 @@ def test_a_run_is_finished_once_it_is_marked(run):
     assert json.loads((run.folder / "finished.json").read_text()) == {"step": 40}
 
 
-@pytest.mark.parametrize("content", [b"", b'{"step": 39}\n', b'{"stap": 40}\n', b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize("content", [b"", b'{"step": 41}\n', b'{"stap": 40}\n', b"[" * 100_000, b"\xff"])
 def test_a_damaged_note_that_a_run_is_finished_is_refused(run, content):
     begin(run)
     (run.folder / "finished.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"finished\.json.*; delete it: .* goes on from the newest checkpoint"):
         _ = run.finished
+
+
+def test_a_note_of_fewer_steps_is_of_a_run_that_got_more_since(run):
+    begin(run)
+    run.mark_finished(39)
+    assert not run.finished
 
 
 HOLDER = """

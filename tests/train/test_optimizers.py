@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from worlds import GaussianSpec, execution, learner, small_experiment
 
-from aegpo.core.sections import OptimizerSpec, ScheduleSpec
+from aegpo.core.rates import ScheduleSpec
+from aegpo.core.sections import OptimizerSpec
 from aegpo.runs import checkpoints
 from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import make_optimizer

@@ -94,7 +94,8 @@ def find_target(request: ProfileRequest, registries: Registries) -> Target:
     target = _of_run(request, registries) if request.path.is_dir() else _of_file(request, registries)
     experiment = target.experiment
     if request.prompts is not None:
-        wanted = experiment.prompts.model_copy(update={"evaluation": request.prompts, "evaluation_count": sys.maxsize})
+        own = {"file": None, "evaluation": request.prompts, "evaluation_count": sys.maxsize}
+        wanted = experiment.prompts.model_copy(update=own)
         experiment = experiment.model_copy(update={"prompts": wanted})
     prompts = read_prompts(experiment, "evaluation")
     for name in request.signals:
@@ -134,4 +135,6 @@ def _of_run(request: ProfileRequest, registries: Registries) -> Target:
         raise AegpoError("--set changes an experiment file; the experiment of a run is in its manifest, as it was run")
     options = Options(() if request.arm is None else (request.arm,), () if request.seed is None else (request.seed,))
     run = find_run(request.path, registries, request.checkpoint, options)
+    if request.prompts is None:
+        run.check_prompts()
     return Target(run.experiment, run.arm, run.seed, (), run.folder, run.step, run.steps, run)

@@ -158,7 +158,7 @@ def test_every_option_on_the_page_exists_and_those_of_the_main_commands_that_are
     options = {each: {option for param in command.params for option in param.opts} for each, command in found.items()}
     on_the_page = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", TEXT.replace(LAUNCHER, "")))
     assert on_the_page <= set().union(*options.values())
-    assert options[name] - on_the_page <= {"file", "path", "--help", "-h", "--no-report"}
+    assert options[name] - on_the_page <= {"file", "path", "--help", "-h", "--no-report", "--plain"}
 
 
 def test_the_columns_of_the_profile_are_on_the_page():

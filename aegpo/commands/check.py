@@ -14,6 +14,8 @@ from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.footprint import Footprint
 from aegpo.core.processes import Place
 from aegpo.core.sections import GIB
+from aegpo.core.sheets import print_sheet
+from aegpo.core.terminals import say
 from aegpo.method.balance import balances
 from aegpo.method.costs import costs, unread_prompts
 from aegpo.parallel.team import MOST_SUMMED_BY_TREE, Team
@@ -52,17 +54,17 @@ def check(request: CheckRequest, console: Console) -> None:
     for note in begun_runs.notes(loaded, request.out):
         print(f"note: {note}", file=sys.stderr)
     if len(loaded.arms) > 1:
-        console.print(describe.differences(loaded))
-    console.print(describe.costs(loaded, costs(loaded.arms)))
+        print_sheet(describe.differences(loaded), console)
+    print_sheet(describe.costs(loaded, costs(loaded.arms)), console)
     needs, room = footprints(loaded), None
     if needs:
         room = gpu_memory() if request.gpu_memory is None else int(request.gpu_memory * GIB)
         needs = needs if room is None else {arm: each.on(room) for arm, each in needs.items()}
-        console.print(describe.memory(needs, room))
+        print_sheet(describe.memory(needs, room), console)
     if request.gpus is not None:
         _print_gpus(loaded, request.gpus, needs, room, console)
     if loaded.measured is not None:
-        print(f"measured: {loaded.measured}")
+        say(console, f"measured: {loaded.measured}")
 
 
 def uneven_shards(file: ExperimentFile, gpus: int) -> Iterator[str]:
@@ -99,8 +101,9 @@ def _print_gpus(
     figures = {arm: balances(experiment, [(gpus, shards[arm])])[0] for arm, experiment in file.arms.items()}
     sums = {arm: gradient_sums(each.trainable, gpus, shards[arm]) for arm, each in needs.items()}
     sizes = {arm: (sums[arm], each.total + sums[arm]) for arm, each in needs.items()}
-    console.print(describe.on_gpus(file, gpus, figures, sizes, room))
-    print(
+    print_sheet(describe.on_gpus(file, gpus, figures, sizes, room), console)
+    say(
+        console,
         "parallel.shards: the same results, to the bit, on any number of GPUs that is a power of two and divides it "
-        f"(of at most {MOST_SUMMED_BY_TREE:,} trained weights); null: the number of the first start"
+        f"(of at most {MOST_SUMMED_BY_TREE:,} trained weights); null: the number of the first start",
     )

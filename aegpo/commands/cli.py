@@ -35,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(short_help=(command.__doc__ or "").partition("\n")[0])(command)  # the whole line, which is never cut
 
 
 def main() -> None:

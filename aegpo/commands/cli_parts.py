@@ -8,31 +8,33 @@ from typing import Annotated
 
 import typer
 
-from aegpo.commands.options import (
-    Plugins,
-)
-from aegpo.commands.tables_to import console
+from aegpo.commands.options import Plain, Plugins
 
 
 def plugins(
     part: Annotated[str, typer.Argument(metavar="[KIND/NAME]", help="one part, e.g. allocators/entropy")] = "",
+    plain: Plain = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """List every registered part and who ships it, or show the fields of one."""
-    from rich.markup import escape
-
     from aegpo.commands import describe
+    from aegpo.core.sheets import print_sheet
+    from aegpo.core.terminals import console, say
     from aegpo.plugin.manager import load_registries, plugin_manager
 
     registries = load_registries(plugin_manager(plugin))
     to = console()
     if not part:
-        to.print(describe.parts(registries))
+        print_sheet(describe.parts(registries), to)
         return
     entry, fields = describe.part(registries, part)
-    doc = inspect.cleandoc(entry.spec.__doc__ or "")
-    to.print(f"[bold]{escape(part)}[/bold], shipped by {escape(entry.source)}\n\n{escape(doc)}\n")
-    to.print(fields)
+    paragraphs = inspect.cleandoc(entry.spec.__doc__ or "").split("\n\n")
+    say(to, f"{part}, shipped by {entry.source}", style="bold")
+    for paragraph in paragraphs:
+        flowing = not any(line.startswith((" ", "*", "-")) for line in paragraph.splitlines())
+        say(to, "\n" + (" ".join(paragraph.split()) if flowing else paragraph))
+    to.print()
+    print_sheet(fields, to)
 
 
 def schema(plugin: Plugins = []) -> None:  # noqa: B006

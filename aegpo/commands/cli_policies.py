@@ -14,6 +14,7 @@ from aegpo.commands.options import (
     ImagesPerPrompt,
     LayoutOption,
     Overrides,
+    Plain,
     Plugins,
     Rewards,
     Rows,
@@ -21,7 +22,6 @@ from aegpo.commands.options import (
     StartSeed,
     Steps,
 )
-from aegpo.commands.tables_to import console
 
 
 def sample(
@@ -86,11 +86,13 @@ def evaluate(
         Path | None, typer.Option(help="folder that is made; default: evaluations/RUN", show_default=False)
     ] = None,
     overrides: Overrides = [],  # noqa: B006
+    plain: Plain = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Score a run's policy beside its base, or a model alone, by rewards and prompts of your choice."""
     from aegpo.commands.evaluate import evaluate
     from aegpo.commands.evaluate_request import EvaluateRequest
+    from aegpo.core.terminals import console, say
     from aegpo.report.evaluated import meaning, tables
     from aegpo.report.terminal import print_table
 
@@ -99,7 +101,8 @@ def evaluate(
     to = console()
     for table in tables(found):
         print_table(table, to)
-    print(f"{meaning(found)}\n{made / 'index.html'}")
+    say(to, meaning(found))
+    print(made / "index.html")
 
 
 def profile_entropy(
@@ -120,12 +123,14 @@ def profile_entropy(
         list[str], typer.Option(metavar="NAME", help="validate another signal beside entropy; repeatable")
     ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
+    plain: Plain = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Profile attention entropy: of a run against its base, or of an experiment's base alone."""
     from rich.console import Console
 
     from aegpo.commands.profile_entropy import ProfileRequest, profile
+    from aegpo.core.terminals import console
 
     request = ProfileRequest(
         path=path,

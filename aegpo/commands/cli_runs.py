@@ -15,10 +15,10 @@ from aegpo.commands.options import (
     Gpus,
     MaxRestarts,
     Overrides,
+    Plain,
     Plugins,
     Processes,
 )
-from aegpo.commands.tables_to import console
 
 
 def run(
@@ -46,6 +46,7 @@ def run(
     max_restarts: MaxRestarts = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with what is there")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="write no report at the end")] = False,
+    plain: Plain = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Train every arm under every seed, going on where an earlier call stopped, then write one report."""
@@ -83,9 +84,11 @@ def check(
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder of all runs, where some of these may be")] = Path("runs"),
+    plain: Plain = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Validate a file, show what differs between its arms and what each costs. Loads no model."""
     from aegpo.commands.check import CheckRequest, check
+    from aegpo.core.terminals import console
 
     check(CheckRequest(file, tuple(overrides), out, tuple(plugin), gpus, gpu_memory), console())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from rich.markup import escape
-from rich.table import Table
 
 from aegpo.config.loading import ExperimentFile
 from aegpo.config.marks import dotted
@@ -18,6 +16,7 @@ from aegpo.core.footprint import Footprint
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Entry, Spec, suggestion
 from aegpo.core.sections import GIB
+from aegpo.core.sheets import NONE, Sheet
 from aegpo.errors import AegpoError
 from aegpo.method.balance import Balance, of_prompts
 from aegpo.method.costs import Cost
@@ -25,20 +24,38 @@ from aegpo.method.costs import Cost
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
 
 
-def differences(file: ExperimentFile) -> Table:
+def differences(file: ExperimentFile) -> Sheet:
     """The keys whose value is not the same in every arm; `-` where an arm's part has no such key."""
     arms = {arm: _flat(experiment.model_dump(mode="json"), ()) for arm, experiment in file.arms.items()}
     keys = list(dict.fromkeys(key for values in arms.values() for key in values))
-    table = Table(title="What differs between arms", title_justify="left")
-    table.add_column("key")
-    for arm in arms:
-        table.add_column(escape(arm))
+    rows = []
     for key in keys:
-        cells = [json.dumps(values[key]).strip('"') if key in values else "-" for values in arms.values()]
-        told = set(cells) - ({"-", "{}"} if key.split(".")[0] == "signals" else set())  # an arm has those it reads
+        cells = [json.dumps(values[key]).strip('"') if key in values else NONE for values in arms.values()]
+        told = set(cells) - ({NONE, "{}"} if key.split(".")[0] == "signals" else set())  # an arm has those it reads
         if len(told) > 1:
-            table.add_row(escape(key), *(escape(cell) for cell in cells))
-    return table
+            rows.append((key, *cells))
+    title = "What differs between arms"
+    return Sheet(title, ("key", *arms), tuple(rows), numbers=False, narrow=_by_value(title, tuple(arms), rows))
+
+
+def _by_value(title: str, arms: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Sheet:
+    """A row for each value of a key, with the arms that have it: as wide with many arms as with few."""
+    found: list[tuple[str, ...]] = []
+    for key, *cells in rows:
+        having = {value: [arm for arm, cell in zip(arms, cells, strict=True) if cell == value] for value in cells}
+        without = having.pop(NONE, [])
+        values = sorted(having, key=lambda value: len(having[value]))  # the most common last
+        for index, value in enumerate(values):
+            others = not without and 1 < len(values) == index + 1 and len(having[value]) > 2
+            told = f"the other {len(having[value])} arms" if others else _listed(having[value], arms)
+            found.append(("" if index else key, value, told))
+    return Sheet(title, ("key", "value", "arms"), tuple(found), numbers=False)
+
+
+def _listed(having: Sequence[str], arms: Sequence[str]) -> str:
+    """Those arms, or all but a few."""
+    without = [arm for arm in arms if arm not in having]
+    return ", ".join(having) if 2 * len(without) >= len(having) else f"all but {', '.join(without)}"
 
 
 def _flat(value: Any, location: tuple[str | int, ...]) -> dict[str, Any]:
@@ -53,11 +70,10 @@ def _flat(value: Any, location: tuple[str | int, ...]) -> dict[str, Any]:
     return {key: leaf for name, child in items for key, leaf in _flat(child, (*location, name)).items()}
 
 
-def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
+def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Sheet:
     """What a training step of each arm costs, and all its seeds together."""
-    table = Table(title="What a training step costs", title_justify="left", caption_justify="left")
-    table.add_column("arm")
     headings = (
+        "arm",
         "rollouts",
         "forwards",
         "per rollout",
@@ -68,19 +84,18 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
         "work of all",
     )
     predicts = any(cost.predicted.high for cost in figures.values())
-    for heading in (*headings, "predicted images") if predicts else headings:
-        table.add_column(heading, justify="right")
+    rows = []
     for arm, cost in figures.items():
         steps, seeds = file.arms[arm].training_steps, len(file.seeds)
         total = cost.total_work(steps).times(seeds)
         mean = "~" if cost.expected else ""
-        rows, work = f"{mean}{cost.gradient_rows}", f"{mean}{cost.work}"
-        row = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", rows, work)
+        found = (cost.leaves, cost.forwards, f"{cost.per_rollout:.2f}", f"{mean}{cost.gradient_rows}")
         base = f"{cost.signals_again:,.0f} of the base" if cost.signals_again else f"{cost.signals_base:,} once"
-        signals = f"{cost.signals:,.0f} + {base}" if cost.signals else "-"
-        predicted = [str(cost.predicted)] if predicts else []
-        table.add_row(escape(arm), *(str(cell) for cell in row), signals, f"{steps} x {seeds}", str(total), *predicted)
-    caption = (
+        signals = f"{cost.signals:,.0f} + {base}" if cost.signals else NONE
+        predicted = (str(cost.predicted),) if predicts else ()
+        spent = (f"{mean}{cost.work}", signals, f"{steps} x {seeds}", str(total))
+        rows.append((arm, *map(str, found), *spent, *predicted))
+    note = (
         "gradient rows = states that are learned from, each once in every optimizer step (~: in the mean over how "
         "rollouts may be dealt to these).\n"
         "work = forwards + 3 x gradient rows (a forward and a backward pass), and 1 more for each frozen policy at a "
@@ -89,8 +104,8 @@ def costs(file: ExperimentFile, figures: Mapping[str, Cost]) -> Table:
         "in that step too.\n" + _asked(figures)
     )
     predictions = "\npredicted images = decoded and scored beside the rollouts'; work leaves both out."
-    table.caption = caption + (predictions if predicts else "")
-    return table
+    columns = (*headings, "predicted images") if predicts else headings
+    return Sheet("What a training step costs", columns, tuple(rows), note + (predictions if predicts else ""))
 
 
 def _asked(figures: Mapping[str, Cost]) -> str:
@@ -103,27 +118,25 @@ def _asked(figures: Mapping[str, Cost]) -> str:
     return f"prompts that a run may ask, encoded ahead: {told}."
 
 
-def memory(figures: Mapping[str, Footprint], room: int | None) -> Table:
+def memory(figures: Mapping[str, Footprint], room: int | None) -> Sheet:
     """What each arm needs in memory, in GiB; `room` is what there is, in bytes, if it is known."""
-    table = Table(title="What it needs in memory, in GiB", title_justify="left", caption_justify="left")
-    table.add_column("arm")
     sized = ("weights", "optimizer", "activations", "recomputed", "graphs kept", "in all")
-    for heading in ("parameters", "trainable", *sized, "fits"):
-        table.add_column(heading, justify="right")
+    rows = []
     for arm, needs in figures.items():
         fits = "?" if room is None else "yes" if needs.total <= room else "no"
         sizes = [_gib(size) for size in (needs.weights, needs.optimizer, needs.activations)]
         cells = [*sizes, _recomputed(needs, room), _kept_graphs(needs, room), _gib(needs.total), fits]
-        table.add_row(escape(arm), f"{needs.parameters:,}", f"{needs.trainable:,}", *cells)
+        rows.append((arm, f"{needs.parameters:,}", f"{needs.trainable:,}", *cells))
     there = "no GPU here" if room is None else f"the GPU has {room / 2**30:.1f}"
-    table.caption = (
+    note = (
         f"{there}. Activations of one micro-batch of the optimizer: lower 'optimizer.micro_batch' first where it does "
         "not fit.\nrecomputed = activations, in the backward pass: 'model.gradient_checkpointing'; auto: not where so "
         "much is free.\ngraphs kept = of sampling, at most, for the first optimizer step: 'optimizer.retain'; auto: "
         "half of what is free at each step, which is not in all.\nAn estimate from the network's config; sampling, "
         "decoding and rewards come on top."
     )
-    return table
+    columns = ("arm", "parameters", "trainable", *sized, "fits")
+    return Sheet("What it needs in memory, in GiB", columns, tuple(rows), note)
 
 
 def _recomputed(needs: Footprint, room: int | None) -> str:
@@ -151,7 +164,7 @@ def on_gpus(
     figures: Mapping[str, Balance],
     needs: Mapping[str, tuple[int, int]],
     room: int | None,
-) -> Table:
+) -> Sheet:
     """How evenly each arm's step is shared out among GPUs, and what each GPU holds.
 
     Args:
@@ -161,36 +174,34 @@ def on_gpus(
         needs: bytes that sums of gradients take, and all that a GPU holds; of arms where they are known.
         room: bytes that there are on a GPU, if that is known.
     """
-    table = Table(title=f"One run on {gpus:,} GPUs", title_justify="left", caption_justify="left")
-    table.add_column("arm")
-    for heading in ("shards", "cut between", "dearest", "repeated", "sums, GiB", "in all, GiB", "fits"):
-        table.add_column(heading, justify="right")
+    rows = []
     for arm, balance in figures.items():
         experiment = file.arms[arm]
         shards = "null" if experiment.parallel.shards is None else str(experiment.parallel.shards)
         pieces = "prompts" if of_prompts(experiment) else "rollouts"
         sizes = [f"{size / 2**30:.1f}" for size in needs[arm]] if arm in needs else ["?", "?"]
         fits = "?" if room is None or arm not in needs else "yes" if needs[arm][1] <= room else "no"
-        table.add_row(escape(arm), shards, pieces, str(balance.dearest), str(balance.repeated), *sizes, fits)
-    table.caption = (
+        rows.append((arm, shards, pieces, str(balance.dearest), str(balance.repeated), *sizes, fits))
+    note = (
         "dearest = forwards of the GPU that samples most, in those of an even share; repeated = forwards that one GPU "
         "would not make, in those that it would.\nEvery GPU holds all weights; sums = gradients while they are added "
         "up."
     )
-    return table
+    columns = ("arm", "shards", "cut between", "dearest", "repeated", "sums, GiB", "in all, GiB", "fits")
+    return Sheet(f"One run on {gpus:,} GPUs", columns, tuple(rows), note)
 
 
-def parts(registries: Registries) -> Table:
+def parts(registries: Registries) -> Sheet:
     """Every registered part: how an experiment file chooses it, who ships it, and what it is."""
-    table = Table("part", "shipped by", "what it is")
+    rows: list[tuple[str, ...]] = []
+    sections: list[int] = []
     for registry in registries:
-        for entry in registry:
-            table.add_row(escape(f"{registry.axis}/{entry.name}"), escape(entry.source), escape(entry.summary))
-        table.add_section()
-    return table
+        rows += [(f"{registry.axis}/{entry.name}", entry.source, entry.summary) for entry in registry]
+        sections.append(len(rows))
+    return Sheet("", ("part", "shipped by", "what it is"), tuple(rows), numbers=False, sections=tuple(sections))
 
 
-def part(registries: Registries, path: str) -> tuple[Entry[Spec], Table]:
+def part(registries: Registries, path: str) -> tuple[Entry[Spec], Sheet]:
     """One part, `AXIS/NAME`, and the table of its fields.
 
     Raises:
@@ -202,13 +213,12 @@ def part(registries: Registries, path: str) -> tuple[Entry[Spec], Table]:
         raise AegpoError(f"no kind of part is called {axis!r}; {suggestion(axis, known)} (as in allocators/entropy)")
     spec: type[Spec] = known[axis].get(name)
     entry = next(entry for entry in known[axis] if entry.spec is spec)
-    table = Table("field", "type", "default", "what it is")
-    for field, info in spec.model_fields.items():
-        if field != "kind":
-            table.add_row(
-                escape(field), escape(type_words(info)), escape(_default(info)), escape(info.description or "")
-            )
-    return entry, table
+    rows = tuple(
+        (field, type_words(info), _default(info), info.description or "")
+        for field, info in spec.model_fields.items()
+        if field != "kind"
+    )
+    return entry, Sheet("", ("field", "type", "default", "what it is"), rows, numbers=False)
 
 
 def _default(info: FieldInfo) -> str:

@@ -29,6 +29,7 @@ from aegpo.core.files import whole_folder, write_atomically, write_json
 from aegpo.core.parts import RewardSpec
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import FloatArray
+from aegpo.core.terminals import plain
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.evaluated import Evaluated, StyleScores, compare, page
 from aegpo.rewards.servers import asked
@@ -124,7 +125,8 @@ class _Painting:
         shape = (max(1, len(self._runs)), self._images, len(prompts))
         base, policy = ({scorer.label: np.zeros(shape) for scorer in self._scorers} for _ in range(2))
         every, first = list(parts(prompts, self._images, self._how.micro_batch)), 0
-        for part in track(every, description="painting", console=Console(file=sys.stderr), transient=True):
+        errors = Console(file=sys.stderr)
+        for part in track(every, "painting", console=errors, transient=True, disable=plain(errors)):
             place = slice(first, first + len(part))
             for seed, (scores, base_scores) in enumerate(self._part(self._prompts[place])):
                 for table, found in ((policy, scores), (base, base_scores)):

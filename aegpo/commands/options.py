@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from aegpo.core.terminals import plainly
+
 MOST, MOST_SEED = 1_000_000, 2**63 - 1  # of counts and seeds, as in experiment files
 MOST_GPUS = 65536  # of one run, as `parallel.shards` in experiment files
 MOST_PROCESSES = 4096  # of one run
@@ -15,6 +17,19 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="experiment f
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="change a key in every arm, e.g. optimizer.learning_rate=1e-4"),
+]
+
+
+def _plainly(context: typer.Context, wanted: bool) -> bool:
+    if wanted:
+        context.with_resource(plainly())
+    return wanted
+
+
+# It is in force as soon as it is read, and until the command ends: nothing needs to be handed its value.
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", callback=_plainly, is_eager=True, help="no colour, lines or bars; a line for each fact"),
 ]
 Plugins = Annotated[
     list[str], typer.Option("--plugin", metavar="MODULE", help="load a plugin: an importable module or a .py file")

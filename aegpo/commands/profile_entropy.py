@@ -17,6 +17,7 @@ from rich.text import Text
 from aegpo.core.files import whole_folder, write_atomically
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import FloatArray
+from aegpo.core.terminals import plain
 from aegpo.method.signals.entropy import entropy_options
 from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.report.plots import save_drawings
@@ -66,7 +67,7 @@ def profile(request: ProfileRequest, console: Console, progress: Console) -> Pat
     with whole_folder(out, replaces=WRITTEN) as folder:
         subject = _Subject(request, target)
         analysis = subject.analysis()
-        for line in _lines(analysis):
+        for line in _lines(analysis, drawn=not plain(console)):
             _say(console, line)
         for table in tables(analysis, every=False):
             print_table(table, console, note=True)
@@ -125,11 +126,11 @@ def _evidence(subject: _Subject, analysis: Analysis, console: Console, progress:
     return evidence
 
 
-def _lines(analysis: Analysis) -> Iterable[str]:
+def _lines(analysis: Analysis, drawn: bool) -> Iterable[str]:
     against = "against its base" if analysis.policy is not None else "the base alone"
     yield f"{analysis.target.label}: {against}; {len(analysis.texts)} prompts"
     yield ""
-    yield from spark_lines(analysis)
+    yield from spark_lines(analysis, drawn)
     yield ""
     yield from headline(analysis)
     yield ""

@@ -23,6 +23,7 @@ from aegpo.core.foreign import of_user
 from aegpo.core.processes import DISK_REFUSED, PARENT, place
 from aegpo.core.registries import Registries
 from aegpo.core.registry import suggestion
+from aegpo.core.terminals import console
 from aegpo.errors import AegpoError, DiskError, ProcessLostError
 from aegpo.parallel.team import Team
 from aegpo.plugin.manager import load_registries, plugin_manager
@@ -87,7 +88,7 @@ def _launch(request: LaunchRequest) -> int:
                 "--processes, --gpus and --max-restarts are for a command that starts its processes itself; leave them "
                 "out under torchrun or another launcher"
             )
-        return _run(request, team, Console(quiet=not team.first), Console(stderr=True, quiet=not team.first))
+        return _run(request, team, console(quiet=not team.first), Console(stderr=True, quiet=not team.first))
 
 
 def _run(request: LaunchRequest, team: Team, console: Console, errors: Console) -> int:

@@ -11,7 +11,8 @@ from aegpo.errors import SpecError
 
 Key: TypeAlias = "str | int"
 OPTION = "--set"  # the name of marks of options
-_SHOWN = 160  # characters of a line
+_LONG, _SHOWN = 160, 74  # characters of a line: longer ones, as of a file that was written as JSON, are shown in part
+_CUT = "..."  # where a line goes on
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,21 @@ class Mark:
         """The line, indented, or what of a long one is near, and a caret under the column."""
         if has_user(self.text):
             return "  (the line is not shown: it has an address with a user, perhaps with a password)"
-        start = 0 if len(self.text) <= _SHOWN else max(0, self.column - 1 - _SHOWN // 2)
-        row = self.text.expandtabs(1)[start : start + _SHOWN]
-        return f"  {row}\n  {' ' * (self.column - 1 - start)}^"
+        text, place = self.text.expandtabs(1), self.column - 1
+        if len(text) > _LONG:
+            text, place = _around(text, place)
+        return f"  {text}\n  {' ' * place}^"
 
     def __str__(self) -> str:
         return self.name if self.line is None else f"{self.name}:{self.line}:{self.column}"
+
+
+def _around(text: str, place: int) -> tuple[str, int]:
+    """What of a long line is near a place, within the width of any terminal, and where in it the place is."""
+    start = min(max(0, place - _SHOWN // 2), max(0, len(text) - _SHOWN))
+    before, after = _CUT if start else "", _CUT if start + _SHOWN < len(text) else ""
+    shown = text[start + len(before) : start + _SHOWN - len(after)]
+    return f"{before}{shown}{after}", place - start
 
 
 @dataclass(frozen=True)

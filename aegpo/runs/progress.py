@@ -11,8 +11,10 @@ from typing import Any, Protocol
 
 from pydantic import ConfigDict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.live import Live
 
+from aegpo.core.terminals import plain
+from aegpo.runs.bar_rows import BarRow, BarRows
 from aegpo.runs.records import Row, parse_row
 
 REWARD = "reward"  # metric of a step: weighted reward, mean over rollouts
@@ -47,6 +49,11 @@ class Standing:
         if evaluation and self.evaluation:
             parts.append(self.scores())
         return "  ".join(parts)
+
+    def shorter(self) -> tuple[str, ...]:
+        """Numbers for less and less room: all, without the evaluation, the reward alone, none."""
+        reward = "" if self.reward is None else f"reward {self.reward:.3f}"
+        return self.numbers(), self.numbers(evaluation=False), reward, ""
 
     def scores(self) -> str:
         """The last evaluation in words."""
@@ -159,14 +166,14 @@ class Display(Protocol):
 
 
 def display(console: Console, every_step: bool, runs: int = 1) -> Display:
-    """Bars if the console is a terminal, else plain lines.
+    """Bars if the console is a terminal that does not ask for plain output, else lines.
 
     Args:
         console: where to print.
-        every_step: plain lines for every step, else only for evaluations.
+        every_step: lines for every step, else only for evaluations.
         runs: how many runs there will be; with more than one, a terminal gets a bar for all of them.
     """
-    return Bars(console, runs) if console.is_terminal else Lines(console, every_step)
+    return Bars(console, runs) if console.is_terminal and not plain(console) else Lines(console, every_step)
 
 
 class Lines:
@@ -215,44 +222,34 @@ class Bars:
     """One bar for each run that goes on, and one for all of them."""
 
     def __init__(self, console: Console, runs: int) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("eta {task.fields[eta]}", markup=False),
-            TextColumn("{task.fields[numbers]}", markup=False),
-        )
-        self._progress = Progress(*columns, console=console)
-        self._tasks: dict[str, TaskID] = {}
+        self._console = console
+        self._rows: dict[str, BarRow] = {}
         self._paces: dict[str, Pace] = {}
         self._standings: dict[str, Standing] = {}
         self._first: dict[str, int] = {}  # steps that were done before
         self._pace = Pace(0)
         self._runs = runs
-        self._all: TaskID | None = None
+        self._all = BarRow("all runs", 0, None, _clock(None)) if runs > 1 else None
+        self._live = Live(console=console, get_renderable=self._drawn, auto_refresh=False)
 
     def __enter__(self) -> Bars:
-        self._progress.start()
-        if self._runs > 1:
-            self._all = self._progress.add_task("all runs", total=None, numbers="", eta=_clock(None))
+        self._live.start(refresh=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def show(self, label: str, standing: Standing) -> None:
         """Moves the run's bar and the bar of all runs."""
         self._standings[label] = standing
         self._first.setdefault(label, standing.step)
-        if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=standing.total, numbers="", eta=_clock(None))
-            self._paces[label] = Pace(standing.step)
-        eta = _clock(self._paces[label].left(standing.step, standing.total))
-        self._progress.update(self._tasks[label], completed=standing.step, numbers=standing.numbers(), eta=eta)
+        pace = self._paces.setdefault(label, Pace(standing.step))
+        eta = _clock(pace.left(standing.step, standing.total))
+        self._rows[label] = BarRow(label, standing.step, standing.total, eta, standing.shorter())
         self._show_all(standing.total)
-        self._progress.refresh()
+        self._live.refresh()
 
     def _show_all(self, steps: int) -> None:
         if self._all is None:
@@ -261,19 +258,21 @@ class Bars:
         new = done - sum(self._first.values())
         forwards = sum(standing.forwards for standing in self._standings.values())
         eta = _clock(self._pace.left(new, new + total - done))
-        self._progress.update(self._all, completed=done, total=total, eta=eta, numbers=f"forwards {forwards:,}")
+        self._all = BarRow(self._all.label, done, total, eta, (f"forwards {forwards:,}", ""))
+
+    def _drawn(self) -> BarRows:
+        return BarRows([*([] if self._all is None else [self._all]), *self._rows.values()])
 
     def end(self, label: str, outcome: str) -> None:
         """Replaces the run's bar by a line."""
-        if label in self._tasks:
-            self._progress.remove_task(self._tasks.pop(label))
+        if self._rows.pop(label, None) is not None:
             self.say(f"{label}: {outcome}  {self._standings[label].numbers()}")
         else:
             self.say(f"{label}: {outcome}")
 
     def say(self, line: str) -> None:
         """Prints a line above the bars."""
-        self._progress.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _clock(seconds: float | None) -> str:

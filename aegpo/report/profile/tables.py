@@ -49,14 +49,15 @@ def _headline(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def spark_lines(analysis: Analysis) -> Iterator[str]:
-    """A line for each block: its mean curve, its range and its local maxima."""
+def spark_lines(analysis: Analysis, drawn: bool = True) -> Iterator[str]:
+    """A line for each block: its mean curve, if it is to be drawn, its range and its highest step."""
     width = max(len(block) for block in analysis.shown.blocks)
     for block in analysis.shown.blocks:
         curve = analysis.shown.curves(block).mean(axis=0)
         ends = f"{curve.min():.{PLACES}f} to {curve.max():.{PLACES}f} nats, highest at step {int(curve.argmax())}"
         read = "  <- what this experiment reads" if block == analysis.block else ""
-        yield f"{block:<{width}}  {sparkline(curve)}  {ends}{read}"
+        line = f"  {sparkline(curve)}" if drawn else ""
+        yield f"{block:<{width}}{line}  {ends}{read}"
 
 
 def steps_table(analysis: Analysis) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from aegpo.core.addresses import has_user
 from aegpo.core.moments import missing_package
@@ -26,6 +26,17 @@ NotNegative = Annotated[int, Field(ge=0, le=1_000_000)]
 MOST_SEED = 2**63 - 1  # torch takes no more; and keyed noise takes none below 0
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _one_line(given: str) -> str:
+    if not given.strip():
+        raise ValueError("must say something, not nothing; or leave it out")
+    if len(given.splitlines()) > 1 or given != given.strip():
+        raise ValueError("must be one line without spaces around it; a longer sentence goes on under '>-'")
+    return given
+
+
+Sentence = Annotated[str, Field(max_length=300), AfterValidator(_one_line)]
 
 
 class DatasetPrompts(Spec):

@@ -20,7 +20,7 @@ from aegpo.runs.bases import Base, base_of, check_base, pinned
 from aegpo.runs.folders import Run
 from aegpo.runs.places import FROM_ROOT, KEY, moved, same_place
 from aegpo.runs.records import read_document, write_document
-from aegpo.runs.rules import RULES, changed_rules
+from aegpo.runs.rules import RULES, changed_rules, without_words
 from aegpo.runs.software import LIBRARIES, source_state, versions
 
 FORMAT = 1
@@ -181,7 +181,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What tells a run from others, for its checkpoints: arm, seed, and SHA-256 of the experiment it was begun with."""
-    experiment = json.dumps(manifest["experiment"], sort_keys=True).encode()
+    experiment = json.dumps(without_words(manifest["experiment"]), sort_keys=True).encode()
     begun = hashlib.sha256(experiment).hexdigest()
     return {"arm": manifest["arm"], "seed": manifest["seed"], "experiment": begun}
 
@@ -251,7 +251,7 @@ def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> l
     """
     data = modern(manifest["experiment"])
     begun, _ = validate(type(experiment), data)
-    old, now = data if begun is None else _plain(begun), _plain(experiment)
+    old, now = without_words(data) if begun is None else _plain(begun), _plain(experiment)
     named = {place.location for place in named_places(type(experiment), now)}
     return [
         _change(
@@ -282,9 +282,9 @@ def _outdated(run: Run, manifest: Mapping[str, Any]) -> bool:
 
 
 def _plain(experiment: Experiment) -> Any:
-    """What an experiment does, as JSON: options of signals that no part reads do nothing."""
+    """What an experiment does, as JSON: options of signals that no part reads do nothing, nor do words about it."""
     experiment = experiment.model_copy(update={"signals": dict(experiment.sources)})
-    return json.loads(json.dumps(experiment.model_dump(mode="json")))
+    return json.loads(json.dumps(without_words(experiment.model_dump(mode="json"))))
 
 
 def _is_set(spec: Spec, place: Location) -> bool:

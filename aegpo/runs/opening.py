@@ -26,6 +26,7 @@ from aegpo.runs.bases import Base, check_base, pinned
 from aegpo.runs.folders import Run
 from aegpo.runs.manifest import identity, read_manifest
 from aegpo.runs.places import read_places
+from aegpo.runs.rules import without_words
 
 if TYPE_CHECKING:
     import torch
@@ -210,12 +211,12 @@ def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experim
 
 
 def common_experiment(runs: Sequence[FoundRun]) -> Experiment:
-    """The experiment of runs that differ in their seed only.
+    """The experiment of runs that differ in their seed only, or in words about it.
 
     Raises:
         AegpoError: if they differ in more.
     """
-    plain = [run.experiment.model_copy(update={"seed": 0}).model_dump(mode="json") for run in runs]
+    plain = [without_words(run.experiment.model_copy(update={"seed": 0}).model_dump(mode="json")) for run in runs]
     for run, fields in zip(runs, plain, strict=True):
         if fields != plain[0]:
             differing = ", ".join(name for name in fields if fields[name] != plain[0].get(name))

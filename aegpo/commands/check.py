@@ -53,6 +53,8 @@ def check(request: CheckRequest, console: Console) -> None:
         print(f"note: the prompts of {label} are read when a run starts, not here", file=sys.stderr)
     for note in begun_runs.notes(loaded, request.out):
         print(f"note: {note}", file=sys.stderr)
+    for line in describe.about(loaded):
+        console.print(line, markup=False, highlight=False)
     if len(loaded.arms) > 1:
         print_sheet(describe.differences(loaded), console)
     print_sheet(describe.costs(loaded, costs(loaded.arms)), console)

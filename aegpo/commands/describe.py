@@ -24,10 +24,15 @@ from aegpo.method.costs import Cost
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
 
 
+def about(file: ExperimentFile) -> list[str]:
+    """What each arm does, a line an arm that the file says it of."""
+    return [f"{arm}: {experiment.about}" for arm, experiment in file.arms.items() if experiment.about is not None]
+
+
 def differences(file: ExperimentFile) -> Sheet:
     """The keys whose value is not the same in every arm; `-` where an arm's part has no such key."""
     arms = {arm: _flat(experiment.model_dump(mode="json"), ()) for arm, experiment in file.arms.items()}
-    keys = list(dict.fromkeys(key for values in arms.values() for key in values))
+    keys = list(dict.fromkeys(key for values in arms.values() for key in values if key != "about"))
     rows = []
     for key in keys:
         cells = [json.dumps(values[key]).strip('"') if key in values else NONE for values in arms.values()]

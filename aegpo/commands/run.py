@@ -167,10 +167,11 @@ def open_file(file: ExperimentFile, request: LaunchRequest, team: Team, errors: 
     for run in runs if not request.fresh else ():  # before anything is written
         check_manifest(run)
     folder, order = request.out / file.name, (tuple(file.arms), file.seeds, file.verdict)
+    about = {arm: experiment.about for arm, experiment in file.arms.items() if experiment.about is not None}
     with team.agreed("the order of runs is written"):
         try:
             if team.first:
-                write_order(folder, *order, lambda line: _say(errors, f"warning: {line}"))
+                write_order(folder, *order, lambda line: _say(errors, f"warning: {line}"), about)
         except OSError as error:
             raise AegpoError(
                 f"--out {request.out}: cannot be written to: {error.strerror}; choose another folder"

@@ -232,7 +232,8 @@ def _arms(
             continue
         foreign = [child for key, child in arm.children.items() if key in OF_THE_FILE]
         mistakes += [Mistake(child.key, path, "this key belongs to the file, not to an arm") for child in foreign]
-        tree = merge(base, arm.without(*OF_THE_FILE))
+        # words about the base are not about an arm that changes it
+        tree = merge(base if not arm.children else base.without("about"), arm.without(*OF_THE_FILE))
         for patch in patches:
             tree = merge(tree, patch.without(*FILE_KEYS), indexed=True)
         arms[name] = tree

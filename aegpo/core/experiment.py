@@ -44,6 +44,7 @@ from aegpo.core.sections import (
     PromptsSpec,
     RolloutsSpec,
     Seed,
+    Sentence,
     Split,
 )
 from aegpo.errors import ContractError
@@ -78,6 +79,10 @@ class Experiment(Spec):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=LONGEST_NAME,
         description="folder of the run under --out",
+    )
+    about: Sentence | None = Field(
+        default=None,
+        description="one sentence on what the arm does, for readers of tables and the report; no number depends on it",
     )
     training_steps: Positive = Field(default=40, description="rounds of rollouts and learning")
     seed: Seed = Field(default=0, description="of every random decision; set by `seeds` of the file")

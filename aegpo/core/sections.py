@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from aegpo.core.addresses import has_user
 from aegpo.core.moments import missing_package
@@ -30,6 +30,17 @@ MicroBatch = Literal["auto"] | Positive
 UNTIL_FOUND = 64  # what `micro_batch: auto` stands for where nothing is computed, as in `check`
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Split = Literal["train", "evaluation"]  # the lists of prompts
+
+
+def _one_line(given: str) -> str:
+    if not given.strip():
+        raise ValueError("must say something, not nothing; or leave it out")
+    if len(given.splitlines()) > 1 or given != given.strip():
+        raise ValueError("must be one line without spaces around it; a longer sentence goes on under '>-'")
+    return given
+
+
+Sentence = Annotated[str, Field(max_length=300), AfterValidator(_one_line)]
 
 
 class DatasetPrompts(Spec):

@@ -5,7 +5,7 @@ It belongs to the file, not to an arm: no run depends on it, so it may change wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -22,6 +22,11 @@ class VerdictSpec(Spec):
         description="pairs [arm, reference]: the differences of gains that are tested and corrected for their number; "
         "null: of every arm to the first",
     )
+    controls: Annotated[Mapping[str, str], Field(min_length=1)] | None = Field(
+        default=None,
+        description="{arm: control}: the arm that does the same without what is claimed, as at random; compared like "
+        "'comparisons', and told apart from them in the verdict",
+    )
     margin: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description="difference of gains in what is optimised that counts as none; null: a fifth of the reference's "
@@ -33,8 +38,9 @@ class VerdictSpec(Spec):
     )
 
     def pairs(self, arms: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        """The arms that are compared, each with its reference."""
-        return tuple((arm, arms[0]) for arm in arms[1:]) if self.comparisons is None else self.comparisons
+        """The arms that are compared, each with its reference; those with their controls come last."""
+        named = tuple((arm, arms[0]) for arm in arms[1:]) if self.comparisons is None else self.comparisons
+        return (*named, *(pair for pair in (self.controls or {}).items() if pair not in named))
 
     def problems(self, arms: Sequence[str]) -> Iterator[Problem]:
         """What the comparisons get wrong in an experiment of these arms."""
@@ -51,3 +57,17 @@ class VerdictSpec(Spec):
                 message = f"compares {pair[0]!r} with {pair[1]!r} again; name each two arms once"
                 yield Problem(("comparisons", index), message)
             met.add(frozenset(pair))
+        yield from self._wrong_controls(arms)
+
+    def _wrong_controls(self, arms: Sequence[str]) -> Iterator[Problem]:
+        pairs = self.pairs(arms)
+        for arm, control in (self.controls or {}).items():
+            place = ("controls", arm)
+            unknown = [name for name in (arm, control) if name not in arms]
+            for name in unknown:
+                yield Problem(place, f"no arm is called {name!r}; {suggestion(name, arms)}")
+            if not unknown and arm == control:
+                yield Problem(place, f"arm {arm!r} is no control of itself; name the arm that it is compared to")
+            elif not unknown and (control, arm) in pairs:
+                message = f"{control!r} is compared with {arm!r} already, the other way round; keep one of the two"
+                yield Problem(place, message)

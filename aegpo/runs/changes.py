@@ -15,6 +15,7 @@ from aegpo.core.problems import Location
 from aegpo.core.registry import Spec
 from aegpo.runs.longer import STEPS, why_not_longer
 from aegpo.runs.places import moved, same_place
+from aegpo.runs.rules import without_words
 
 _ABSENT = object()
 
@@ -68,7 +69,7 @@ def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> l
     """
     data = modern(manifest["experiment"])
     begun, _ = validate(type(experiment), data)
-    old, now = data if begun is None else _plain(begun), _plain(experiment)
+    old, now = without_words(data) if begun is None else _plain(begun), _plain(experiment)
     named = {place.location for place in named_places(type(experiment), now)}
     return [
         _change(
@@ -119,9 +120,9 @@ def _change(
 
 
 def _plain(experiment: Experiment) -> Any:
-    """What an experiment does, as JSON: options of signals that no part reads do nothing."""
+    """What an experiment does, as JSON: options of signals that no part reads do nothing, nor do words about it."""
     experiment = experiment.model_copy(update={"signals": dict(experiment.sources)})
-    return json.loads(json.dumps(experiment.model_dump(mode="json")))
+    return json.loads(json.dumps(without_words(experiment.model_dump(mode="json"))))
 
 
 def _is_set(spec: Spec, place: Location) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,11 +40,13 @@ class Order:
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     verdict: VerdictSpec = field(default_factory=VerdictSpec)
+    about: Mapping[str, str] = field(default_factory=dict)  # arm -> what it does, as the file says now
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         asked = self.verdict.model_dump(mode="json", exclude_none=True)
-        return {"arms": list(self.arms), "seeds": list(self.seeds), **asked}
+        told = {"about": dict(self.about)} if self.about else {}
+        return {"arms": list(self.arms), "seeds": list(self.seeds), **asked, **told}
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,14 @@ def write_order(
     seeds: Sequence[int],
     verdict: VerdictSpec,
     say: Callable[[str], None] = warnings.warn,
+    about: Mapping[str, str] | None = None,
 ) -> None:
-    """Notes beside the arms which runs belong to the experiment, in which order, and what its report compares.
+    """Notes beside the arms which runs belong to the experiment, in which order, and what its report says of them.
 
     What is there and damaged is written anew, for nothing is lost with it: `say` gets a line.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, order = folder / ORDER, Order(tuple(arms), tuple(seeds), verdict)
+    path, order = folder / ORDER, Order(tuple(arms), tuple(seeds), verdict, about or {})
     if path.is_dir():
         raise AegpoError(f"{path} is a folder where a file goes; move it, or choose another --out")
     try:
@@ -144,16 +147,18 @@ def read_order(folder: Path) -> Order:
         AegpoError: if it asks for comparisons that make no sense.
     """
     path = folder / ORDER
-    order = read_document(path, ("arms", "seeds", *VerdictSpec.model_fields), _REMOVE_ORDER)
-    arms, seeds = order.get("arms", ()), order.get("seeds", ())
+    order = read_document(path, ("arms", "seeds", *VerdictSpec.model_fields, "about"), _REMOVE_ORDER)
+    arms, seeds, about = order.get("arms", ()), order.get("seeds", ()), order.get("about", {})
     if not _list_of(str, arms) or not _list_of(int, seeds):
         raise CheckpointError(f"cannot read {path}: it does not list 'arms' and 'seeds'; {_REMOVE_ORDER}")
+    if not isinstance(about, dict) or not all(type(words) is str for words in about.values()):
+        raise CheckpointError(f"cannot read {path}: its 'about' maps no arms to sentences; {_REMOVE_ORDER}")
     verdict, found = validate(VerdictSpec, {key: order[key] for key in VerdictSpec.model_fields if key in order})
     wrong = [*found, *(verdict.problems(arms) if verdict is not None else ())]
     if verdict is None or wrong:
         places = "; ".join(f"{'.'.join(map(str, each.location))}: {each.message}" for each in wrong)
         raise AegpoError(f"cannot read {path}: {places}; mend it, or give the experiment file to 'aegpo run' again")
-    return Order(tuple(arms), tuple(seeds), verdict)
+    return Order(tuple(arms), tuple(seeds), verdict, about)
 
 
 def _list_of(kind: type, value: object) -> bool:

@@ -16,7 +16,7 @@ from aegpo.runs.folders import FINISHED, Run
 from aegpo.runs.longer import RAISED, STEPS, begun_experiment
 from aegpo.runs.places import FROM_ROOT, KEY
 from aegpo.runs.records import read_document, write_document
-from aegpo.runs.rules import RULES, changed_rules
+from aegpo.runs.rules import RULES, changed_rules, without_words
 from aegpo.runs.software import LIBRARIES, source_state, versions
 from aegpo.runs.split import KEY as SPLIT
 from aegpo.runs.split import check_split, noted_split
@@ -171,7 +171,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What tells a run from others, for its checkpoints: arm, seed, and SHA-256 of the experiment it was begun with."""
-    experiment = json.dumps(begun_experiment(manifest), sort_keys=True).encode()
+    experiment = json.dumps(without_words(begun_experiment(manifest)), sort_keys=True).encode()
     begun = hashlib.sha256(experiment).hexdigest()
     return {"arm": manifest["arm"], "seed": manifest["seed"], "experiment": begun}
 

@@ -27,6 +27,7 @@ from aegpo.runs.batches import SECTIONS, with_noted
 from aegpo.runs.folders import Run
 from aegpo.runs.manifest import identity, read_manifest
 from aegpo.runs.places import read_places
+from aegpo.runs.rules import without_words
 from aegpo.runs.split import check_split
 
 if TYPE_CHECKING:
@@ -221,13 +222,14 @@ def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experim
 
 
 def common_experiment(runs: Sequence[FoundRun]) -> Experiment:
-    """The experiment of runs that differ in their seed only, and in how much they had the machine do at once.
+    """The experiment of runs that differ in their seed, in words about it, and in how much is done at once.
 
     Raises:
         AegpoError: if they differ in more.
     """
     left = {section: {"micro_batch"} for section in SECTIONS}
-    plain = [run.experiment.model_copy(update={"seed": 0}).model_dump(mode="json", exclude=left) for run in runs]
+    dumps = (run.experiment.model_copy(update={"seed": 0}).model_dump(mode="json", exclude=left) for run in runs)
+    plain = [*map(without_words, dumps)]
     for run, fields in zip(runs, plain, strict=True):
         if fields != plain[0]:
             differing = ", ".join(name for name in fields if fields[name] != plain[0].get(name))

@@ -7,8 +7,10 @@ then folders of earlier versions are still opened, painted and reported, but no 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 RULES: Mapping[str, int] = {"noise": 2, "decisions": 2, "evaluation": 2, "cost": 2}
+DESCRIPTIVE = ("about",)  # fields of an experiment that only say what it is: no number depends on them
 _FIRST = 1  # the number of every rule in version 0.1.0, whose manifests name none
 _DOES = {
     "noise": "draws noise",
@@ -32,3 +34,8 @@ def changed_rules(begun: Mapping[str, int]) -> list[str]:
         elif old != new:
             lines.append(f"was begun under {name} rule {old}; this version {_DOES[name]} by rule {new}")
     return lines
+
+
+def without_words(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment as JSON without the fields that only say what it is, which may change at any time."""
+    return {name: value for name, value in experiment.items() if name not in DESCRIPTIVE}

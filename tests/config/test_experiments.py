@@ -129,7 +129,7 @@ def test_the_arms_of_the_ablation_cost_the_same_rollouts(registries):
 def test_the_control_of_the_ablation_differs_from_aegpo_only_in_who_chooses(registries):
     arms = load_experiment_file(ABLATION, registries).arms
     aegpo, control = (arms[arm].model_dump(mode="json") for arm in ("aegpo", "control"))
-    assert {key for key in aegpo if aegpo[key] != control[key]} == {"allocator", "selector", "signals"}
+    assert {key for key in aegpo if aegpo[key] != control[key]} == {"about", "allocator", "selector", "signals"}
     assert (list(aegpo["signals"]), control["signals"]) == (
         ["entropy"],
         {},

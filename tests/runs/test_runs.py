@@ -127,6 +127,17 @@ def test_a_run_may_go_on_with_smaller_micro_batches_and_the_change_is_told(tmp_p
     assert manifests.changed_batches(run, manifest) == []
 
 
+def test_words_about_an_arm_bind_nothing_and_an_older_manifest_has_none(tmp_path, registries, run):
+    begun = begin(run)
+    (run.folder / "metrics.jsonl").write_text("x")
+    changed = a_run(tmp_path, registries, "about=other words")
+    assert manifests.experiment_changes(changed.experiment, begun) == []
+    assert begin(changed) == begun
+    older = {**begun, "experiment": {name: value for name, value in begun["experiment"].items() if name != "about"}}
+    assert manifests.identity(older) == manifests.identity(begun)
+    assert manifests.experiment_changes(changed.experiment, older) == []
+
+
 def test_the_same_experiment_and_a_folder_without_a_manifest_are_accepted(run):
     manifests.check_manifest(run)
     begin(run)
@@ -271,6 +282,11 @@ def test_the_order_and_what_is_compared_are_noted_and_rewritten_only_when_they_c
     asked = {"comparisons": [["aegpo", "grpo"]], "margin": 0.02, "target": 0.8}
     folders.write_order(folder, ["grpo", "aegpo"], [0], VerdictSpec(**asked))
     assert folders.read_order(folder).plain() == {"arms": ["grpo", "aegpo"], "seeds": [0], **asked}
+    folders.write_order(folder, ["grpo"], [0], VerdictSpec(), about={"grpo": "the reference"})
+    assert folders.read_order(folder).about == {"grpo": "the reference"}
+    path.write_text('{"arms": ["grpo"], "seeds": [0], "about": ["the reference"]}')
+    with pytest.raises(CheckpointError, match="its 'about' maps no arms to sentences; delete it"):
+        folders.read_order(folder)
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_behind(tmp_path):

@@ -206,12 +206,13 @@ def part(registries: Registries, path: str) -> tuple[Entry[Spec], Table]:
     for field, info in spec.model_fields.items():
         if field != "kind":
             table.add_row(
-                escape(field), escape(type_words(info)), escape(_default(info)), escape(info.description or "")
+                escape(field), escape(type_words(info)), escape(default_words(info)), escape(info.description or "")
             )
     return entry, table
 
 
-def _default(info: FieldInfo) -> str:
+def default_words(info: FieldInfo) -> str:
+    """A field's default as a reader of YAML knows it."""
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True, validated_data={})

@@ -95,6 +95,16 @@ def bitsandbytes(session: nox.Session) -> None:
             session.run(sys.executable, "-m", "pip", "uninstall", "--yes", "bitsandbytes")
 
 
+@nox.session(tags=["more"])
+def docs(session: nox.Session) -> None:
+    """The documentation, without a dead link or a page that nobody finds; below build/pages are its sources."""
+    install(session, *extra(ROOT / "pyproject.toml", "docs"))
+    session.run(sys.executable, "tools/site_pages.py")
+    there = str(Path(session.create_tmp()).resolve() / "site")
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", there, env=quiet)
+
+
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """What only a GPU can show, in 9 minutes; arguments after -- go to tools/gpu.py, such as --dry without one."""
@@ -116,6 +126,12 @@ def pytest(session: nox.Session, *arguments: str) -> None:
 def install(session: nox.Session, *arguments: str) -> None:
     """Installs into this environment, at the versions of constraints.txt."""
     session.run(sys.executable, "-m", "pip", "install", *arguments, env=PINNED)
+
+
+def extra(path: Path, name: str) -> list[str]:
+    """The requirements of an extra."""
+    found: list[str] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"][name]
+    return found
 
 
 def oldest_dependencies(path: Path) -> list[str]:

@@ -219,14 +219,15 @@ def part(registries: Registries, path: str) -> tuple[Entry[Spec], Sheet]:
     spec: type[Spec] = known[axis].get(name)
     entry = next(entry for entry in known[axis] if entry.spec is spec)
     rows = tuple(
-        (field, type_words(info), _default(info), info.description or "")
+        (field, type_words(info), default_words(info), info.description or "")
         for field, info in spec.model_fields.items()
         if field != "kind"
     )
     return entry, Sheet("", ("field", "type", "default", "what it is"), rows, numbers=False)
 
 
-def _default(info: FieldInfo) -> str:
+def default_words(info: FieldInfo) -> str:
+    """A field's default as a reader of YAML knows it."""
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True, validated_data={})

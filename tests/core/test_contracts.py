@@ -227,7 +227,10 @@ def test_what_keeps_its_contract_passes():
 # --- conformance -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis", ["allocators", "selectors", "trees", "samplers", "advantages", "objectives"])
+@pytest.mark.parametrize(
+    "axis",
+    [pytest.param("allocators", marks=pytest.mark.slow), "selectors", "trees", "samplers", "advantages", "objectives"],
+)
 def test_every_built_in_conforms(axis):
     registries = {registry.axis: registry for registry in load_registries(plugin_manager())}
     check = {

@@ -45,6 +45,7 @@ def launched(processes: int, shards: int, arms: Sequence[str], file: Path = FILE
     return json.loads(answers[0][0])["arms"]
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_bits_of_one():
     arms = ("aegpo-rollout", "forward")
     assert launched(2, 4, arms) == launched(1, 4, arms)

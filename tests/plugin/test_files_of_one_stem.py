@@ -98,6 +98,7 @@ def test_another_process_finds_the_same_classes(site):
     )
 
 
+@pytest.mark.slow
 def test_both_work_in_one_run_and_in_the_process_that_goes_on_with_it(site):
     request = LaunchRequest(site / "tiny.yaml", plugins=FILES, out=site / "out", report=False)
     assert launch(request) == 0

@@ -50,6 +50,7 @@ def test_the_reference_is_not_current_when_a_hook_is_missing(tmp_path):
     assert hook_reference.updated(cut) == text
 
 
+@pytest.mark.slow
 def test_the_guides_reward_and_its_test_work_as_printed(site):
     reward, check, *_ = blocks("python")
     (site / "my_reward.py").write_text(reward)
@@ -64,6 +65,7 @@ def test_the_guides_reward_and_its_test_work_as_printed(site):
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_guides_commands_work_as_printed(site, tiny_weights):
     (site / "my_reward.py").write_text(blocks("python")[0])
     (site / "experiments").symlink_to(ROOT / "experiments")

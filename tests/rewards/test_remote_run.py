@@ -53,6 +53,7 @@ def stop(process) -> None:
     process.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_whose_server_is_killed_goes_on_as_if_it_had_not_been(tmp_path, tiny_weights):
     server, url = serve("palette", "--port", "0")

@@ -229,9 +229,10 @@ def test_a_fork_stops_when_the_process_that_waits_for_it_or_the_server_is_killed
     parent.wait()
 
 
+@pytest.mark.slow
 def test_where_the_server_does_not_come_up_runs_start_as_ever(tmp_path, monkeypatch):
     """A library that starts a thread when it is imported is one reason; here it is the interpreter's own start."""
-    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(30,), daemon=True).start()\n"
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
     (tmp_path / "sitecustomize.py").write_text(code)
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))

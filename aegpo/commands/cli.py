@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aegpo import __version__
+from aegpo.commands.cli_files import init
 from aegpo.commands.cli_parts import plugins, schema, serve_reward
 from aegpo.commands.cli_policies import evaluate, export, profile_entropy, sample
 from aegpo.commands.cli_runs import check, run
@@ -15,6 +16,7 @@ from aegpo.commands.streams import lenient
 from aegpo.commands.telling import telling
 
 COMMANDS = (
+    init,
     run,
     sample,
     export,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegpo.commands.telling import tell_missing
 from aegpo.core.files import whole_folder, write_json
 from aegpo.core.interfaces import Exportable
 from aegpo.core.processes import refuse_several_processes
@@ -39,7 +40,9 @@ def export(request: ExportRequest) -> str:
         AegpoError: if there is no such run, the folder cannot be made, or the model cannot be written.
     """
     refuse_several_processes()
-    run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
+    registries = load_registries(plugin_manager(request.plugins))
+    run = find_run(request.run, registries, request.checkpoint, only_policy=True)
+    tell_missing(run.missing)
 
     from aegpo.train.policy import Policy
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from aegpo.commands.cli_files import init
 from aegpo.commands.cli_parts import plugins, schema, serve_reward
 from aegpo.commands.cli_policies import evaluate, export, profile_entropy, sample
 from aegpo.commands.cli_push import push
@@ -16,6 +17,7 @@ from aegpo.commands.telling import telling
 from aegpo.core.version import __version__
 
 COMMANDS = (
+    init,
     run,
     sample,
     export,

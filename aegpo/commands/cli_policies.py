@@ -92,12 +92,13 @@ def evaluate(
     """Score a run's policy beside its base, or a model alone, by rewards and prompts of your choice."""
     from aegpo.commands.evaluate import evaluate
     from aegpo.commands.evaluate_request import EvaluateRequest
+    from aegpo.commands.init import at_hand
     from aegpo.core.terminals import console, say
     from aegpo.report.evaluated import meaning, tables
     from aegpo.report.terminal import print_table
 
     options = (images_per_prompt, by, checkpoint, seed, steps, out, tuple(plugin), tuple(overrides))
-    made, found = evaluate(EvaluateRequest(subject, tuple(rewards), prompts, *options))
+    made, found = evaluate(EvaluateRequest(at_hand(subject), tuple(rewards), prompts, *options))
     to = console()
     for table in tables(found):
         print_table(table, to)
@@ -129,11 +130,12 @@ def profile_entropy(
     """Profile attention entropy: of a run against its base, or of an experiment's base alone."""
     from rich.console import Console
 
+    from aegpo.commands.init import at_hand
     from aegpo.commands.profile_entropy import ProfileRequest, profile
     from aegpo.core.terminals import console
 
     request = ProfileRequest(
-        path=path,
+        path=at_hand(path),
         prompts=prompts,
         arm=arm,
         seed=seed,

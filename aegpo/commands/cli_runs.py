@@ -50,11 +50,12 @@ def run(
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Train every arm under every seed, going on where an earlier call stopped, then write one report."""
+    from aegpo.commands.init import at_hand
     from aegpo.commands.launch_request import LaunchRequest
     from aegpo.commands.run import launch
 
     request = LaunchRequest(
-        path=file,
+        path=at_hand(file),
         overrides=tuple(overrides),
         plugins=tuple(plugin),
         arms=tuple(arm),
@@ -89,6 +90,7 @@ def check(
 ) -> None:
     """Validate a file, show what differs between its arms and what each costs. Loads no model."""
     from aegpo.commands.check import CheckRequest, check
+    from aegpo.commands.init import at_hand
     from aegpo.core.terminals import console
 
-    check(CheckRequest(file, tuple(overrides), out, tuple(plugin), gpus, gpu_memory), console())
+    check(CheckRequest(at_hand(file), tuple(overrides), out, tuple(plugin), gpus, gpu_memory), console())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from aegpo.commands.exported_use import comfyui_file, how_to_load, in_markdown, is_pipeline, without_places
 from aegpo.commands.options import Layout
+from aegpo.commands.telling import tell_missing
 from aegpo.core.files import whole_folder, write_json
 from aegpo.core.interfaces import Exportable, ExportableToComfyui
 from aegpo.core.processes import refuse_several_processes
@@ -45,7 +46,9 @@ def export(request: ExportRequest) -> str:
         AegpoError: if there is no such run, the folder cannot be made, or the model cannot be written.
     """
     refuse_several_processes()
-    run = find_run(request.run, load_registries(plugin_manager(request.plugins)), request.checkpoint)
+    registries = load_registries(plugin_manager(request.plugins))
+    run = find_run(request.run, registries, request.checkpoint, only_policy=True)
+    tell_missing(run.missing)
     whole = request.full or run.experiment.policy.train == "full"
     if whole and request.layout != "diffusers":
         why = "--full asks for" if request.full else "the policy was fine-tuned in full, so there is"

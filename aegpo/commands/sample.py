@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegpo.commands.telling import tell_missing
 from aegpo.core.files import whole_folder, write_json
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import Prompt
@@ -48,7 +49,8 @@ def sample(request: SampleRequest) -> Path:
     """
     refuse_several_processes()
     registries = load_registries(plugin_manager(request.plugins))
-    run = find_run(request.run, registries, request.checkpoint)
+    run = find_run(request.run, registries, request.checkpoint, only_policy=True)
+    tell_missing(run.missing)
     prompts = numbered((*request.prompts, *(() if request.file is None else read_file(request.file))))
     if not prompts:
         raise AegpoError("there is nothing to paint; give --prompt TEXT (as often as you like) or --prompts FILE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from aegpo.commands.streams import harmless
@@ -58,3 +58,10 @@ def _code(error: AegpoError) -> int:
     if isinstance(error, ProcessLostError):
         return 1
     return DISK_REFUSED if isinstance(error, DiskError) and PARENT in os.environ else 2
+
+
+def tell_missing(parts: Sequence[str]) -> None:
+    """Says on standard error which parts of a run's method are not installed, and that nothing depends on them."""
+    if parts:
+        are = "is" if len(parts) == 1 else "are"
+        print(f"note: {', '.join(parts)} {are} not installed, and not needed for what is painted", file=sys.stderr)

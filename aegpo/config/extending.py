@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aegpo.config.marks import Mark, Marked, Mistake, merge, refuse
 from aegpo.config.parsing import parse
+from aegpo.config.shipped import shipped_files
 from aegpo.core import texts
 from aegpo.errors import SpecError
 
 
-def read_extended(path: Path, mistakes: list[Mistake], dropped: dict[str, Mark], text: str | None = None) -> Marked:
-    """The document with the files it extends below it, less what was measured of those.
+@dataclass(frozen=True)
+class Extended:
+    """A document with the files it extends below it, less what was measured of those."""
+
+    document: Marked
+    dropped: dict[str, Mark]  # each arm that a file drops with ``arms: {NAME: null}``, and where
+    cautions: tuple[Mistake, ...]  # which files are not where they were looked for first
+
+
+def read_extended(path: Path, mistakes: list[Mistake], text: str | None = None) -> Extended:
+    """A file and all that it extends.
 
     Args:
         path: of the file.
         mistakes: gets what is wrong, also in the files below.
-        dropped: gets each arm that a file drops with ``arms: {NAME: null}``, and where.
         text: what is read in place of the file, which need not be there.
 
     Raises:
@@ -26,14 +35,14 @@ def read_extended(path: Path, mistakes: list[Mistake], dropped: dict[str, Mark],
     """
     chain = [path]
     documents = [_read(path, mistakes) if text is None else _parsed(text, path, mistakes)]
-    while (below := _below(chain, documents[-1], mistakes)) is not None:
+    dropped, cautions = dict[str, Mark](), list[Mistake]()
+    while (below := _below(chain, documents[-1], mistakes, cautions)) is not None:
         chain.append(below)
         documents.append(_read(below, mistakes))
     document = documents.pop()
     while documents:
-        above = documents.pop()
-        document = lay_over(document.without("measured"), above, dropped)
-    return document.without("extends")
+        document = lay_over(document.without("measured"), documents.pop(), dropped)
+    return Extended(document.without("extends"), dropped, tuple(cautions))
 
 
 def lay_over(base: Marked, patch: Marked, dropped: dict[str, Mark], *, indexed: bool = False) -> Marked:
@@ -60,15 +69,19 @@ def _arms(document: Marked) -> Mapping[str, Marked]:
     return document.children["arms"].children if "arms" in document.children else {}
 
 
-def _below(chain: list[Path], document: Marked, mistakes: list[Mistake]) -> Path | None:
+def _below(chain: list[Path], document: Marked, mistakes: list[Mistake], cautions: list[Mistake]) -> Path | None:
     """The file that the last one of a chain extends; None: it extends none, or that is a mistake."""
     extends = document.children.get("extends")
     if extends is None:
         return None
-    wrong, below = "must be the path of a file, relative to this one", None
+    wrong = "must be the path of a file, relative to this one"
     if isinstance(extends.value, str):
         below = chain[-1].parent / extends.value
         wrong = f"no file {str(below)!r}; paths are relative to this file"
+        if not below.exists() and (shipped := shipped_files().get(extends.value.removesuffix(".yaml"))) is not None:
+            what = f"no file {str(below)!r}, so this is the one that comes with aegpo, {shipped}"
+            cautions.append(Mistake(extends.mark, "extends", what))
+            below = shipped
         if below.is_file():
             known = [each.resolve() for each in chain]
             if below.resolve() not in known:

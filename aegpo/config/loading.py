@@ -69,9 +69,9 @@ def load_experiment_file(
         SpecError: with every mistake, its place, the line and a caret.
     """
     mistakes: list[Mistake] = []
-    dropped: dict[str, Mark] = {}
-    document = read_extended(path, mistakes, dropped, text)
+    extended = read_extended(path, mistakes, text)
     refuse(mistakes)
+    document, dropped = extended.document, extended.dropped
     patches = [patch for text in overrides if (patch := _option(text, document, mistakes)) is not None]
     refuse(mistakes)
     for patch in patches:
@@ -93,7 +93,8 @@ def load_experiment_file(
         if experiment is not None:
             experiments[arm] = experiment
     refuse([*mistakes, *(_naming_arms(mistake, names, len(arms)) for mistake, names in complaints.items())])
-    warnings = [str(_naming_arms(mistake, names, len(arms))) for mistake, names in cautions.items()]
+    warnings = [str(each) for each in extended.cautions]
+    warnings += [str(_naming_arms(mistake, names, len(arms))) for mistake, names in cautions.items()]
     name = next(iter(experiments.values())).name
     return ExperimentFile(path, name, seeds, experiments, verdict, tuple(warnings), measured)
 

@@ -26,6 +26,7 @@ from aegpo.runs.bases import Base, check_base, pinned
 from aegpo.runs.batches import SECTIONS, with_noted
 from aegpo.runs.folders import Run
 from aegpo.runs.manifest import identity, read_manifest
+from aegpo.runs.painting_only import without_missing
 from aegpo.runs.places import read_places
 from aegpo.runs.rules import without_words
 from aegpo.runs.split import check_split
@@ -58,6 +59,7 @@ class FoundRun:
     step: int
     steps: tuple[int, ...]  # of all its checkpoints
     base: Base | None = None  # that it was trained from; what 0.1 began does not say
+    missing: tuple[str, ...] = ()  # parts of its method that are not installed, where only its policy is asked for
 
     @property
     def label(self) -> str:
@@ -105,7 +107,12 @@ class FoundRun:
 
 
 def find_run(
-    path: Path, registries: Registries, checkpoint: int | None = None, options: Options | None = None
+    path: Path,
+    registries: Registries,
+    checkpoint: int | None = None,
+    options: Options | None = None,
+    *,
+    only_policy: bool = False,
 ) -> FoundRun:
     """The one run that a folder and the options name.
 
@@ -114,6 +121,7 @@ def find_run(
         registries: the parts its experiment may have.
         checkpoint: the training step; None: the newest.
         options: of a command that has `--arm` and `--seed`; None: it has none.
+        only_policy: the run is painted with or exported and no more, so that parts of its method may be missing.
 
     Raises:
         AegpoError: if the folder is no run's or has no such checkpoint; the message says what there is.
@@ -124,7 +132,7 @@ def find_run(
         how = "" if options is None else f", or choose it with {choosing}"
         names = "\n".join(f"  {folder}" for folder in folders)
         raise AegpoError(f"{path} holds {len(folders)} runs; name one of them{how}:\n{names}")
-    return read_run(folders[0], registries, checkpoint)
+    return read_run(folders[0], registries, checkpoint, only_policy=only_policy)
 
 
 def find_arm(path: Path, registries: Registries, checkpoint: int | None = None) -> list[FoundRun]:
@@ -149,7 +157,7 @@ def begun_runs(path: Path, registries: Registries, options: Options) -> list[Run
     """
     runs = []
     for folder in _named(run_folders(path), path, options):
-        manifest, experiment = _read(folder, registries)
+        manifest, experiment, _ = _read(folder, registries)
         runs.append(Run(manifest["arm"], manifest["seed"], experiment, folder))
     return sorted(runs, key=lambda run: run.seed)
 
@@ -187,13 +195,13 @@ def _named(folders: list[Path], path: Path, options: Options | None) -> list[Pat
     return folders
 
 
-def read_run(folder: Path, registries: Registries, checkpoint: int | None) -> FoundRun:
-    """One run at one of its checkpoints.
+def read_run(folder: Path, registries: Registries, checkpoint: int | None, *, only_policy: bool = False) -> FoundRun:
+    """One run at one of its checkpoints; `only_policy` as for `find_run`.
 
     Raises:
         AegpoError: if its manifest cannot be read, it has no such checkpoint, or its base is another one by now.
     """
-    manifest, experiment = _read(folder, registries)
+    manifest, experiment, missing = _read(folder, registries, only_policy=only_policy)
     steps = checkpoints.steps_in(folder / "checkpoints")
     if not steps:
         raise CheckpointError(f"{folder} has no checkpoint yet; go on with the run until it has written one")
@@ -203,16 +211,21 @@ def read_run(folder: Path, registries: Registries, checkpoint: int | None) -> Fo
     step = steps[-1] if checkpoint is None else checkpoint
     base = manifest.get("base")
     check_base(folder, base, experiment.model)
-    return FoundRun(folder, manifest["arm"], manifest["seed"], experiment, step, steps, base)
+    return FoundRun(folder, manifest["arm"], manifest["seed"], experiment, step, steps, base, missing)
 
 
-def _read(folder: Path, registries: Registries) -> tuple[dict[str, Any], Experiment]:
-    """The manifest of a run, and its experiment; what an older one does not say has the default of today."""
+def _read(
+    folder: Path, registries: Registries, *, only_policy: bool = False
+) -> tuple[dict[str, Any], Experiment, tuple[str, ...]]:
+    """The manifest of a run, its experiment, and what is missing of that; what an older one lacks has its default."""
     manifest = read_manifest(folder)
+    data, missing = deepcopy(modern(manifest["experiment"])), tuple[str, ...]()
+    if only_policy:
+        data, missing = without_missing(data, registries)
     try:
-        data = read_places(folder, manifest, experiment_type(registries), deepcopy(modern(manifest["experiment"])))
+        data = read_places(folder, manifest, experiment_type(registries), data)
         experiment = with_noted(parse_experiment(data, registries), manifest)
-        return manifest, pinned(experiment, manifest.get("base"))
+        return manifest, pinned(experiment, manifest.get("base")), missing
     except SpecError as error:
         begun = manifest["versions"].get("aegpo")
         raise AegpoError(

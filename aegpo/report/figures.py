@@ -94,15 +94,18 @@ def draw_gains(summary: Summary) -> Any:
     """Gains and differences with their intervals, a row a label; what is optimised at equal cost too."""
     shown = [(label, summary.under(label), summary.compared(label)) for label in summary.labels]
     if (equal := summary.equal_cost) is not None:
-        shown.insert(1, (f"{summary.headline} at equal cost", equal.scores, equal.contrasts))
+        label = summary.headline
+        shown.insert(1, (f"{label} at equal cost", equal.under(label), equal.compared(label)))
     heights = [0.75 + 0.3 * max(len(summary.arms), len(contrasts)) for _, _, contrasts in shown]
     figure = new_figure(11, 0.5 + sum(heights))
-    grid = figure.subplots(len(shown), 2, squeeze=False, height_ratios=heights)
-    for (left, right), (label, scores, contrasts) in zip(grid, shown, strict=True):
-        _draw_gains(left, summary.arms, scores)
-        left.set_title(f"{label}: gain over the base")
-        _draw_differences(right, summary.arms, contrasts)
-        right.set_title(f"{label}: differences of gains")
+    columns = 2 if any(contrasts for _, _, contrasts in shown) else 1
+    grid = figure.subplots(len(shown), columns, squeeze=False, height_ratios=heights)
+    for row, (label, scores, contrasts) in zip(grid, shown, strict=True):
+        _draw_gains(row[0], summary.arms, scores)
+        row[0].set_title(f"{label}: gain over the base")
+        for right in row[1:]:
+            _draw_differences(right, summary.arms, contrasts)
+            right.set_title(f"{label}: differences of gains")
     return figure
 
 

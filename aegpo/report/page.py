@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aegpo.report.glance import WORDS, glance_tables
+from aegpo.report.glossary import glossary
+from aegpo.report.in_numbers import in_numbers
 from aegpo.report.plots import Plot
 from aegpo.report.recorded import Study
 from aegpo.report.recorded_run import RecordedRun
@@ -15,7 +18,8 @@ from aegpo.report.style import looks
 from aegpo.report.summary import Summary
 from aegpo.report.tables import (
     cost_table,
-    difference_table,
+    difference_tables,
+    equal_cost_tables,
     reach_tables,
     score_tables,
     setting,
@@ -23,7 +27,7 @@ from aegpo.report.tables import (
     versions_table,
 )
 from aegpo.report.templating import render
-from aegpo.report.verdict import verdict
+from aegpo.report.verdict import plainly
 
 LARGEST_GRID = 768  # pixels; larger sample grids are made smaller for the page, the files stay as they are
 OF_SCORES = ("gains", "curves")  # plots that follow the scores
@@ -43,18 +47,24 @@ def page(study: Study, summary: Summary, plots: Sequence[Plot]) -> str:
         "report.html",
         {
             "name": study.name,
-            "verdict": verdict(summary),
+            "verdict": plainly(summary),
+            "about": tuple(summary.about.items()),
+            "glance": tuple(glance_tables(summary)),
+            "glance_words": WORDS,
+            "numbers": tuple(in_numbers(summary)),
             "notes": summary.notes,
             "looks": looks(study.arms),
             "scores": tuple(score_tables(summary)) if summary.scores else (),
+            "equal_cost": tuple(equal_cost_tables(summary)),
             "of_scores": [plot for plot in plots if plot.name in OF_SCORES],
             "costs": (*([cost_table(summary)] if summary.costs else []), *reach_tables(summary)),
             "signals": signals_table(summary) if summary.signals else None,
             "others": [plot for plot in plots if plot.name not in OF_SCORES],
             "samples": _samples(study),
             "prompts": _prompts(study),
+            "glossary": glossary(summary),
             "setting": tuple(setting(study, summary)),
-            "differences": difference_table(study),
+            "differences": tuple(difference_tables(study)),
             "versions": versions_table(study),
         },
     )

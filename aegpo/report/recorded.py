@@ -29,6 +29,7 @@ class Study:
     runs: Mapping[tuple[str, int], RecordedRun]
     notes: tuple[str, ...]  # what is missing or odd, in words
     verdict: VerdictSpec  # which arms are compared, and by what measure
+    noted: Mapping[str, str]  # what arms do, as the file says now
 
     @property
     def name(self) -> str:
@@ -42,6 +43,13 @@ class Study:
     def finished(self, arm: str) -> tuple[RecordedRun, ...]:
         """The finished runs of an arm, by seed."""
         return tuple(run for run in self.of(arm) if run.finished)
+
+    @cached_property
+    def about(self) -> Mapping[str, str]:
+        """What arms do, by arm: as the file says now, else as it did when the first run was begun."""
+        begun = {arm: self.of(arm)[0].experiment.get("about") for arm in self.arms if self.of(arm)}
+        told = {arm: self.noted.get(arm) or begun.get(arm) for arm in self.arms}
+        return {arm: words for arm, words in told.items() if words}
 
     @cached_property
     def example(self) -> RecordedRun:
@@ -92,7 +100,7 @@ def read_study(folder: Path) -> Study:
     lost = (*unordered, *unread.values(), *(line for run in runs.values() for line in run.damage))
     odd = (*_unevaluated(runs), *_dropped(runs), *_not_finite(runs))
     notes = (*lost, *_missing(arms, seeds, runs, unread), *odd, *_strangers(begun, {*runs, *unread}))
-    return Study(folder, arms, seeds, runs, notes, order.verdict)
+    return Study(folder, arms, seeds, runs, notes, order.verdict, order.about)
 
 
 def _seed(path: Path) -> int:

@@ -39,12 +39,20 @@ class Score:
 
 @dataclass(frozen=True)
 class EqualCost:
-    """What arms had gained on the headline when each had spent what the cheapest run spent in all."""
+    """What arms had gained under every label when each had spent what the cheapest run spent in all."""
 
     cost: float
     arm: str  # of that run
-    scores: tuple[Score, ...]  # `final` is what was reached there, straight between evaluations
+    scores: tuple[Score, ...]  # `final` is what was reached there, straight between evaluations; the headline's first
     contrasts: tuple[Contrast, ...]
+
+    def under(self, label: str) -> tuple[Score, ...]:
+        """The scores of one label, an arm each."""
+        return tuple(score for score in self.scores if score.label == label)
+
+    def compared(self, label: str) -> tuple[Contrast, ...]:
+        """The contrasts of one label."""
+        return tuple(each for each in self.contrasts if each.label == label)
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,16 @@ def final_scores(study: Study) -> tuple[tuple[Score, ...], tuple[Contrast, ...]]
     found: list[Contrast] = []
     for label in study.labels:
         finals = {arm: {run.seed: _last(run, label) for run in _with(study, arm, label)} for arm in study.arms}
-        margin = study.verdict.margin if label == study.labels[0] else None
-        of_label = _judge(study, label, {arm: by_seed for arm, by_seed in finals.items() if by_seed}, margin)
+        present = {arm: by_seed for arm, by_seed in finals.items() if by_seed}
+        of_label = _judge(study, label, present, _margin(study, label))
         scores += of_label[0]
         found += of_label[1]
     return tuple(scores), tuple(found)
+
+
+def _margin(study: Study, label: str) -> float | None:
+    """That of the file, which is of what is optimised."""
+    return study.verdict.margin if label == study.labels[0] else None
 
 
 def _with(study: Study, arm: str, label: str) -> list[RecordedRun]:
@@ -116,8 +129,9 @@ def uneven_arm(study: Study, headline: str) -> Uneven | None:
 
 def not_compared(study: Study) -> Iterator[str]:
     """The arms that the file compares with none, and the comparisons that it names and that no run allows."""
-    pairs = study.verdict.comparisons or ()
-    left_out = [arm for arm in study.arms if pairs and not any(arm in pair for pair in pairs)]
+    named = study.verdict.comparisons is not None
+    pairs = study.verdict.pairs(study.arms) if named else tuple((study.verdict.controls or {}).items())
+    left_out = [arm for arm in study.arms if named and not any(arm in pair for pair in pairs)]
     if left_out:
         yield f"in no comparison that the file names: {', '.join(left_out)}"
     for arm, reference in pairs:
@@ -162,18 +176,25 @@ def forwards(run: RecordedRun, step: int) -> float:
     return run.spent(step, "forwards", *SIGNAL_FORWARDS)
 
 
-def at_equal_cost(study: Study, headline: str) -> EqualCost | None:
-    """Gains and contrasts where every run has spent what the cheapest spent in all."""
-    runs = {(arm, run.seed): run for arm in study.arms for run in _with(study, arm, headline)}
+def at_equal_cost(study: Study) -> EqualCost | None:
+    """Gains and contrasts where every run has spent what the cheapest spent in all; None where all spent the same."""
+    runs = {(arm, run.seed): run for arm in study.arms for run in study.finished(arm)}
     total = {key: run.spent(run.training_steps, WORK) for key, run in runs.items()}
     if len({arm for arm, _ in runs}) < 2 or len(set(total.values())) < 2 or min(total.values()) <= 0:
         return None
     cheapest = min(total, key=total.__getitem__)
-    finals: dict[str, dict[int, Final]] = {}
-    for (arm, seed), run in runs.items():
-        base, _ = _last(run, headline)
-        finals.setdefault(arm, {})[seed] = base, _score_at(run, headline, total[cheapest])
-    return EqualCost(total[cheapest], cheapest[0], *_judge(study, headline, finals, study.verdict.margin))
+    scores: list[Score] = []
+    found: list[Contrast] = []
+    for label in study.labels:
+        finals: dict[str, dict[int, Final]] = {}
+        for arm in study.arms:
+            for run in _with(study, arm, label):
+                reached = _last(run, label)[0], _score_at(run, label, total[cheapest])
+                finals.setdefault(arm, {})[run.seed] = reached
+        of_label = _judge(study, label, finals, _margin(study, label))
+        scores += of_label[0]
+        found += of_label[1]
+    return EqualCost(total[cheapest], cheapest[0], tuple(scores), tuple(found))
 
 
 def _score_at(run: RecordedRun, label: str, cost: float) -> FloatArray:  # (K,)
@@ -191,14 +212,13 @@ def correct(
 ) -> tuple[tuple[Contrast, ...], EqualCost | None]:
     """Contrasts corrected for their number: those of a label for each other, at equal cost as after the last step."""
     found: list[Contrast] = []
+    there: list[Contrast] = []
     for label in study.labels:
         of_label = [each for each in contrasts if each.label == label]
-        there = equal.contrasts if equal is not None and label == study.labels[0] else ()
-        family = corrected([*of_label, *there])
+        family = corrected([*of_label, *(equal.compared(label) if equal is not None else ())])
         found += family[: len(of_label)]
-        if equal is not None and there:
-            equal = replace(equal, contrasts=family[len(of_label) :])
-    return tuple(found), equal
+        there += family[len(of_label) :]
+    return tuple(found), None if equal is None else replace(equal, contrasts=tuple(there))
 
 
 def target_of(study: Study, rows: Sequence[Score]) -> Target | None:

@@ -31,6 +31,7 @@ from aegpo.report.scores import (
 )
 
 RESIDUAL_NOISE = "residual_noise"  # the metric of a training step
+_SHOWN_NOISE = 5e-5  # rounds to 0.0001, the least that the table shows
 _SIGNALS = ("signals", "probe")  # the stage, and its name in version 0.1
 
 
@@ -94,6 +95,8 @@ class Summary:
     name: str
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
+    about: Mapping[str, str]  # arm -> what it does; arms of which nothing is said are left out
+    controls: tuple[tuple[str, str], ...]  # an arm and its control each
     prompts: int  # held-out
     headline: str  # the label that decides: what is optimised; empty before the first evaluation
     scores: tuple[Score, ...]
@@ -127,7 +130,7 @@ def summarize(study: Study) -> Summary:
     headline = study.labels[0] if study.labels else ""
     scores, found = final_scores(study)
     curves = {curve.arm: curve for curve in learning_curves(study)}
-    contrasts, equal_cost = correct(study, found, at_equal_cost(study, headline))
+    contrasts, equal_cost = correct(study, found, at_equal_cost(study))
     costs = _costs(study, curves, equal_cost)
     prompts = next((len(run.evaluations[0].prompts) for run in study.runs.values() if run.evaluations), 0)
     rows = [score for score in scores if score.label == headline]
@@ -136,6 +139,8 @@ def summarize(study: Study) -> Summary:
         study.name,
         study.arms,
         study.seeds,
+        study.about,
+        tuple((study.verdict.controls or {}).items()),
         prompts,
         headline,
         scores,
@@ -180,7 +185,7 @@ def curve_of(arm: str, runs: Sequence[RecordedRun]) -> Curve:
 
 def _costs(study: Study, curves: Mapping[str, Curve], equal: EqualCost | None) -> tuple[Cost, ...]:
     first = curves.get(study.arms[0])
-    gains = {score.arm: score.gain for score in equal.scores} if equal is not None else {}
+    gains = {score.arm: score.gain for score in equal.under(study.labels[0])} if equal is not None else {}
     return tuple(_cost_row(study.finished(arm), curve, first, gains.get(arm)) for arm, curve in curves.items())
 
 
@@ -227,6 +232,13 @@ def _signals(study: Study, cost: Cost) -> SignalsCost:
 
 
 def _noise(study: Study) -> Iterator[Noise]:
+    """Of every arm; nothing where no arm's steps left any that a table would show."""
+    found = list(_noise_of(study))
+    if any(each.high >= _SHOWN_NOISE for each in found):
+        yield from found
+
+
+def _noise_of(study: Study) -> Iterator[Noise]:
     for arm in study.arms:
         metrics = [row.metrics for run in study.of(arm) for row in run.steps]
         rows = [each[RESIDUAL_NOISE] for each in metrics if RESIDUAL_NOISE in each]

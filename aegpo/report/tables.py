@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aegpo.method.costs import BACKWARD
@@ -15,6 +15,8 @@ from aegpo.report.summary import Summary
 from aegpo.report.wording import NOT_POSSIBLE, chance, count, interval, label_decimals, plural, signed, spent
 
 NONE = "-"
+_ARMS_ACROSS = 7  # columns of arms in a table
+_OPTIONAL = {"of these signals": "0"}  # column -> the cell that says nothing where all rows have it
 NOISE = (
     "Standard deviation of the noise that stochastic steps added and no later step took out, in units of the start "
     "noise: by the coefficients of each plan, for a network that is never wrong. Rewards see it; 0: all was taken out."
@@ -42,11 +44,25 @@ def score_tables(summary: Summary) -> Iterator[Table]:
         yield _gains(f"{label} ({role})", rows, places)
         if contrasts:
             yield _differences(f"{label}: differences", contrasts, places)
-        if label == summary.headline and (equal := summary.equal_cost) is not None:
-            where = f"{label} at equal cost, {count(equal.cost)}"
-            yield _gains(f"{where}: all that {equal.arm} spends", equal.scores, places)
-            if equal.contrasts:
-                yield _differences(f"{where}: differences", equal.contrasts, places)
+        if label == summary.headline:
+            yield from _at_equal_cost(summary, label, places)
+
+
+def equal_cost_tables(summary: Summary) -> Iterator[Table]:
+    """The same at equal cost, for every label but the headline, whose tables `score_tables` has."""
+    for label in summary.labels:
+        if label != summary.headline:
+            yield from _at_equal_cost(summary, label, label_decimals(summary, label))
+
+
+def _at_equal_cost(summary: Summary, label: str, places: int) -> Iterator[Table]:
+    equal = summary.equal_cost
+    if equal is None or not equal.under(label):
+        return
+    where = f"{label} at equal cost, {count(equal.cost)}"
+    yield _gains(f"{where}: all that {equal.arm} spends", equal.under(label), places)
+    if equal.compared(label):
+        yield _differences(f"{where}: differences", equal.compared(label), places)
 
 
 def _gains(title: str, rows: Sequence[Score], places: int) -> Table:
@@ -78,12 +94,25 @@ def _differences(title: str, contrasts: Sequence[Contrast], places: int) -> Tabl
             interval(each.over_both, places),
             chance(each.p_holm),
             chance(each.p_equal_holm, NONE if each.p is not None else NOT_POSSIBLE),
-            NONE if each.margin is None else f"{each.margin:.{places}f}",
+            NONE if each.margin is None or each.p is None else f"{each.margin:.{places}f}",
             NOT_POSSIBLE if each.smallest_detectable is None else f"{each.smallest_detectable:.{places}f}",
         )
         for each in contrasts
     )
-    return Table(title, (*columns, "p equal", "margin", "detectable"), cells)
+    seeds = min((len(each.seeds) for each in contrasts), default=0)
+    note = "" if any(each.p is not None for each in contrasts) else f"With {plural(seeds, 'seed')} nothing is tested."
+    return _lean(Table(title, (*columns, "p equal", "margin", "detectable"), cells, note))
+
+
+def _lean(table: Table) -> Table:
+    """The table without columns in which no row has a value."""
+    kept = [
+        index
+        for index, name in enumerate(table.columns)
+        if index == 0 or not {row[index] for row in table.rows} <= {NOT_POSSIBLE, NONE, _OPTIONAL.get(name, NONE)}
+    ]
+    columns = tuple(table.columns[index] for index in kept)
+    return replace(table, columns=columns, rows=tuple(tuple(row[index] for index in kept) for row in table.rows))
 
 
 def cost_table(summary: Summary) -> Table:
@@ -118,10 +147,11 @@ def cost_table(summary: Summary) -> Table:
     note = (
         f"Cost = forwards + {BACKWARD} x gradient rows, and 1 more for each frozen policy at a state that is learned "
         "from. Gradient rows are states, each once in every optimizer step that learns from it. "
-        "Seconds per step are without evaluations and checkpoints. "
-        f"Gain at equal cost: gain on {summary.headline} when an arm has spent what the cheapest run spends in all."
+        "Seconds per step are without evaluations and checkpoints."
     )
-    return Table("What it cost", (*columns, "gain at equal cost"), rows, note)
+    if summary.equal_cost is not None:
+        note += f" Gain at equal cost: gain on {summary.headline} with all spent that the cheapest run spends in all."
+    return _lean(Table("What it cost", (*columns, "gain at equal cost"), rows, note))
 
 
 def signals_table(summary: Summary) -> Table:
@@ -173,15 +203,23 @@ def reach_tables(summary: Summary) -> Iterator[Table]:
     yield Table(f"To reach {summary.headline} {score}{share}", ("arm", "reached", *columns), rows, note)
 
 
-def difference_table(study: Study) -> Table:
-    """Fields of the resolved spec in which arms differ."""
+def difference_tables(study: Study) -> Iterator[Table]:
+    """Fields of the resolved spec in which arms differ; so many arms a table as paper is wide."""
+    whole = _difference_table(study)
+    for start in range(1, len(whole.columns), _ARMS_ACROSS) if whole.rows else ():
+        kept = slice(start, start + _ARMS_ACROSS)
+        rows = tuple((row[0], *row[kept]) for row in whole.rows)
+        yield replace(whole, columns=(whole.columns[0], *whole.columns[kept]), rows=rows)
+
+
+def _difference_table(study: Study) -> Table:
     arms = [arm for arm in study.arms if study.of(arm)]
     fields = {arm: dict(_flatten(study.of(arm)[0].experiment)) for arm in arms}
     keys = dict.fromkeys(key for arm in arms for key in fields[arm])
     rows = tuple(
         (key, *(fields[arm].get(key, NONE) for arm in arms))
         for key in keys
-        if key not in ("seed", "name") and len({fields[arm].get(key) for arm in arms}) > 1
+        if key not in ("seed", "name", "about") and len({fields[arm].get(key) for arm in arms}) > 1
     )
     return Table("What differed between the arms", ("field", *arms), rows)
 

@@ -66,13 +66,15 @@ def test_the_numbers_are_those_of_a_calculation_by_hand(written, reported):
 def test_the_verdict_names_the_winner_and_the_guard_that_fell(reported):
     _, numbers, terminal = reported
     text = " ".join(numbers["verdict"])
-    first = "On palette, aegpo gained more than grpo, after the last step and at equal cost (55,200) alike."
-    assert numbers["verdict"][0] == first
-    assert "The trained palette rose on held-out prompts in every arm, each 95 % CI above 0." in text
+    where = "at equal steps (40) and at equal cost (55,200) alike"
+    first = f"On the trained reward palette, {where}: aegpo gained more than grpo."
+    guard = f"On the guard scene, {where}: random-steps gained less than grpo."
+    assert numbers["verdict"][:2] == [f"{first} Arms differ on the guard scene.", guard]
+    assert "Against the base, the trained palette rose on held-out prompts in every arm, each 95 % CI above 0." in text
     assert re.search(
         r"guard scene, which no arm optimised, fell in random-steps \(-0\.0\d+\): a sign of reward hack", text
     )
-    assert numbers["verdict"][0] in terminal
+    assert numbers["verdict"][0] in " ".join(terminal.split())
 
 
 def test_costs_count_the_probe_and_three_for_each_trained_edge(reported):
@@ -182,7 +184,7 @@ def test_without_an_order_file_arms_are_alphabetical(tmp_path):
     write_experiment(tmp_path, (GRPO, AEGPO), order=False)
     study = read_study(tmp_path)
     assert study.arms == ("aegpo", "grpo")
-    assert verdict(summarize(study))[0].startswith("On palette, grpo gained less than aegpo")
+    assert verdict(summarize(study))[0].endswith(" alike: grpo gained less than aegpo.")
     assert Path(study.folder) == tmp_path
 
 

@@ -29,7 +29,8 @@ from aegpo.report.recorded import read_study
 def test_arms_without_a_difference_get_no_winner(tmp_path):
     arms = [Arm(name, {"palette": 0.05, "scene": 0.0}) for name in ("grpo", "b", "c")]
     numbers = numbers_of(write_experiment(tmp_path, arms, world=World(seed_spread=0.02)))
-    assert numbers["verdict"][0] == "On palette, no difference that these 3 seeds can resolve."
+    where = "On the trained reward palette, at equal steps (40), which cost the same"
+    assert numbers["verdict"][0] == f"{where}: no difference that these 3 seeds can resolve."
     found = difference(numbers, "b")
     shown = re.search(
         r"With 3 seeds a true difference of ([\d.]+) would have shown 4 times in 5 \(95 % CI ([\d.]+) to ([\d.]+): the",
@@ -38,8 +39,9 @@ def test_arms_without_a_difference_get_no_winner(tmp_path):
     known = [found["smallest_detectable"], found["detectable_range"]["low"], found["detectable_range"]["high"]]
     assert [float(each) for each in shown.groups()] == pytest.approx(known, abs=6e-3)
     assert re.search(
-        r"After the last step, no difference to grpo shows in b \([-+.\d]+ \[[-+.\d]+, [-+.\d]+\]\) and c .*; none of "
-        r"them is shown to be equal within 0\.0\d+, 20 % of grpo's gain \(TOST, smallest p = [\d.]+\)\.",
+        r"At equal steps \(40\), which cost the same, no difference to grpo shows in b "
+        r"\([-+.\d]+ \[[-+.\d]+, [-+.\d]+\]\) and c .*; none of them "
+        r"is shown to be equal within 0\.0\d+, 20 % of grpo's gain \(TOST, smallest p = [\d.]+\)\.",
         " ".join(numbers["verdict"]),
     )
 
@@ -59,7 +61,8 @@ def test_a_winner_that_does_not_survive_the_correction_is_not_announced_without_
     numbers = numbers_of(write_experiment(tmp_path, arms, seeds=(24, 25, 26, 27), world=world))
     found = difference(numbers, "b")
     assert found["p"] < 0.05 < found["p_holm"] == pytest.approx(3 * found["p"])
-    assert numbers["verdict"][0] == "On palette, b gained more than grpo, but not once corrected for 3 comparisons."
+    chance = "but that may be chance among 3 comparisons."
+    assert numbers["verdict"][0].endswith(f": b gained more than grpo, {chance}")
 
 
 def test_intervals_cover_known_gains_and_false_winners_are_rare(tmp_path):
@@ -99,7 +102,7 @@ def test_an_arm_that_never_reaches_the_target_is_said_not_to(tmp_path):
     assert weak["spent"]["steps"]["high"] is None
     assert "not reached" in html
     assert "not reached" in terminal
-    assert numbers["verdict"][0].startswith("On palette, weak gained less than grpo, after the last step and at equal")
+    assert numbers["verdict"][0].endswith(" at equal cost (97,600) alike: weak gained less than grpo.")
     assert {row["arm"]: row["cost"] for row in numbers["costs"]}["weak"] == 40 * (640 + 4 * 600)  # a frozen policy too
 
 
@@ -130,9 +133,12 @@ def test_the_comparisons_of_a_file_are_the_ones_that_are_made(tmp_path):
     html, numbers, terminal = report(tmp_path)
     compared = [(row["arm"], row["reference"]) for row in numbers["contrasts"] if row["label"] == "palette"]
     assert compared == [("aegpo", "random-steps"), ("aegpo", "grpo"), ("selection", "grpo")]
-    assert numbers["verdict"][0].startswith("On palette, aegpo gained more than random-steps and grpo")
+    assert (
+        " alike: aegpo gained more than random-steps and grpo. Arms differ on the guard scene." in numbers["verdict"][0]
+    )
     assert re.search(
-        r"At equal cost, no difference to grpo shows in selection \(\+0\.0\d+ \[-", " ".join(numbers["verdict"])
+        r"At equal cost \(55,200\), no difference to grpo shows in selection \(\+0\.0\d+ \[-",
+        " ".join(numbers["verdict"]),
     )
     notes = [
         "in no comparison that the file names: allocation",
@@ -158,8 +164,8 @@ def test_who_gains_most_and_who_gains_most_at_equal_cost_are_both_told(tmp_path)
     dear = Arm("dear", {"palette": 0.12}, forwards=6000, trained_edges=6000)
     cheap = Arm("cheap", {"palette": 0.09}, forwards=600, trained_edges=600)
     _, numbers, _ = report(write_experiment(tmp_path, (dear, cheap), world=World(seed_spread=0.002, noise=0.01)))
-    first = "On palette, after the last step cheap gained less than dear. At equal cost (96,000), cheap gained more"
-    assert numbers["verdict"][0] == f"{first} than dear."
+    first = "On the trained reward palette, at equal steps (40): cheap gained less than dear."
+    assert numbers["verdict"][0] == f"{first} At equal cost (96,000): cheap gained more than dear."
     assert re.match(
         r"Highest gain on palette: dear, \+0\.1\d+; at equal cost: cheap, \+0\.\d+, against \+0\.\d+ of dear",
         numbers["verdict"][1],

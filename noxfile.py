@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -97,12 +98,18 @@ def bitsandbytes(session: nox.Session) -> None:
 
 @nox.session(tags=["more"])
 def docs(session: nox.Session) -> None:
-    """The documentation, without a dead link or a page that nobody finds; below build/pages are its sources."""
+    """The documentation: its notebook runs, no link is dead, no page is lost; build/pages has its sources."""
     install(session, *extra(ROOT / "pyproject.toml", "docs"))
-    session.run(sys.executable, "tools/site_pages.py")
-    there = str(Path(session.create_tmp()).resolve() / "site")
+    python, there = sys.executable, Path(session.create_tmp()).resolve()
+    session.run(python, "tools/site_pages.py")
+    notebook, shown = there / "notebook" / "quickstart.ipynb", ROOT / "build" / "pages" / "docs" / "quickstart.ipynb"
+    shutil.rmtree(notebook.parent, ignore_errors=True)
+    notebook.parent.mkdir()
+    session.run(python, "-m", "jupytext", "--to", "ipynb", "--output", str(notebook), "docs/quickstart.md")
+    session.run(python, "-m", "jupyter", "execute", "--inplace", str(notebook))
+    shutil.copyfile(notebook, shown)
     quiet = {"NO_MKDOCS_2_WARNING": "1"}
-    session.run(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", there, env=quiet)
+    session.run(python, "-m", "mkdocs", "build", "--strict", "--site-dir", str(there / "site"), env=quiet)
 
 
 @nox.session(default=False)

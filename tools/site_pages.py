@@ -57,11 +57,16 @@ def write(folder: Path) -> None:
         (folder / path).write_text(text, encoding="utf-8")
 
 
-def main() -> int:
-    """Writes the folder."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, default=PAGES, help="folder that is made anew; default: build/pages")
-    write(parser.parse_args().to)
+    return parser
+
+
+def main() -> int:
+    """Writes the folder."""
+    write(command_line().parse_args().to)
     return 0
 
 

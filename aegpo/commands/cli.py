@@ -12,6 +12,7 @@ from aegpo.commands.cli_parts import plugins, schema, serve_reward
 from aegpo.commands.cli_policies import evaluate, export, profile_entropy, sample
 from aegpo.commands.cli_push import push
 from aegpo.commands.cli_runs import check, run
+from aegpo.commands.cli_watch import watch
 from aegpo.commands.streams import lenient
 from aegpo.commands.telling import telling
 from aegpo.core.version import __version__
@@ -19,6 +20,7 @@ from aegpo.core.version import __version__
 COMMANDS = (
     init,
     run,
+    watch,
     sample,
     export,
     push,

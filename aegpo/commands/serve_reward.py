@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from aegpo.commands.listening import address, listen
 from aegpo.config.marks import refuse
 from aegpo.config.parsing import parse
 from aegpo.config.validation import validate
@@ -63,10 +63,9 @@ def serve(request: ServeRequest, registry: Registry[RewardSpec]) -> None:
         import uvicorn
     except ImportError as error:
         raise AegpoError(f'serve-reward needs {error.name}; run  pip install "aegpo[serve]"') from error
-    listening = _listen(request.host, request.port)
+    listening = listen(request.host, request.port)
     reward = built("reward", spec.label, partial(spec.build, _device(request.device)), Reward, kind=spec.kind)
-    host, port = listening.getsockname()[:2]
-    print(f"serving reward {spec.label!r} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    print(f"serving reward {spec.label!r} at {address(listening)}", flush=True)
     app = make_app(Scoring(spec, reward), token, request.max_bytes)
     # Whatever else is installed: h11 has a limit for headers, and nothing here talks over web sockets.
     config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_level="warning")
@@ -221,14 +220,6 @@ def _token(request: ServeRequest, environment: Mapping[str, str] = os.environ) -
             )
         return None
     return tokens.read_token(request.token_env, "--token-env", environment)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise AegpoError(f"{host}:{port} cannot be served at: {error.strerror}; choose another --port") from error
 
 
 def _device(name: str) -> Any:

@@ -199,6 +199,17 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def holder(folder: Path) -> int | None:
+    """The id of the process that holds a run folder, or held it last, on whatever machine; None if none ever did."""
+    try:
+        with (folder / _LOCK).open("rb") as file:
+            file.seek(1)
+            said = file.read(_PID).strip()
+    except OSError:
+        return None
+    return int(said) if said.isdigit() else None
+
+
 @contextmanager
 def room_in(folder: Path) -> Iterator[None]:
     """Inside, a disk that is full, or a folder that may not be written to or is taken away, is told as such.

@@ -81,8 +81,8 @@ class Record:
     """
 
     def __init__(self, folder: Path, total: int) -> None:
-        self._metrics = _Tail(folder / "metrics.jsonl", _Step)
-        self._evaluations = _Tail(folder / "evaluations.jsonl", _Scored)
+        self._metrics = Tail(folder / "metrics.jsonl", _Step)
+        self._evaluations = Tail(folder / "evaluations.jsonl", _Scored)
         self._start = Standing(0, total)
         self._standing = self._start
 
@@ -100,7 +100,7 @@ class Record:
         return self._standing
 
 
-class _Tail:
+class Tail:
     """The lines a JSON-lines file gained since the last look."""
 
     def __init__(self, path: Path, kind: type[Row]) -> None:
@@ -108,15 +108,22 @@ class _Tail:
         self.rewind()
 
     def rewind(self) -> None:
+        """Begins at the start again."""
         self._offset = 0
         self._inode: int | None = None
 
     def replaced(self) -> bool:
+        """True if the file is not the one that was read, or is shorter than what was read of it."""
         if self._inode is None:
             return False
-        return not self._path.exists() or self._path.stat().st_ino != self._inode
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return True
+        return found.st_ino != self._inode or found.st_size < self._offset
 
     def rows(self, until: int | None) -> Iterator[Mapping[str, Any]]:
+        """The new rows, up to the first that is damaged, or of a step beyond `until`."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:

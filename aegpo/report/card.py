@@ -52,7 +52,7 @@ def _until(run: RecordedRun, step: int) -> RecordedRun:
 
 
 def _draw(run: RecordedRun, folder: Path) -> None:
-    study = Study(run.folder, (run.arm,), (run.seed,), {(run.arm, run.seed): run}, (), VerdictSpec())
+    study = Study(run.folder, (run.arm,), (run.seed,), {(run.arm, run.seed): run}, (), VerdictSpec(), {})
     save_drawings([Drawing("curves", "", "", "", lambda: draw_curves(study))], folder)
 
 

@@ -66,7 +66,7 @@ def _grid(rows: Sequence[BarRow], width: int) -> Table:
         grid.add_column(no_wrap=True)
     for row, text in zip(rows, numbers, strict=True):
         drawn = ProgressBar(total=row.total, completed=row.done, width=bar, pulse=row.total is None)
-        cells = [Text(row.label), drawn, Text(row.count), Text(f"eta {row.eta}")]
+        cells: list[RenderableType] = [Text(row.label), drawn, Text(row.count), Text(f"eta {row.eta}")]
         grid.add_row(*cells, *([Text(text)] if any(numbers) else []))
     return grid
 

@@ -10,12 +10,14 @@ import typer
 from aegpo import __version__
 from aegpo.commands.cli_parts import plugins, schema, serve_reward
 from aegpo.commands.cli_policies import evaluate, export, profile_entropy, sample
+from aegpo.commands.cli_reports import report
 from aegpo.commands.cli_runs import check, run
 from aegpo.commands.streams import lenient
 from aegpo.commands.telling import telling
 
 COMMANDS = (
     run,
+    report,
     sample,
     export,
     evaluate,

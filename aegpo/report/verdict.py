@@ -90,10 +90,10 @@ def _on(summary: Summary, label: str) -> str:
 def _clause(contrasts: Sequence[Contrast], family: int) -> str:
     """Who gained more than whom: what holds for all comparisons together, and apart from it what does not."""
     found = {each: outcome(each) for each in contrasts}
-    parts = []
+    parts: list[str] = []
     for word in ("more", "less"):
         parts += _alike([each for each in contrasts if found[each] == word], f"gained {word} than")
-    doubtful = []
+    doubtful: list[str] = []
     for word in ("more", "less"):
         doubtful += _alike([each for each in contrasts if found[each] == f"maybe {word}"], f"gained {word} than")
     if doubtful:

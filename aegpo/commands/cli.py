@@ -11,6 +11,7 @@ from aegpo.commands.cli_files import init
 from aegpo.commands.cli_parts import plugins, schema, serve_reward
 from aegpo.commands.cli_policies import evaluate, export, profile_entropy, sample
 from aegpo.commands.cli_push import push
+from aegpo.commands.cli_reports import report
 from aegpo.commands.cli_runs import check, run
 from aegpo.commands.cli_watch import watch
 from aegpo.commands.streams import lenient
@@ -21,6 +22,7 @@ COMMANDS = (
     init,
     run,
     watch,
+    report,
     sample,
     export,
     push,

@@ -20,9 +20,10 @@ from aegpo.core.records import FloatArray
 from aegpo.core.terminals import plain
 from aegpo.method.signals.entropy import entropy_options
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.report.csv_files import write_csv
 from aegpo.report.plots import save_drawings
 from aegpo.report.profile.analysis import Analysis, analyse
-from aegpo.report.profile.csvs import write_csv, write_csvs
+from aegpo.report.profile.csvs import write_csvs
 from aegpo.report.profile.evidence import Evidence, gather
 from aegpo.report.profile.evidence_figures import drawings as evidence_drawings
 from aegpo.report.profile.figures import drawings

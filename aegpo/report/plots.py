@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,16 @@ class Plot:
     svg: str
 
 
-def draw_plots(study: Study, summary: Summary, folder: Path) -> tuple[Plot, ...]:
-    """Draws every plot there is data for; writes `folder`/NAME.png and returns the plots for the page."""
-    return save_drawings(_drawings(study, summary), folder)
+def draw_plots(study: Study, summary: Summary, folder: Path, kinds: Sequence[str] = ("png",)) -> tuple[Plot, ...]:
+    """Draws every plot there is data for; writes `folder`/NAME.KIND and returns the plots for the page.
+
+    Args:
+        study: the runs.
+        summary: their numbers.
+        folder: where files go.
+        kinds: of files: png, svg, pdf.
+    """
+    return save_drawings(_drawings(study, summary), folder, kinds)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ def _of_decisions(study: Study) -> Iterator[Drawing]:
         "Entropy at every denoising step, and how often each was chosen, per arm",
         lambda: draw_steps(study),
     )
+    if not _shared_out(study):
+        return
     yield Drawing(
         "allocation",
         "How rollouts were allocated",
@@ -89,6 +98,12 @@ def _of_decisions(study: Study) -> Iterator[Drawing]:
         "Histogram of rollouts per prompt, and rollouts against delta-entropy, per arm",
         lambda: draw_allocation(study),
     )
+
+
+def _shared_out(study: Study) -> bool:
+    """True if some arm gave its prompts different numbers of rollouts."""
+    counts = ({count for row in run.steps for count in row.counts} for arm in study.arms for run in study.of(arm))
+    return any(len(found) > 1 for found in counts)
 
 
 def _of_costs(summary: Summary) -> Iterator[Drawing]:
@@ -111,21 +126,26 @@ def _of_costs(summary: Summary) -> Iterator[Drawing]:
         )
 
 
-def save_drawings(drawings: Iterable[Drawing], folder: Path) -> tuple[Plot, ...]:
-    """Draws each in the style of the report; writes `folder`/NAME.png and returns the plots for a page."""
+def save_drawings(drawings: Iterable[Drawing], folder: Path, kinds: Sequence[str] = ("png",)) -> tuple[Plot, ...]:
+    """Draws each in the style of the report; writes `folder`/NAME.KIND and returns the plots for a page."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        return tuple(_save(drawing, folder) for drawing in drawings)
+        return tuple(_save(drawing, folder, kinds) for drawing in drawings)
 
 
-def _save(drawing: Drawing, folder: Path) -> Plot:
+def _save(drawing: Drawing, folder: Path, kinds: Sequence[str]) -> Plot:
     import matplotlib
 
     figure = drawing.draw()
-    _save_png(figure, folder / f"{drawing.name}.png")
+    if "png" in kinds:
+        _save_png(figure, folder / f"{drawing.name}.png")
+    if "pdf" in kinds:
+        figure.savefig(folder / f"{drawing.name}.pdf", facecolor="white", metadata={"CreationDate": None})
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": drawing.name, "svg.id": drawing.name}):
+        if "svg" in kinds:
+            figure.savefig(folder / f"{drawing.name}.svg", facecolor="white", metadata={"Date": None})
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
     return Plot(drawing.name, drawing.title, drawing.caption, drawing.alternative, svg[svg.index("<svg") :])

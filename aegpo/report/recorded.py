@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from aegpo.core.registry import suggestion
 from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import AegpoError, CheckpointError
+from aegpo.report.merging import check_one_experiment, merged_order
 from aegpo.report.recorded_run import RecordedRun, read_run
 from aegpo.runs.bases import told
 from aegpo.runs.evaluations import evaluated_steps, unevaluated
@@ -65,17 +67,34 @@ class Study:
         return (*trained, *(label for label in evaluated if label not in trained))
 
 
-def read_study(folder: Path) -> Study:
+def read_study(folder: Path, *more: Path) -> Study:
     """Reads every `ARM/seed-S` below the folder of an experiment; runs that cannot be read are left out, and named.
 
+    Args:
+        folder: the experiment's.
+        more: others with runs of the same experiment.
+
     Raises:
-        AegpoError: if there is no run, none can be read, or runs were evaluated on different prompts.
+        AegpoError: if there is no run, none can be read, runs were evaluated on different prompts, or the folders do
+            not fit together.
     """
-    found = {(path.parent.name, _seed(path)): path for path in sorted(folder.glob("*/seed-*")) if _seed(path) >= 0}
+    found: dict[tuple[str, int], Path] = {}
+    orders, unordered = dict[Path, Order](), list[str]()
+    for each in (folder, *more):
+        there = {(path.parent.name, _seed(path)): path for path in sorted(each.glob("*/seed-*")) if _seed(path) >= 0}
+        begun = {key: path for key, path in there.items() if (path / "manifest.json").exists()}
+        if not begun:
+            raise AegpoError(f"no run in {each}: it has no ARM/seed-S/manifest.json; name a folder a run wrote to")
+        for arm, seed in begun.keys() & found.keys():
+            raise AegpoError(
+                f"seed {seed} of arm {arm} is in {found[arm, seed].parents[1]} and in {each}; a report takes each run "
+                "once: leave out one of the folders, or move one of the two runs away"
+            )
+        found |= there
+        orders[each], notes = _order(each, begun)
+        unordered += notes
     begun = {key: path for key, path in found.items() if (path / "manifest.json").exists()}
-    if not begun:
-        raise AegpoError(f"no run in {folder}: it has no ARM/seed-S/manifest.json; name a folder a run wrote to")
-    order, unordered = _order(folder, begun)
+    order = merged_order(orders)
     arms, seeds = order.arms, order.seeds
     runs, unread = dict[tuple[str, int], RecordedRun](), dict[tuple[str, int], str]()
     for (arm, seed), path in begun.items():
@@ -93,6 +112,8 @@ def read_study(folder: Path) -> Study:
         raise AegpoError("no run can be read:\n" + "\n".join(f"  {line}" for line in unread.values()))
     if not runs:
         raise AegpoError(f"no run in {folder} is of the arms and seeds that its order.json names")
+    if more:
+        check_one_experiment(list(runs.values()))
     others = dict(_other_bases(arms, seeds, runs))
     unread |= others
     runs = {key: run for key, run in runs.items() if key not in others}
@@ -101,6 +122,20 @@ def read_study(folder: Path) -> Study:
     odd = (*_unevaluated(runs), *_dropped(runs), *_not_finite(runs))
     notes = (*lost, *_missing(arms, seeds, runs, unread), *odd, *_strangers(begun, {*runs, *unread}))
     return Study(folder, arms, seeds, runs, notes, order.verdict, order.about)
+
+
+def compared_to(study: Study, reference: str) -> Study:
+    """A study in which every arm is compared to this one, which comes first; controls stay.
+
+    Raises:
+        AegpoError: if there is no such arm.
+    """
+    if reference not in study.arms:
+        raise AegpoError(f"--reference: no arm is called {reference!r}; {suggestion(reference, study.arms)}")
+    arms = (reference, *(arm for arm in study.arms if arm != reference))
+    controls = {arm: control for arm, control in (study.verdict.controls or {}).items() if arm != reference}
+    verdict = study.verdict.model_copy(update={"comparisons": None, "controls": controls or None})
+    return replace(study, arms=arms, verdict=verdict)
 
 
 def _seed(path: Path) -> int:

@@ -28,15 +28,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from aegpo.core.files import write_atomically
+from aegpo.report.csv_files import write_csv
 from aegpo.report.profile.analysis import Analysis
 from aegpo.report.profile.measure import Profile
 
@@ -54,21 +52,6 @@ def write_csvs(analysis: Analysis, folder: Path) -> None:
     rows = (row for name, profile in profiles for row in _entropies(analysis, name, profile))
     write_csv(folder / "entropy.csv", ENTROPY, rows)
     write_csv(folder / "prompts.csv", PROMPTS, _prompts(analysis))
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a file with a header; floats keep six significant digits, NaN becomes empty."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    write_atomically(path, stream.getvalue().encode())
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else value
 
 
 def _entropies(analysis: Analysis, name: str, profile: Profile) -> Iterator[Sequence[object]]:

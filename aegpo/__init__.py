@@ -5,6 +5,7 @@ The door for plugins: what they need is here, in `aegpo.pipelines` and `aegpo.te
 
 from __future__ import annotations
 
+from aegpo.core.examples import Examples, Exemplary
 from aegpo.core.experiment import EvaluationSpec, Experiment
 from aegpo.core.footprint import Footprint
 from aegpo.core.hookspecs import Outcome, hookimpl
@@ -86,6 +87,8 @@ __all__ = [
     "Edges",
     "Evaluation",
     "EvaluationSpec",
+    "Examples",
+    "Exemplary",
     "Experiment",
     "Exportable",
     "Filed",

@@ -1,4 +1,4 @@
-"""`aegpo check`: what a file says, what its arms differ in, and what each costs. Loads no model."""
+"""`aegpo check`: what a file says, what its arms differ in, what each costs; loads no model but rewards to be tried."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class CheckRequest:
     out: Path = Path("runs")
     plugins: tuple[str, ...] = ()
     gpus: int | None = None  # of one run; None: nothing is said of several
+    rewards: bool = False  # each is tried on images, for which it is loaded
     gpu_memory: float | None = None  # GiB of a GPU that is not here; None: those of the first one that is
 
 
@@ -61,6 +62,10 @@ def check(request: CheckRequest, console: Console) -> None:
         console.print(describe.memory(needs, room))
     if request.gpus is not None:
         _print_gpus(loaded, request.gpus, needs, room, console)
+    if request.rewards:
+        from aegpo.commands.try_rewards import try_rewards
+
+        try_rewards(loaded, console)
     if loaded.measured is not None:
         print(f"measured: {loaded.measured}")
 

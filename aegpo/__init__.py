@@ -6,6 +6,7 @@ imports no torch.
 
 from __future__ import annotations
 
+from aegpo.core.examples import Examples, Exemplary
 from aegpo.core.experiment import EvaluationSpec, Experiment
 from aegpo.core.footprint import Footprint
 from aegpo.core.hookspecs import Outcome, hookimpl
@@ -87,6 +88,8 @@ __all__ = [
     "Edges",
     "Evaluation",
     "EvaluationSpec",
+    "Examples",
+    "Exemplary",
     "Experiment",
     "Exportable",
     "Filed",

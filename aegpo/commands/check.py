@@ -1,4 +1,4 @@
-"""`aegpo check`: what a file says, what its arms differ in, and what each costs. Loads no model."""
+"""`aegpo check`: what a file says, what its arms differ in, what each costs; loads no model but rewards to be tried."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class CheckRequest:
     out: Path = Path("runs")
     plugins: tuple[str, ...] = ()
     gpus: int | None = None  # of one run; None: nothing is said of several
+    rewards: bool = False  # each is tried on images, for which it is loaded
     gpu_memory: float | None = None  # GiB of a GPU that is not here; None: those of the first one that is
 
 
@@ -65,6 +66,10 @@ def check(request: CheckRequest, console: Console) -> None:
         print_sheet(describe.memory(needs, room), console)
     if request.gpus is not None:
         _print_gpus(loaded, request.gpus, needs, room, console)
+    if request.rewards:
+        from aegpo.commands.try_rewards import try_rewards
+
+        try_rewards(loaded, console)
     if loaded.measured is not None:
         say(console, f"measured: {loaded.measured}")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aegpo.commands.tables_to import console
+from aegpo.core.terminals import console
 
 
 class Format(StrEnum):

@@ -86,11 +86,14 @@ def check(
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="folder of all runs, where some of these may be")] = Path("runs"),
     plain: Plain = False,
+    rewards: Annotated[
+        bool, typer.Option("--rewards", help="also try each reward on images that should score high and low; loads it")
+    ] = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
-    """Validate a file, show what differs between its arms and what each costs. Loads no model."""
+    """Validate a file, show what differs between its arms and what each costs. Loads no model that is not asked for."""
     from aegpo.commands.check import CheckRequest, check
     from aegpo.commands.init import at_hand
     from aegpo.core.terminals import console
 
-    check(CheckRequest(at_hand(file), tuple(overrides), out, tuple(plugin), gpus, gpu_memory), console())
+    check(CheckRequest(at_hand(file), tuple(overrides), out, tuple(plugin), gpus, rewards, gpu_memory), console())

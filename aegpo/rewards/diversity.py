@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+
+from aegpo.core.examples import Examples
 from aegpo.core.parts import ComparedWith, RewardSpec
 from aegpo.core.records import Prompt
 from aegpo.rewards.groups import rows_to_compare
@@ -25,6 +28,12 @@ class DiversityReward(RewardSpec):
     media: ClassVar[Literal["image", "video", "both"]] = "both"
     group_wise: ClassVar[bool] = True
     compared_with: ClassVar[ComparedWith] = "own"
+
+    def examples(self) -> Examples:
+        """A black and a white image, and twice the same grey."""
+        low = np.full((2, 3, 8, 8), 0.5)
+        high = np.stack([np.zeros((3, 8, 8)), np.ones((3, 8, 8))])
+        return Examples(Prompt(0, "anything"), high, low)
 
     def identity(self) -> Mapping[str, Any]:
         """Scores depend on nothing but spec, images and prompts."""

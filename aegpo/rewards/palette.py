@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aegpo.core.examples import Examples
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import FloatArray, Prompt
 from aegpo.models.shapes.captions import parse, why_not
 from aegpo.models.shapes.rendering import CELL, CELLS, coverage
+from aegpo.rewards.rendered import rendered_examples
 from aegpo.rewards.scene_reading import COLOUR_NAMES, COLOUR_VALUES, Pixels, to_pixels
 
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ class PaletteReward(RewardSpec):
     def refuses(self, prompt: Prompt) -> str | None:
         """Why a prompt is no caption of the embedded world; None: it is one."""
         return why_not(prompt.text)
+
+    def examples(self) -> Examples:
+        """A caption's own picture, and one that shares nothing with it."""
+        return rendered_examples()
 
     def identity(self) -> Mapping[str, Any]:
         """Scores depend on nothing but spec, images and prompts."""

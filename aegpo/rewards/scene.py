@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from aegpo.core.examples import Examples
 from aegpo.core.parts import RewardSpec
 from aegpo.core.records import Prompt
 from aegpo.models.shapes.captions import Scene, parse, why_not
 from aegpo.models.shapes.rendering import CELL
+from aegpo.rewards.rendered import rendered_examples
 from aegpo.rewards.scene_reading import (
     Found,
     Reading,
@@ -41,6 +43,10 @@ class SceneReward(RewardSpec):
     def refuses(self, prompt: Prompt) -> str | None:
         """Why a prompt is no caption of the embedded world; None: it is one."""
         return why_not(prompt.text)
+
+    def examples(self) -> Examples:
+        """A caption's own picture, and one that shares nothing with it."""
+        return rendered_examples()
 
     def identity(self) -> Mapping[str, Any]:
         """Scores depend on nothing but spec, images and prompts."""

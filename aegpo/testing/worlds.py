@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aegpo.core import contracts
+from aegpo.core.examples import Examples, Exemplary
 from aegpo.core.interfaces import Model, Reward
 from aegpo.core.parts import ModelSpec, RewardSpec, TrackerSpec
 from aegpo.core.records import Prompt
@@ -56,6 +57,27 @@ def check_reward(
         images = torch.rand((len(asked), *each, 3, *size), generator=torch.Generator().manual_seed(0))
         images[0], images[1] = 0.0, 1.0
         _check_scores(spec, reward, images, asked)
+    if isinstance(spec, Exemplary):
+        _check_examples(spec, spec.examples(), reward)
+
+
+def _check_examples(spec: RewardSpec, known: Examples, reward: Reward) -> None:
+    """The images that a spec offers are images, and are scored in the order it says."""
+    import torch
+
+    who = f"reward {spec.kind!r} offers examples"
+    for message in lacking([spec], quoted([known.prompt])):
+        raise ContractError(f"{who} with a prompt it cannot score: {message}")
+    high, low = (torch.from_numpy(each).float() for each in (known.high, known.low))
+    for images in (high, low):
+        if images.ndim not in (4, 5) or images.shape[-3] != 3 or images.min() < 0 or images.max() > 1:
+            raise ContractError(f"{who} of shape {tuple(images.shape)}; images are (n, [F,] 3, h, w) in [0, 1]")
+    together = spec.group_wise and spec.compared_with == "base"
+    groups = [torch.cat([high, low])] if together else [high, low]
+    found = torch.cat([reward.score(images, [known.prompt] * len(images)) for images in groups])
+    of_high, of_low = float(found[: len(high)].mean()), float(found[len(high) :].mean())
+    if not of_high > of_low:
+        raise ContractError(f"{who}, but scores the one that should be high {of_high:.4g}, the other {of_low:.4g}")
 
 
 def _check_scores(spec: RewardSpec, reward: Reward, images: Tensor, asked: Sequence[Prompt]) -> None:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
 from aegpo.commands.report import ReportRequest, report
-from aegpo.commands.tables_to import console
+from aegpo.core.terminals import console
 from aegpo.errors import AegpoError
 
 

@@ -23,10 +23,7 @@ def test_the_page_begins_with_pictures_a_table_the_line_for_the_main_job_and_the
     assert main_job.endswith("&& .venv/bin/aegpo run experiments/ablation.yaml\n")
     assert line.endswith("&& .venv/bin/python -m pytest\n")
     before = TEXT.partition("```")[0]
-    assert re.findall(r"!\[.*?\]\((.*?)\)", before) == [
-        "experiments/before-after.png",
-        "experiments/ablation-curves.png",
-    ]
+    assert re.findall(r"!\[.*?\]\((.*?)\)", before) == ["docs/before-after.png", "docs/curve.png"]
     assert "| methods | models |" in before
 
 

@@ -62,7 +62,6 @@ def test_every_block_of_a_page_does_what_the_page_says(path, reader):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", LASTING, ids=name)
 def test_what_takes_long_does_too(path, reader):
-    shutil.rmtree(reader.folder / "runs")
     reader.slow = True
     read(path, reader)
 

@@ -10,8 +10,8 @@ from aegpo.config.older import modern
 from aegpo.core.verdicts import VerdictSpec
 from aegpo.errors import AegpoError
 from aegpo.report.recorded_run import RecordedRun
+from aegpo.runs.changes import differences
 from aegpo.runs.folders import Order
-from aegpo.runs.manifest import differences
 from aegpo.runs.rules import without_words
 
 # What moves no number of a run, or by rounding only: where it ran, who watched it, how much was worked on at once.

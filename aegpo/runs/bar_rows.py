@@ -66,8 +66,8 @@ def _grid(rows: Sequence[BarRow], width: int) -> Table:
         grid.add_column(no_wrap=True)
     for row, text in zip(rows, numbers, strict=True):
         drawn = ProgressBar(total=row.total, completed=row.done, width=bar, pulse=row.total is None)
-        cells: list[RenderableType] = [Text(row.label), drawn, Text(row.count), Text(f"eta {row.eta}")]
-        grid.add_row(*cells, *([Text(text)] if any(numbers) else []))
+        numbered = [Text(text)] if any(numbers) else []
+        grid.add_row(Text(row.label), drawn, Text(row.count), Text(f"eta {row.eta}"), *numbered)
     return grid
 
 

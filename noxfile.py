@@ -95,6 +95,16 @@ def bitsandbytes(session: nox.Session) -> None:
             session.run(sys.executable, "-m", "pip", "uninstall", "--yes", "bitsandbytes")
 
 
+@nox.session(tags=["more"])
+def trackers(session: nox.Session) -> None:
+    """Tracker `accelerate` with W&B, Trackio and MLflow themselves, offline, from a folder that this environment keeps
+    nothing of.
+    """
+    folder = session.create_tmp()
+    install(session, "--no-deps", "--upgrade", "--target", folder, "-r", "requirements/trackers.txt")
+    pytest(session, "tests/runs/test_tracking_services.py", "-m", "", env={"PYTHONPATH": folder})
+
+
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """What only a GPU can show, in 9 minutes; arguments after -- go to tools/gpu.py, such as --dry without one."""
@@ -108,9 +118,9 @@ def minimums(session: nox.Session) -> None:
     session.run("pytest", "-m", "not faults", *session.posargs)
 
 
-def pytest(session: nox.Session, *arguments: str) -> None:
+def pytest(session: nox.Session, *arguments: str, env: dict[str, str | None] | None = None) -> None:
     """Runs pytest in this environment."""
-    session.run(sys.executable, "-m", "pytest", *arguments)
+    session.run(sys.executable, "-m", "pytest", *arguments, env=env)
 
 
 def install(session: nox.Session, *arguments: str) -> None:

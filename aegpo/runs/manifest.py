@@ -63,9 +63,15 @@ class Change:
         return self.key == "parallel" or self.key.startswith("parallel.")
 
     @property
+    def is_tracker(self) -> bool:
+        """True for who is told of a run: that changes nothing of it."""
+        return self.key.partition("[")[0] == "trackers"
+
+    @property
     def is_allowed(self) -> bool:
         """True for what a run may go on with, and say."""
-        return self.is_micro_batch or self.is_parallel or self.moved or self.key == "model.gradient_checkpointing"
+        harmless = self.is_tracker or self.key == "model.gradient_checkpointing"
+        return harmless or self.is_micro_batch or self.is_parallel or self.moved
 
 
 def open_manifest(run: Run, plugins: Sequence[tuple[str, str]], threads: int) -> dict[str, Any]:
@@ -190,8 +196,8 @@ def check_manifest(run: Run) -> None:
     """Refuses a folder in which another experiment has learned something, with the differences.
 
     A `micro_batch` and `optimizer.retain` may change: they say how much is worked on at once and how much is kept of
-    it, and move results by rounding only. So may `model.gradient_checkpointing`, which changes none, how processes
-    share the work, and a place, if what was there is gone and is in another folder now, with all that is
+    it, and move results by rounding only. So may trackers and `model.gradient_checkpointing`, which change none, how
+    processes share the work, and a place, if what was there is gone and is in another folder now, with all that is
     around it. A run with steps still to do must have been begun under the rules of this version.
 
     Raises:

@@ -97,9 +97,7 @@ def bitsandbytes(session: nox.Session) -> None:
 
 @nox.session(tags=["more"])
 def trackers(session: nox.Session) -> None:
-    """Tracker `accelerate` with W&B, Trackio and MLflow themselves, offline, from a folder that this environment keeps
-    nothing of.
-    """
+    """Tracker `accelerate` with W&B, Trackio and MLflow themselves, offline; this environment keeps nothing of them."""
     folder = session.create_tmp()
     install(session, "--no-deps", "--upgrade", "--target", folder, "-r", "requirements/trackers.txt")
     pytest(session, "tests/runs/test_tracking_services.py", "-m", "", env={"PYTHONPATH": folder})

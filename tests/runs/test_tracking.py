@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 import random
 import subprocess
@@ -345,11 +343,6 @@ def test_a_corrected_experiment_is_another_run_there(tmp_path, file_service):
     assert ids[0] == ids[1] != ids[2]
     assert [row["project"] for row in told(tmp_path, "start")] == ["a", "a", "b"]
     assert len(told(tmp_path, "log")) == 2  # the second start tells step 1 no second time
-
-
-def test_numbers_that_are_not_finite_are_told_as_they_are():
-    report = dataclasses.replace(a_report(), metrics={"loss": math.inf})
-    assert step_numbers(report)["loss"] == math.inf
 
 
 def test_a_picture_of_a_video_is_its_strip():

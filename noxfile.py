@@ -112,6 +112,14 @@ def docs(session: nox.Session) -> None:
     session.run(python, "-m", "mkdocs", "build", "--strict", "--site-dir", str(there / "site"), env=quiet)
 
 
+@nox.session(tags=["more"])
+def trackers(session: nox.Session) -> None:
+    """Tracker `accelerate` with W&B, Trackio and MLflow themselves, offline; this environment keeps nothing of them."""
+    folder = session.create_tmp()
+    install(session, "--no-deps", "--upgrade", "--target", folder, "-r", "requirements/trackers.txt")
+    pytest(session, "tests/runs/test_tracking_services.py", "-m", "", env={"PYTHONPATH": folder})
+
+
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """What only a GPU can show, in 9 minutes; arguments after -- go to tools/gpu.py, such as --dry without one."""
@@ -125,9 +133,9 @@ def minimums(session: nox.Session) -> None:
     session.run("pytest", "-m", "not faults", *session.posargs)
 
 
-def pytest(session: nox.Session, *arguments: str) -> None:
+def pytest(session: nox.Session, *arguments: str, env: dict[str, str | None] | None = None) -> None:
     """Runs pytest in this environment."""
-    session.run(sys.executable, "-m", "pytest", *arguments)
+    session.run(sys.executable, "-m", "pytest", *arguments, env=env)
 
 
 def install(session: nox.Session, *arguments: str) -> None:

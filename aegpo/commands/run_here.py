@@ -43,6 +43,7 @@ from aegpo.runs.observers import Observers
 from aegpo.runs.resuming import check_counted
 from aegpo.runs.threads import allowed, fewer_threads
 from aegpo.runs.trackers import JsonlTracker
+from aegpo.runs.tracking import AccelerateTracker
 
 if TYPE_CHECKING:
     import pluggy
@@ -241,4 +242,8 @@ def _trackers(run: Run) -> Sequence[TrackerSpec]:
         raise AegpoError(
             f"'trackers' names 'jsonl' {records} times, which would record every step as often; name it once"
         )
+    services = [spec.log_with for spec in specs if isinstance(spec, AccelerateTracker)]
+    twice = next((name for name in services if services.count(name) > 1), None)
+    if twice is not None:
+        raise AegpoError(f"'trackers' names 'accelerate' twice with log_with '{twice}', which keeps one run at a time")
     return specs if records else (*specs, JsonlTracker())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class StepReport:
     selected: BoolArray  # (P, T)
     signals: Mapping[str, Signal]  # that sources measured, by name; none where no part reads any
     seconds: Mapping[str, float]  # stage -> wall-clock
+    unrecorded: Mapping[str, float] = field(default_factory=dict)  # more metrics, which the run's record leaves out
 
 
 @dataclass(frozen=True)

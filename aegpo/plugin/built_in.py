@@ -77,6 +77,7 @@ from aegpo.rewards.remote import RemoteReward
 from aegpo.rewards.scene import SceneReward
 from aegpo.rewards.vlm import VlmJudgeReward, VlmPreferenceReward
 from aegpo.runs.trackers import ConsoleTracker, JsonlTracker, TensorboardTracker
+from aegpo.runs.tracking import AccelerateTracker
 
 
 @hookimpl
@@ -191,7 +192,8 @@ def aegpo_register_objectives(registry: Registry[ObjectiveSpec]) -> None:
 
 @hookimpl
 def aegpo_register_trackers(registry: Registry[TrackerSpec]) -> None:
-    """Terminal, files and TensorBoard."""
+    """Terminal, files, TensorBoard, and services through accelerate."""
     registry.add(ConsoleTracker)
     registry.add(JsonlTracker)
     registry.add(TensorboardTracker)
+    registry.add(AccelerateTracker)

@@ -54,11 +54,17 @@ class Change:
         return self.key == "parallel" or self.key.startswith("parallel.")
 
     @property
+    def is_tracker(self) -> bool:
+        """True for who is told of a run: that changes nothing of it."""
+        return self.key.partition("[")[0] == "trackers"
+
+    @property
     def is_allowed(self) -> bool:
         """True for what a run may go on with, and say."""
         if self.key == STEPS and not (self.because or self.by_default):
             return True
-        return self.is_micro_batch or self.is_parallel or self.moved or self.key == "model.gradient_checkpointing"
+        harmless = self.is_tracker or self.key == "model.gradient_checkpointing"
+        return harmless or self.is_micro_batch or self.is_parallel or self.moved
 
 
 def experiment_changes(experiment: Experiment, manifest: Mapping[str, Any]) -> list[Change]:

@@ -180,10 +180,10 @@ def check_manifest(run: Run) -> None:
     """Refuses a folder in which another experiment has learned something, with the differences.
 
     A `micro_batch` and `optimizer.retain` may change: they say how much is worked on at once and how much is kept of
-    it, and move results by rounding only. So may `model.gradient_checkpointing`, which changes none, how processes
-    share the work, and a place, if what was there is gone and is in another folder now, with all that is around it.
-    `training_steps` may be raised where no step that is done would have been another one. A run with steps still to do
-    must have been begun under the rules of this version.
+    it, and move results by rounding only. So may trackers and `model.gradient_checkpointing`, which change none, how
+    processes share the work, and a place, if what was there is gone and is in another folder now, with all that is
+    around it. `training_steps` may be raised where no step that is done would have been another one. A run with steps
+    still to do must have been begun under the rules of this version.
 
     Raises:
         CheckpointError: if the folder has a manifest of another experiment, or of other rules, and at least one step.

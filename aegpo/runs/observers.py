@@ -227,5 +227,6 @@ def _copied(told: Any) -> Any:
     if isinstance(told, StepReport):
         signals = {name: replace(each, values=each.values.copy()) for name, each in told.signals.items()}
         own = replace(told, counts=told.counts.copy(), selected=told.selected.copy(), signals=signals)
-        return replace(own, metrics=dict(told.metrics), seconds=dict(told.seconds))
+        metrics, unrecorded = dict(told.metrics), dict(told.unrecorded)
+        return replace(own, metrics=metrics, seconds=dict(told.seconds), unrecorded=unrecorded)
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -32,6 +33,7 @@ from aegpo.method.scored_levels import scored_levels
 from aegpo.parallel.team import Team
 from aegpo.prompts.lists import read_list, refuse_few, refuse_lacking, refuse_shared
 from aegpo.train import batch_sizes
+from aegpo.train.findings import SPREAD
 from aegpo.train.held_out import Evaluator
 from aegpo.train.learning import Learner
 from aegpo.train.noise import StepNoise
@@ -126,10 +128,10 @@ class Engine:
         with watch("update"), enough_memory("the policy was updated", fewer):
             learned = self.learner.update(sampled, credit, cond, deals, noise)
             self.learner.end_step(number)
+        unrecorded = _unrecorded((sampled.scores.leaves * self._reward_weights).sum(dim=1), plan, learned)
         metrics = self._metrics(sampled, known, levels, learned, deals)
-        return StepReport(
-            number, metrics, prompts, planned.counts, planned.selected, known.signals.known, watch.seconds
-        )
+        shown = (planned.counts, planned.selected, known.signals.known)
+        return StepReport(number, metrics, prompts, *shown, watch.seconds, unrecorded)
 
     def _metrics(
         self, sampled: Sampled, known: Known, levels: IntArray, learned: Tally, deals: Deals
@@ -317,3 +319,24 @@ def _describe(scores: Tensor, labels: Sequence[str], weights: Tensor, plan: Roll
     for label, values in zip(labels, scores.unbind(dim=1), strict=True):
         add(f"reward/{label}", [values[rows].mean() for rows in members])
     return tally
+
+
+def _unrecorded(total: Tensor, plan: RolloutPlan, learned: Tally) -> dict[str, float]:
+    """What trackers are told of a step beside its metrics, and the record leaves out.
+
+    Args:
+        total: (N,) the weighted rewards.
+        plan: of the step.
+        learned: gives up what is not to be recorded.
+
+    Returns:
+        zero_std_ratio: the share of prompts whose rollouts all have the same reward, so that none has any credit.
+        ratio_std: sqrt(E[(r - 1)^2] - (E[r] - 1)^2) of the ratio r, averaged as the loss is; where one is reported.
+    """
+    group = torch.from_numpy(plan.group).to(total.device)
+    groups = [total[group == prompt] for prompt in torch.unique(group)]
+    alike = torch.stack([each.amax() == each.amin() for each in groups]).double().mean()
+    found, spread = {"zero_std_ratio": float(alike)}, learned.take(SPREAD)
+    if spread is not None:
+        found["ratio_std"] = math.sqrt(max(0.0, spread - (learned["ratio"] - 1) ** 2))
+    return found

@@ -12,6 +12,8 @@ from aegpo.train.asking import Answers
 from aegpo.train.execution import Execution
 from aegpo.train.tally import Tally
 
+SPREAD = "ratio_spread"  # (ratio - 1)^2; no objective's own metric
+
 
 class Findings:
     """Metrics of micro-batches, and whether all that parts said is finite; looked at once, for one wait."""
@@ -30,6 +32,9 @@ class Findings:
         for name, values in metrics.items():
             self._names.append(name)
             self._sums += [(weight * values).sum(), count]
+        if "ratio" in metrics:  # taken about 1, where float32 keeps what is left of it
+            self._names.append(SPREAD)
+            self._sums += [(weight * (metrics["ratio"] - 1).square()).sum(), count]
 
     def moved(self, update: Update) -> None:
         """How far the policy is from the one that sampled."""

@@ -76,6 +76,14 @@ class Tally(Mapping[str, float]):
             else:
                 self.raise_to(name, found)
 
+    def take(self, name: str) -> float | None:
+        """Takes a number out; None: there is none of the name."""
+        if name not in self._found:
+            return None
+        value = self[name]
+        del self._found[name]
+        return value
+
     def __getitem__(self, name: str) -> float:
         found = self._found[name]
         return found.value if isinstance(found, Mean) else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import accelerate.tracking
 import nonconforming as bad
 import numpy as np
 import pytest
@@ -247,9 +248,24 @@ def test_every_built_in_conforms(axis):
             check(entry.spec(**asked.get(entry.name, {})))
 
 
-def test_built_in_trackers_conform(tmp_path):
+def test_built_in_trackers_conform(tmp_path, monkeypatch):
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "quiet", Quiet)
     for entry in load_registries(plugin_manager()).trackers:
-        testing.check_tracker(entry.spec(), tmp_path / entry.name)
+        asked = {"accelerate": {"log_with": "quiet"}}
+        testing.check_tracker(entry.spec(**asked.get(entry.name, {})), tmp_path / entry.name)
+
+
+class Quiet(accelerate.tracking.GeneralTracker):
+    """A tracker of accelerate that keeps what it is told in memory, and takes no images."""
+
+    name, requires_logging_directory, tracker = "quiet", False, None
+
+    def __init__(self, project):
+        super().__init__()
+        self.told = [project]
+
+    def log(self, values, step=None):
+        self.told.append((step, values))
 
 
 @pytest.mark.parametrize("kind", ["palette", "scene"])

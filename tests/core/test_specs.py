@@ -113,7 +113,7 @@ def test_the_box_holds_what_it_promises(registries):
         "samplers": {"flow-sde"},
         "advantages": {"group", "depth"},
         "objectives": {"clipped", "guarded", "divergence-masked", "nft", "awm", "dgpo"},
-        "trackers": {"console", "jsonl", "tensorboard"},
+        "trackers": {"console", "jsonl", "tensorboard", "accelerate"},
     }
     for axis, names in promised.items():
         assert names <= box[axis]
@@ -143,7 +143,8 @@ def test_every_field_of_a_part_documents_itself(spec):
 def test_a_part_needs_nothing_but_its_name_unless_only_the_user_knows_it(spec):
     kind = spec.model_fields["kind"].default
     judges = {"vlm-judge": {"url", "model"}, "vlm-preference": {"url", "model"}}
-    asked = {"remote": {"url"}, "median-split": {"signal"}, "peaks": {"signal"}, **judges}.get(kind, set())
+    others = {"remote": {"url"}, "median-split": {"signal"}, "peaks": {"signal"}, "accelerate": {"log_with"}}
+    asked = {**others, **judges}.get(kind, set())
     assert {name for name, field in spec.model_fields.items() if field.is_required()} == asked
     if not asked:
         assert spec.model_validate({"kind": kind}) == spec()

@@ -53,4 +53,5 @@ def _setting(analysis: Analysis, rows: str) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "Layers", ", ".join(analysis.shown.layers)
-    yield "Files", "entropy.csv and prompts.csv beside this page hold every number; the README describes their columns."
+    described = "docs/how-to/profile-entropy.md describes their columns"
+    yield "Files", f"entropy.csv and prompts.csv beside this page hold every number; {described}."

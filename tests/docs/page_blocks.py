@@ -37,7 +37,7 @@ from aegpo.config.loading import load_experiment_file
 from aegpo.plugin.manager import load_registries, plugin_manager
 
 LANGUAGES = ("bash", "python", "yaml", "text")
-LASTING = ("run", "serve-reward")  # commands that go on for long
+LASTING = ("run", "serve-reward", "watch", "push")  # commands that go on for long
 LAUNCHER = "torchrun --standalone --nproc-per-node 2 -m "  # of a command that others test
 CHEAP = {  # the smallest run that still evaluates, branches and checkpoints
     "training_steps": 2,

@@ -11,6 +11,8 @@ import pytest
 from aegpo.runs.child_processes import usable_cores
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny networks crawl on contended threads
+for name in ("COLUMNS", "LINES"):  # readline, which pytest loads, sets them for the processes of workers
+    os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may depend on a download
 
 MOST_WORKERS = 8  # each has its own torch: about a gigabyte

@@ -149,6 +149,7 @@ def test_what_cannot_be_done_says_so(fields):
         aegpo.run(file, arms=["man"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_goes_on(tmp_path, weights):
     script = f"""
 import os, signal, sys

@@ -97,6 +97,7 @@ def call_of(told: str) -> dict[str, object]:
     return eval(f"dict({line.removeprefix('pipe(prompt, ')}")
 
 
+@pytest.mark.slow
 def test_a_whole_pipeline_paints_elsewhere_what_aegpo_paints(runs, tmp_path):
     ours, noise, calls = {}, {}, {}
     for kind, trained in runs.items():
@@ -111,6 +112,7 @@ def test_a_whole_pipeline_paints_elsewhere_what_aegpo_paints(runs, tmp_path):
         assert float((images - ours[kind]).abs().max()) < 1e-4, kind
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_half_precision_runs_where_no_dtype_is_asked_for(tmp_path, pipeline_folders):
     noise, calls = {}, {}
     for kind in SAMPLERS:
@@ -125,6 +127,7 @@ def test_a_pipeline_in_half_precision_runs_where_no_dtype_is_asked_for(tmp_path,
         assert float(images.std()) > 0
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_loaded_elsewhere_part_by_part(tiny_weights, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -256,6 +259,7 @@ def run_code(folder: Path, base: Path) -> dict[str, torch.Tensor]:
     return paint_elsewhere(folder, f"from safetensors.torch import load_file, save_file\n{loads}\n{code}\n{saves}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_the_code_of_a_card_paints_what_the_policy_paints(kind, runs, pipeline_folders, tmp_path):
     export(ExportRequest(runs[kind], tmp_path / "to", layout="both", card=True))

@@ -26,6 +26,7 @@ def empty(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_init_writes_runs_at_once_and_has_a_comment_on_every_number():
     done = aegpo("init", "mine")
     assert (done.code, done.stdout) == (0, "mine.yaml\nnext:  aegpo check mine.yaml  and  aegpo run mine.yaml\n")
@@ -129,6 +130,7 @@ def test_a_shipped_file_is_extended_by_its_name_where_there_is_none_beside_and_t
     assert "x.yaml extends smoke.yaml extends x.yaml" in aegpo("check", "x.yaml").stderr
 
 
+@pytest.mark.slow
 def test_a_wheel_brings_every_experiment_and_runs_the_readmes_commands_in_an_empty_folder(tmp_path):
     wheels, site, here = tmp_path / "wheels", tmp_path / "site", tmp_path / "here"
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(wheels)]

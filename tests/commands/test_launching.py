@@ -110,6 +110,7 @@ def finished(folder):
 EVERY_RUN = ["grpo/seed-4", "plain/seed-4"]
 
 
+@pytest.mark.slow
 def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     process = start("run", "tiny.yaml", "--out", "out", "--jobs", "1", folder=tmp_path)
@@ -134,6 +135,7 @@ def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(tmp_pat
     assert (tmp_path / "out" / "tiny" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_go_on_fails_alone_and_starting_over_mends_it(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

@@ -149,6 +149,7 @@ def test_delta_and_steps_are_what_the_probe_of_a_training_run_finds(profiled, ru
         assert [int(row["rollouts"]) for row in rows[first : first + 2]] == ([4, 8] if more else [8, 4])
 
 
+@pytest.mark.slow
 def test_rollouts_are_those_of_the_delta_that_the_experiment_asks_for(workplace, tmp_path):
     words = ["run", str(workplace / "small.yaml"), "--arm", "aegpo", "--out", str(tmp_path), "--no-report"]
     words += ["--set", "training_steps=2", "--set", "signals.entropy={base_on: policy, delta: signed}"]

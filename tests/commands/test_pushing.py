@@ -49,6 +49,7 @@ def test_every_byte_of_an_exported_folder_arrives(exported, tmp_path):
     assert hub.repositories["somebody/tiny"].get("visibility") is None  # as whoever owns it has chosen
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_with_its_card_and_pushed(trained, exported, tmp_path):
     options = ("--private", "--revision", "trial", "--layout", "both", "--checkpoint", "2")
     with loopback_hub() as hub:

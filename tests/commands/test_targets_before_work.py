@@ -74,6 +74,7 @@ def profiled() -> set[str]:
     return {path.name for path in Path("profile").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_profile_replaces_an_earlier_one_and_nothing_else(capsys, monkeypatch):
     written = profiled()
     assert {"profile.html", "steps.csv", "correlations.csv", "steps-evidence.png"} <= written

@@ -106,6 +106,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arm"), [(name, arm) for name, arms in ARMS.items() for arm in arms])
 def test_two_steps_of_every_arm_on_small_pipelines(name, arm, pipeline_folders, scorers, tmp_path):
     changes = replacements(name, pipeline_folders[KINDS[name]], scorers, tmp_path)

@@ -44,6 +44,7 @@ def test_this_machine_has_some():
     assert free_bytes(CPU) > 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of the GNU C library")
 def test_memory_that_was_freed_is_not_fetched_again():
     kept, given_back = (

@@ -187,6 +187,7 @@ def test_the_table_says_what_is_computed_again_and_what_sampling_keeps():
     assert "5.0" in row("given", None)  # 3, and what sampling keeps
 
 
+@pytest.mark.slow
 def test_check_prints_it_for_real_models_and_loads_no_torch_for_the_embedded_one(pipeline_folders, tmp_path):
     (tmp_path / "a.txt").write_text("a red circle\n")
     (tmp_path / "b.txt").write_text("a blue circle\n")

@@ -126,6 +126,7 @@ def test_a_hub_that_is_down_is_no_fault_of_the_name(online):
         assert "is not in the cache, and the hub cannot be reached" in online[f"{what} down"]
 
 
+@pytest.mark.slow
 def test_offline_the_cache_is_named(tmp_path):
     found = read(tmp_path, "gated", HF_HUB_OFFLINE="1")
     for message in found.values():

@@ -138,6 +138,7 @@ def test_a_chosen_reference_comes_first_and_everything_is_compared_to_it(tmp_pat
         compared_to(study, "gpo")
 
 
+@pytest.mark.slow
 def test_numbers_go_to_csv_and_latex_and_plots_to_svg_and_pdf(tmp_path):
     folder = write_experiment(tmp_path / "study", ARMS, world=SMALL)
     written = rebuild_report((folder,), tmp_path / "out", Console(quiet=True), None, ("latex", "csv"), ("svg", "pdf"))
@@ -168,6 +169,7 @@ def test_latex_gets_no_commands_from_names():
     assert escaped("[+1, +2]") == "{[+1, +2]}"
 
 
+@pytest.mark.slow
 def test_the_same_report_is_written_by_both_ways(tmp_path):
     folder = write_experiment(tmp_path, (GRPO, replace(AEGPO, noise=0.1)), world=SMALL)
     (page,) = rebuild_report((folder,), folder, Console(quiet=True))

@@ -186,6 +186,7 @@ def test_the_verdict_on_prompts_goes_by_corrected_p():
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validate_writes_and_says_everything(tiny_weights, tmp_path, monkeypatch):
     for name, few in (("evidence.CHILDREN", 3), ("evidence.NOISES", 2), ("groups.GROUP", 4)):
         monkeypatch.setattr(f"aegpo.report.profile.{name}", few)

@@ -123,6 +123,7 @@ def test_nothing_is_timed_to_a_score_that_the_base_has(tmp_path, target):
     assert [note.startswith(told) for note in numbers["notes"]] == ([True] if target else [])
 
 
+@pytest.mark.slow
 def test_the_comparisons_of_a_file_are_the_ones_that_are_made(tmp_path):
     pairs = [["aegpo", "random-steps"], ["aegpo", "grpo"], ["selection", "grpo"], ["absent", "grpo"], ["late", "aegpo"]]
     write_experiment(tmp_path, ARMS)

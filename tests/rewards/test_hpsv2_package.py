@@ -110,6 +110,7 @@ def test_both_backends_are_what_the_package_scores(network, tokenizer, monkeypat
         assert np.abs(ours.numpy() - np.array(theirs)).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_importing_it_leaves_the_other_libraries_as_they_were():
     code = """
 import sys

@@ -57,6 +57,7 @@ def test_the_last_attempt_ends_it_whatever_time_is_named():
         ask(url, retries=0)
 
 
+@pytest.mark.slow
 def test_thousands_of_attempts_are_possible():
     with answering([(503, "busy")]) as (url, asked), pytest.raises(AegpoError, match="in 1501 attempts"):
         ask(url, retries=1500, backoff=0)

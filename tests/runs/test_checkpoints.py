@@ -305,6 +305,7 @@ for step in range(first + 1, 10**6):
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_loadable_checkpoint(tmp_path):
     last = 0
     for attempt in range(3):

@@ -75,6 +75,7 @@ def spans(children):
     return [[float(line) for line in child.log.read_text().splitlines()[1:]] for child in children]
 
 
+@pytest.mark.slow
 def test_children_run_in_order_and_never_more_at_a_time_than_there_are_slots(tmp_path):
     children = [python(tmp_path, f"child-{index}", STAMP) for index in range(5)]
     failures, interrupted, lines = run_all(children, [{}, {}])

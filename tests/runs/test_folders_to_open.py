@@ -159,6 +159,7 @@ def rows(run: Path) -> dict[str, bytes]:
     return {name: (run / f"{name}.jsonl").read_bytes() for name in ("metrics", "evaluations")}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_by_its_folder_to_the_same_bytes_without_its_file():
     Path("tiny.yaml").write_text(TINY)
     trained("tiny.yaml", "--out", "out", "--seed", "0", "--no-report")
@@ -179,6 +180,7 @@ def test_every_run_below_a_folder_goes_on_seed_by_seed(registries):
     assert [run.seed for run in begun_runs(Path("out/small"), registries, Options(("grpo",), (1,)))] == [1]
 
 
+@pytest.mark.slow
 def test_several_stopped_runs_go_on_in_processes_of_their_own():
     Path("tiny.yaml").write_text(TINY)
     trained("tiny.yaml", "--out", "out", "--no-report")

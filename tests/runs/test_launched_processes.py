@@ -56,6 +56,7 @@ def under_torchrun(folder, rank, size):
     )
 
 
+@pytest.mark.slow
 def test_a_launcher_that_starts_one_process_is_fine(folder):
     done = under_torchrun(folder, 0, size=1)
     assert done.returncode == 0, done.stdout + done.stderr

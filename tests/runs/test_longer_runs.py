@@ -89,6 +89,7 @@ def timed(run: Path) -> list[tuple[int, bool]]:
     return [(row["step"], "evaluation" in row["seconds"]) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [[6], [5], [2, 4]], ids=["evaluated there anyway", "not evaluated there", "twice"])
 def test_a_run_that_gets_more_steps_ends_as_one_that_had_them_from_the_start(folder, straight, begun):
     out = "-".join(map(str, begun))
@@ -112,6 +113,7 @@ def test_a_run_that_gets_more_steps_ends_as_one_that_had_them_from_the_start(fol
     assert "finished before, skipped" in train(folder, out, 8).stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_got_more_steps_and_is_killed_goes_on_as_any_other(folder, straight):
     assert train(folder, "killed", 5).code == 0
     run = folder / "killed" / RUN

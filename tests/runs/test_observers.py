@@ -274,6 +274,7 @@ def aegpo_register_trackers(registry):
 '''
 
 
+@pytest.mark.slow
 def test_on_the_command_line_its_author_gets_the_place_and_the_user_a_line(tmp_path, tiny_weights):
     (tmp_path / "far.py").write_text(FAR)
     text = f"model: {{kind: shapes, weights: {tiny_weights}}}\nrewards: [palette]\ntraining_steps: 1\n"

@@ -134,6 +134,7 @@ time.sleep(2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("left", "over", "code"), [(False, False, 1), (True, False, 0), (False, True, 0)])
 def test_a_process_ends_after_another_one_unless_that_one_left_or_all_is_done(left, over, code):
     done = subprocess.run([sys.executable, "-c", WATCHING % (left, over)], capture_output=True, text=True, check=False)

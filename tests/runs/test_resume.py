@@ -113,6 +113,7 @@ def base_entropies(run):
     return dict(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_after_kills_at_four_points_and_an_interrupt_a_run_ends_as_if_nothing_had_happened(folder, straight):
     run = run_folder(folder, "killed")

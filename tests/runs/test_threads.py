@@ -70,6 +70,7 @@ def test_a_child_without_a_wish_computes_with_its_share(tmp_path, environment):
     assert of_child(tmp_path, thread_variables(2)) == equal(2)
 
 
+@pytest.mark.slow
 def test_a_child_that_goes_on_computes_with_the_threads_it_was_begun_with(tmp_path, environment):
     assert of_child(tmp_path, thread_variables(1), begun=2) == equal(2)
     environment.setenv("OMP_NUM_THREADS", "1")

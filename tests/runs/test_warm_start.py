@@ -74,6 +74,7 @@ print("to stderr", file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_a_fork_finds_what_a_process_of_its_own_finds(tmp_path, starter, monkeypatch):
     monkeypatch.setenv("OF_THE_USER", "x")
     found = []
@@ -112,6 +113,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDINGS)
 def test_how_a_fork_ends_is_told_as_of_a_process_of_its_own(tmp_path, starter, how):
     code, told = ENDINGS[how]
@@ -212,6 +214,7 @@ with warm_server() as starter:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["parent", "server"])
 def test_a_fork_stops_when_the_process_that_waits_for_it_or_the_server_is_killed(tmp_path, whom):
     plugin, log = tmp_path / "plugin.py", tmp_path / "one.log"

@@ -100,6 +100,7 @@ def test_an_exported_run_is_loaded_by_the_pipeline_and_paints_the_same(folder, t
     assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "command", "message"),
     [

@@ -1,4 +1,4 @@
-"""The report's tables and verdict in the terminal."""
+"""The report's tables and verdict in the terminal; the verdict in numbers is on the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aegpo.core.sheets import Sheet, print_sheet
 from aegpo.core.terminals import plain, say
 from aegpo.report.summary import Summary
 from aegpo.report.tables import Table, cost_table, noise_table, reach_tables, score_tables, signals_table
-from aegpo.report.verdict import verdict
+from aegpo.report.verdict import plainly
 
 # What a terminal that is too narrow does without, in this order; the page has it all.
 DISPENSABLE = (
@@ -41,7 +41,7 @@ def show(summary: Summary, page: Path, console: Console) -> None:
     tables += [noise_table(summary)] if summary.noise else []
     for table in tables:
         print_table(table, console)
-    for number, sentence in enumerate(verdict(summary)):
+    for number, sentence in enumerate(plainly(summary)):
         say(console, sentence, style="bold" if number == 0 else "")
     for note in summary.notes:
         say(console, f"missing: {note}", style="yellow")

@@ -10,6 +10,7 @@ from aegpo.config.loading import load_experiment_file
 from aegpo.config.schema import file_schema
 from aegpo.core.verdicts import VerdictSpec
 from aegpo.plugin.manager import load_registries, plugin_manager
+from aegpo.runs.tracking.services import SERVICES, Place
 
 ARMS = "extends: base.yaml\narms: {grpo: {}, aegpo: {selector: random, about: both}, control: {allocator: random}}\n"
 
@@ -100,3 +101,10 @@ def test_editors_know_it(registries):
     fields = file_schema(registries)["properties"]
     assert fields["about"]["description"]
     assert "about" in fields["arms"]["additionalProperties"]["properties"]
+
+
+def test_what_an_arm_does_stands_where_services_have_a_place_for_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_NOTES", raising=False)
+    place = Place("tiny", "main", "main/seed-0", (), "1", False, tmp_path, True, about="What this arm does.")
+    assert SERVICES["wandb"].options(place)["notes"] == "What this arm does."
+    assert SERVICES["swanlab"].options(place)["description"] == "What this arm does."

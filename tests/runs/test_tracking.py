@@ -27,6 +27,7 @@ from aegpo.runs.tracking.numbers import evaluation_numbers, flat, step_numbers
 
 TINY = """
 name: tiny
+about: What this arm does.
 training_steps: 4
 model: shapes
 prompts: {train_count: 3, evaluation_count: 4}
@@ -285,7 +286,8 @@ def test_a_run_with_a_service_has_the_bytes_of_one_without(tmp_path, file_servic
     for name in ("metrics.jsonl", "evaluations.jsonl", "checkpoints/step-000004/policy.safetensors"):
         assert (tracked / name).read_bytes() == (plain / name).read_bytes()
     assert told(tracked, "start") == [{"what": "start", "project": "tiny", "options": {}}]
-    assert told(tracked, "config")[0]["values"]["rollouts.rollouts_per_step"] == 6
+    config = told(tracked, "config")[0]["values"]
+    assert (config["rollouts.rollouts_per_step"], config["about"]) == (6, "What this arm does.")
     assert [row["step"] for row in told(tracked, "log")] == [0, 1, 2, 2, 3, 4, 4]
     assert [row["sizes"] for row in told(tracked, "images")] == [{"evaluation": [[196, 96]] * 2}] * 3
     assert len(told(tracked, "finish")) == 1

@@ -115,7 +115,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(tags=["more"])
 def trackers(session: nox.Session) -> None:
     """Tracker `accelerate` with W&B, Trackio and MLflow themselves, offline; this environment keeps nothing of them."""
-    folder = session.create_tmp()
+    folder = str(Path(session.create_tmp()).resolve() / "packages")  # tests work in folders of their own
     install(session, "--no-deps", "--upgrade", "--target", folder, "-r", "requirements/trackers.txt")
     pytest(session, "tests/runs/test_tracking_services.py", "-m", "", env={"PYTHONPATH": folder})
 

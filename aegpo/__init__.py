@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from aegpo.core.examples import Examples, Exemplary
 from aegpo.core.experiment import EvaluationSpec, Experiment
+from aegpo.core.exporting import Exportable
 from aegpo.core.footprint import Footprint
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.interfaces import (
     Advantage,
     Allocator,
-    Exportable,
     Filed,
     ForwardObjective,
     Merging,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from aegpo.commands.exported_use import comfyui_file, how_to_load, in_markdown, is_pipeline, without_places
 from aegpo.commands.options import Layout
 from aegpo.commands.telling import tell_missing
+from aegpo.core.exporting import Exportable, ExportableToComfyui
 from aegpo.core.files import whole_folder, write_json
-from aegpo.core.interfaces import Exportable, ExportableToComfyui
 from aegpo.core.processes import refuse_several_processes
 from aegpo.errors import AegpoError
 from aegpo.plugin.manager import load_registries, plugin_manager

@@ -82,25 +82,6 @@ class Resizable(Protocol):
         """The same network, weights and all, for images of another size in pixels; it is asked to `encode` for them."""
 
 
-@runtime_checkable
-class Exportable(Protocol):
-    """A model whose policy can be written for others to use."""
-
-    def save_adapters(self, folder: Path) -> None:
-        """Writes the policy's LoRA so that diffusers' `pipe.load_lora_weights(folder)` gives this policy."""
-
-    def save_pipeline(self, folder: Path) -> None:
-        """Writes a whole pipeline with the policy in it, adapters merged."""
-
-
-@runtime_checkable
-class ExportableToComfyui(Protocol):
-    """A model whose LoRA can be written as ComfyUI loads it."""
-
-    def save_for_comfyui(self, file: Path) -> None:
-        """Writes the policy's LoRA as one safetensors file."""
-
-
 class Policy(Protocol):
     """The network of a run, as sources of signals may ask it; what it says is in the run's precision."""
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from worlds import CPU, asked, execution, small_experiment
 
 from aegpo.core.experiment import EvaluationSpec
-from aegpo.core.interfaces import Exportable, Preparable, Resizable
+from aegpo.core.exporting import Exportable
+from aegpo.core.interfaces import Preparable, Resizable
 from aegpo.core.sections import PolicySpec
 from aegpo.models.adapters import add_adapters
 from aegpo.models.flux import FluxSpec

@@ -29,9 +29,9 @@ from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.errors import AegpoError
 from aegpo.runs.manifest import identity, read_manifest
 from aegpo.runs.records import read_document, write_document
-from aegpo.runs.tracking import panels
 from aegpo.runs.tracking.apart import apart
 from aegpo.runs.tracking.numbers import evaluation_numbers, flat, step_numbers
+from aegpo.runs.tracking.panels import keep, kept, panels, pictures
 from aegpo.runs.tracking.services import SERVICES, Place, installed, service_of
 
 _SECRET = re.compile(r"(api_?key|token|secret|passw|credential|^key$)", re.IGNORECASE)
@@ -130,7 +130,7 @@ class AccelerateObserver:
         self._tracker = tracker
         self._known = known if resumed else {"id": found, "begun": begun, "step": 0, "evaluation": -1}
         self._write({})
-        self._base = panels.kept(self._own)
+        self._base = kept(self._own)
 
     def _place(self, run: RunInfo, experiment: Mapping[str, Any], name: str, resumed: bool) -> Place:
         spec = self._spec
@@ -172,14 +172,14 @@ class AccelerateObserver:
     def aegpo_on_evaluation(self, run: RunInfo, step: int, evaluation: Evaluation) -> None:
         """Tells the mean scores and shows the panels, once."""
         if step == 0 and self._spec.images:  # the untrained policy is the base
-            self._base = panels.pictures(evaluation.images)
-            panels.keep(self._base, self._own)
+            self._base = pictures(evaluation.images)
+            keep(self._base, self._own)
         if step <= self._known["evaluation"]:
             return
         with self._telling(f"take the evaluation after step {step}"):
             self._tracker.log(evaluation_numbers(evaluation), step=step)
             if self._spec.images:
-                self._service.show(self._tracker, "evaluation", panels.panels(evaluation, self._base), step)
+                self._service.show(self._tracker, "evaluation", panels(evaluation, self._base), step)
         self._write({"evaluation": step})
 
     @hookimpl

@@ -166,6 +166,10 @@ class RolloutsSpec(Spec):
 class ParallelSpec(Spec):
     """One run over several processes; may change between starts of a run, as `micro_batch` may."""
 
+    read_where: ClassVar[Mapping[str, Where]] = dict.fromkeys(
+        ("gather", "replicas"), Where("weights", ("auto", "sharded"))
+    )
+
     shards: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         default=None,
         description="parts a training step is cut into, shared out among the processes. With as many shards, one kind "
@@ -179,6 +183,23 @@ class ParallelSpec(Spec):
         le=100_000,
         description="how long a process waits for another before it gives up and says for whom; longer than the "
         "slowest step of one process, its rewards included",
+    )
+    weights: Literal["auto", "whole", "sharded"] = Field(
+        default="auto",
+        description="where the trained network and its frozen base are: whole on every process, or a part of each on "
+        "every process (fully_shard); auto: sharded where a run of several processes would not fit whole",
+    )
+    gather: Literal["sampling", "never"] = Field(
+        default="sampling",
+        description="of sharded weights: sampling: every process has all of them while images are painted, and nobody "
+        "waits for anybody there; never: block by block, in lockstep, which needs the least memory",
+    )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=65536,
+        description="of sharded weights: how many times all of them are there, as on every machine of several; it "
+        "divides the number of processes",
     )
 
 

@@ -39,6 +39,7 @@ def in_a_team(rank: int, port: int, folder: str) -> None:
     Path(folder, f"{rank}.json").write_text(json.dumps(failed))
     with suppress(ProcessLostError):  # after the last check nobody answers any more
         team.leave()
+    os._exit(0)  # as commands end that lost another process: gloo's threads may still wait, and cannot be joined
 
 
 def fail_or_go_on(team, rank, error):

@@ -197,9 +197,9 @@ def by_phase(gpus: int, figures: Mapping[str, Holding], room: int | None) -> She
     note = (
         f"{there}. whole = all weights on each GPU, and sums of gradients while it learns.\nsharded = of weights, "
         "gradients, moments, base and average a part on each, and what is gathered: blocks while it learns, all "
-        "weights while it samples ('parallel.gather: never': blocks).\nweights = 'parallel.weights'; auto: sharded where "
-        f"learning with whole weights takes more than {USABLE:.0%} of what a GPU has.\nGraphs that sampling keeps "
-        "under 'optimizer.retain: auto' fill what is left and are not counted. Decoding and rewards come on top."
+        "weights while it samples ('parallel.gather: never': blocks).\nweights = 'parallel.weights'; auto: sharded "
+        f"where learning with whole weights takes more than {USABLE:.0%} of what a GPU has.\nGraphs that sampling "
+        "keeps under 'optimizer.retain: auto' fill what is left and are not counted. Decoding and rewards come on top."
     )
     phases = tuple(f"{weights}, {phase}" for weights in ("whole", "sharded") for phase in ("training", "sampling"))
     return Sheet(f"What each of {gpus:,} GPUs holds, in GiB", ("arm", *phases, "weights", "fits"), tuple(rows), note)

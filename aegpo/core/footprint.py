@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 class Shares:
     """What several processes may hold a part of each, and what of it they gather, in bytes.
 
-    Numbers are gathered as they are kept, or as bfloat16 where the network computes in it.
+    Weights are gathered in the dtype that the network computes in, block by block: a block is what
+    `aegpo.parallel.sharding.units_of` finds.
     """
 
     unshared: int  # of `weights`: on every process in any case, as the image decoder

@@ -17,9 +17,8 @@ from aegpo.core.sections import OptimizerSpec, ParallelSpec
 
 Weights = Literal["whole", "sharded"]
 
-BFLOAT16 = 2
 USABLE = 0.8  # of free memory: the rest is for rewards, decoding and slack (our choice)
-_AT_ONCE, _LEARNING = 2, 3  # blocks that are gathered: the one in use and the next one; and gradients of one
+_AT_ONCE = 2  # blocks that are gathered: the one in use and the next one
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Phases:
         return max(self.training, self.sampling)
 
 
-def shards_of(processes: int, replicas: int) -> int:
+def parts_of(processes: int, replicas: int) -> int:
     """Processes that hold all sharded weights together: each of them has so small a part."""
     return max(1, processes // replicas)
 
@@ -43,13 +42,14 @@ def shards_of(processes: int, replicas: int) -> int:
 def share(footprint: Footprint, shards: int) -> Footprint | None:
     """What each of `shards` processes needs to learn where they share weights and states; None: it cannot be shared.
 
-    Its weights count the blocks that are gathered while it learns. Graphs of sampling are never kept, since they would
-    hold the weights that were gathered for them.
+    Its weights count the blocks that are gathered while it learns, and gradients of one. Graphs of sampling are never
+    kept, since they would hold the weights that were gathered for them.
     """
     shares, before = footprint.shares, footprint.weights + footprint.optimizer
     if shares is None:
         return None
-    weights = _held(footprint, shares, shards) + shares.outside + _LEARNING * shares.block
+    gradients = math.ceil(shares.block * footprint.trainable / footprint.parameters)
+    weights = _held(footprint, shares, shards) + shares.outside + _AT_ONCE * shares.block + gradients
     found = replace(footprint, weights=weights, optimizer=math.ceil(footprint.optimizer / shards), retained=0)
     if footprint.whole_from is None:
         return found
@@ -86,7 +86,7 @@ def phases(
     if shares is None:
         return None
     if weights == "sharded":
-        shards = shards_of(processes, replicas)
+        shards = parts_of(processes, replicas)
         learning, added = share(footprint, shards) or footprint, 0
         states = _held(footprint, shares, shards) + math.ceil((footprint.optimizer - shares.gradients) / shards)
         every, few = max(shares.network, shares.base), shares.outside + _AT_ONCE * shares.block

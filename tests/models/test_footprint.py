@@ -24,6 +24,7 @@ from aegpo.models.sd import SdSpec
 from aegpo.models.sd3 import Sd3Spec
 from aegpo.models.sdxl import SdxlSpec
 from aegpo.models.shapes import ShapesSpec
+from aegpo.parallel.sharding import units_of
 from aegpo.runs.manifest import experiment_changes
 from aegpo.train import policy as policy_module
 from aegpo.train.policy import Policy
@@ -138,13 +139,14 @@ def test_flux_on_several_gpus_is_as_by_hand():
 def test_all_weights_are_gathered_in_the_dtype_of_the_arithmetic(pipeline_folders):
     spec = Sd3Spec(path=str(pipeline_folders["sd3"]), dtype="float32", height=16, width=16)
     low = spec.model_copy(update={"dtype": "bfloat16"})
+    blocks = [sum(weight.numel() for weight in unit.parameters()) for unit in units_of(spec.build(CPU).policy)]
+    assert needs(spec, PolicySpec()).shares.block == 4 * max(blocks)
+    assert needs(spec, PolicySpec()).shares.outside == 4 * (needs(spec, PolicySpec()).parameters - sum(blocks))
     for policy in (PolicySpec(), PolicySpec(ema=0.9), LORA):
         high, half = needs(spec, policy), needs(low, policy)
         assert high.shares.network == 4 * high.parameters
         assert half.shares.network == 2 * half.parameters
         assert high.shares.block == 2 * half.shares.block
-    half = spec.model_copy(update={"dtype": "float16"})  # arithmetic in which weights that are trained stay float32
-    assert needs(half, PolicySpec()).shares.network == 4 * needs(half).parameters - 4 * needs(half).trainable
 
 
 def test_what_cannot_be_shared_says_so(pipeline_folders):

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from aegpo.core.experiment import Experiment
 from aegpo.core.footprint import Footprint, Shares
 from aegpo.core.moments import FLOAT32, moment_bytes
-from aegpo.core.phases import BFLOAT16, USABLE
+from aegpo.core.phases import USABLE
 from aegpo.core.records import Conditioning
 from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.family import with_size
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.options import PipelineOptions
+from aegpo.parallel.sharding import units_of
 
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
 _ESTIMATE = {"lora": 1.25, "full": 2.0}  # see `_whole_from`
@@ -47,7 +48,7 @@ def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
     kept, each = experiment.optimizer.moments, experiment.optimizer.num_moments
     moments = sum(moment_bytes(count, kept, each) for count, _, trained in sizes if trained)
     optimizer = copies * trainable * FLOAT32 + moments
-    gathered = _gathered(spec, network)  # before the network becomes float32
+    gathered = _gathered(network, DTYPES[spec.dtype].itemsize)
     *both, sampled = _activations(spec, network)
     whole, few = (experiment.largest_batch * each for each in both)
     shares = Shares(decoder, base, trainable * FLOAT32, *gathered, experiment.rollouts.latents_at_once * sampled)
@@ -78,19 +79,15 @@ def _whole_from(experiment: Experiment, fixed: int, activations: int) -> int:
     return math.ceil((fixed + (2 * needed if most is None else most + needed)) / USABLE)
 
 
-def _gathered(spec: PipelineOptions, network: nn.Module) -> tuple[int, int, int]:
-    """Bytes of all weights, of the largest block, and of what is in no block, in the dtypes they are gathered in."""
+def _gathered(network: nn.Module, size: int) -> tuple[int, int, int]:
+    """Bytes of all weights, of the largest unit, and of what is in none, where a gathered weight has `size` of them."""
+    units = [_count(unit) * size for unit in units_of(network)]
+    every = _count(network) * size
+    return every, max(units, default=0), every - sum(units)
 
-    def size(module: nn.Module) -> int:
-        low = spec.dtype == "bfloat16"
-        return sum(each.numel() * (BFLOAT16 if low else each.element_size()) for each in module.parameters())
 
-    found: dict[str, int] = {}  # by name, an outer block before those that are in it
-    for name, module in network.named_modules():
-        if type(module).__name__.endswith(BLOCKS) and not any(name.startswith(f"{outer}.") for outer in found):
-            found[name] = size(module)
-    every = size(network)
-    return every, max(found.values(), default=0), every - sum(found.values())
+def _count(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
 @torch.no_grad()

@@ -37,12 +37,13 @@ def test_whole_weights_are_on_every_process_and_gradients_are_there_only_while_i
 @pytest.mark.parametrize(("processes", "replicas", "shards"), [(8, 1, 8), (16, 2, 8), (16, 1, 16), (2, 2, 1)])
 def test_sharded_weights_are_held_in_parts_and_gathered_by_phase(processes, replicas, shards):
     found = phases(NEEDS, processes, "sharded", replicas=replicas)
-    assert found.training == 50 + (4800 + 9600) // shards + 11 + 100 + 3 * 300
+    assert found.training == 50 + (4800 + 9600) // shards + 11 + 100 + 3 * 300  # in use, next, gradients
     assert found.sampling == 50 + (4800 + 6400) // shards + 7 + 1600
     blockwise = phases(NEEDS, processes, "sharded", replicas=replicas, gather="never")
     assert blockwise.training == found.training
     assert blockwise.sampling == found.sampling - 1600 + 100 + 2 * 300
-    assert found.largest == max(found.training, found.sampling)
+    assert found.starting == NEEDS.weights  # all are loaded before they are shared out
+    assert found.largest == max(found.starting, found.training, found.sampling)
 
 
 def test_of_policy_and_base_the_larger_is_gathered_for_they_speak_one_after_the_other():

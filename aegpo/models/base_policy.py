@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from aegpo.errors import AegpoError
+from aegpo.models.unread import is_unread
 
 BASE = "base"  # of `Model.frozen`
 
@@ -44,7 +45,8 @@ class BasePolicy:
     def shard(self, spread: Callable[[nn.Module], None]) -> None:
         """Spreads the weights of the copy, if there is one, over processes; it stays on its device then."""
         if self._copy is not None:
-            self._copy.to(next(self._policy.parameters()).device)
+            if not is_unread(self._copy):
+                self._copy.to(next(self._policy.parameters()).device)
             spread(self._copy)
             self._stays = True
 
@@ -67,8 +69,8 @@ class BasePolicy:
         if self._copy is None:
             copied = copy.deepcopy(self._policy).eval().requires_grad_(False)
             cast(copied, self.dtypes)
-            self._copy = copied.to(device=self._waits_on)
-        if self._stays:
+            self._copy = copied if is_unread(copied) else copied.to(device=self._waits_on)
+        if self._stays or is_unread(self._copy):
             yield self._copy
             return
         self._copy.to(device)

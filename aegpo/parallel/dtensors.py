@@ -29,9 +29,15 @@ def own_part(whole: Tensor, like: DTensor) -> DTensor:
         like: is cut as the result is, and lies where it goes.
     """
     assert whole.shape == like.shape, f"{tuple(whole.shape)} is no {tuple(like.shape)}"
-    own = whole.detach()[rows_of(like)].to(like.device, copy=True).contiguous()
+    return of_rows(whole.detach()[rows_of(like)].clone(), like)
+
+
+def of_rows(own: Tensor, like: DTensor) -> DTensor:
+    """The sharded tensor of which each process holds these rows, those it holds of `like`; nothing is sent."""
+    stride = torch.empty(like.shape, device="meta").stride()
+    own = own.to(like.device).contiguous()
     return DTensor.from_local(
-        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=_stride(like.shape)
+        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=stride
     )
 
 
@@ -39,7 +45,3 @@ def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; of a sharded one every process has to ask, and then has it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-
-def _stride(shape: torch.Size) -> tuple[int, ...]:
-    """Of a tensor whose numbers lie one after another."""
-    return torch.empty(shape, device="meta").stride()

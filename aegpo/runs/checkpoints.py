@@ -235,60 +235,6 @@ def _load(
     return Checkpoint(content["step"], tensors, content["state"], whose, content.get("records"))
 
 
-def _checked(path: Path, only: Collection[str] | None = None) -> list[str]:
-    """The names of a checkpoint's files, all of which, or `only` some, were found to have their checksums."""
-    sums = _read_json(path / _CHECKSUMS).get("sha256")
-    if not isinstance(sums, dict) or _STATE not in sums:
-        raise CheckpointError(f"{_CHECKSUMS} lists no checksums")
-    for name, expected in sums.items():
-        file = path / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{_CHECKSUMS} lists {name!r}, which is no file of it")
-        if only is not None and name not in only:
-            continue
-        if not file.is_file():
-            raise CheckpointError(f"{name} is missing")
-        if _checksum(file) != expected:
-            raise CheckpointError(
-                f"{name} has a wrong checksum ({file.stat().st_size} bytes); it was changed or cut short"
-            )
-    return list(sums)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    content, step = _read_json(path / _STATE), _step_of(path)
-    if type(content.get("step")) is not int or not isinstance(content.get("state"), dict):
-        raise CheckpointError(f"{_STATE} has no 'step' and 'state'")
-    if step is not None and content["step"] != step:
-        raise CheckpointError(f"{_STATE} is of step {content['step']}")
-    return content
-
-
-def _told(run: object) -> str:
-    """How messages call a run."""
-    if not isinstance(run, Mapping):
-        return repr(run)
-    digest = str(run.get("experiment", ""))[:8]
-    return f"arm {run.get('arm')!r}, seed {run.get('seed')}" + (f", experiment {digest}" if digest else "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path.name} is not of format {FORMAT}, the only one this version of aegpo reads")
-    return content
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) newest first; of two of one step, the one in place before the one it was about to replace."""
     if not folder.is_dir():
@@ -307,11 +253,6 @@ def _prune(folder: Path, newest: int, keep: int) -> None:
             trash = _cleared(folder / f".{path.name.lstrip('.')}.old.tmp")
             path.rename(trash)
             shutil.rmtree(trash)
-
-
-def _step_of(path: Path) -> int | None:
-    match = _NAME.fullmatch(path.name)
-    return None if match is None else int(match["step"])
 
 
 def _cleared(path: Path) -> Path:

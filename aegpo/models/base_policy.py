@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,7 @@ class BasePolicy:
         self._policy, self._waits_on, self.dtypes = policy, waits_on, dtypes_of(policy)
         self._copy: nn.Module | None = None
         self._inside: nn.Module | None = None  # the base network while `active` is entered
+        self._stays = False  # where it is
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -39,6 +40,13 @@ class BasePolicy:
                 yield self._inside
             finally:
                 self._inside = None
+
+    def shard(self, spread: Callable[[nn.Module], None]) -> None:
+        """Spreads the weights of the copy, if there is one, over processes; it stays on its device then."""
+        if self._copy is not None:
+            self._copy.to(next(self._policy.parameters()).device)
+            spread(self._copy)
+            self._stays = True
 
     @contextmanager
     def _entered(self) -> Iterator[nn.Module]:
@@ -60,6 +68,9 @@ class BasePolicy:
             copied = copy.deepcopy(self._policy).eval().requires_grad_(False)
             cast(copied, self.dtypes)
             self._copy = copied.to(device=self._waits_on)
+        if self._stays:
+            yield self._copy
+            return
         self._copy.to(device)
         try:
             yield self._copy

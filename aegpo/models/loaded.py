@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+import torch
 from torch import nn
 
 from aegpo.core.experiment import Experiment
@@ -14,20 +15,39 @@ from aegpo.errors import AegpoError
 _SAMPLE = 16  # values of each weight that tell one network from another
 
 
-def fingerprint(network: nn.Module, without: Collection[str] = ()) -> str:
-    """Tells networks apart by names, shapes and a few values of every weight; cheap for billions of them.
+Values = Mapping[str, bytes]  # of every weight, by name, what tells networks apart
+
+
+def sampled_values(network: nn.Module) -> dict[str, bytes]:
+    """Name, shape and a few values of every weight, by name; cheap for billions of them."""
+    return {
+        name: f"{name} {tuple(weight.shape)}".encode()
+        + weight.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes()
+        for name, weight in network.state_dict().items()
+    }
+
+
+def fingerprint(network: nn.Module | Values, without: Collection[str] = ()) -> str:
+    """Tells networks apart by names, shapes and a few values of every weight.
 
     Args:
-        network: the network.
+        network: the network, or its `sampled_values`.
         without: names of weights that do not count.
     """
+    values = sampled_values(network) if isinstance(network, nn.Module) else network
     digest = hashlib.sha256()
-    for name, weight in network.state_dict().items():
-        if name in without:
-            continue
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes())
+    for name, told in values.items():
+        if name not in without:
+            digest.update(told)
     return digest.hexdigest()
+
+
+def main_dtype(network: nn.Module) -> torch.dtype:
+    """The dtype of most of a network's weights; loaders keep some modules in float32."""
+    counts: dict[torch.dtype, int] = {}
+    for weight in network.parameters():
+        counts[weight.dtype] = counts.get(weight.dtype, 0) + weight.numel()
+    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def resized(model: Model, experiment: Experiment) -> Model:

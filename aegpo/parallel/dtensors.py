@@ -1,47 +1,51 @@
-"""Sharded tensors (DTensor), of which each process holds some rows: taken from whole ones, and made whole again."""
+"""Tensors of which each process has a part: the part of one that all have, and the whole of one that none has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; of a sharded one, for which every process asks."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    found: Tensor = tensor.full_tensor()
+    return found
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor; nothing is sent."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def sharded(tensors: Mapping[str, Tensor]) -> dict[str, DTensor]:
-    """Those of the tensors of which each process holds a part."""
+    """Those of the tensors of which each process has a part."""
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
 
 
-def rows_of(like: DTensor) -> tuple[slice, ...]:
-    """Which part of the whole tensor this process holds: a slice of each axis."""
-    sizes, offsets = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    return tuple(slice(offset, offset + size) for size, offset in zip(sizes, offsets, strict=True))
-
-
-def own_part(whole: Tensor, like: DTensor) -> DTensor:
-    """This process's part of a tensor that every process has whole; nothing is sent.
+def own_part(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has whole, spread as another one of its shape is; nothing is sent.
 
     Args:
-        whole: of the shape of `like`, on any device.
-        like: is cut as the result is, and lies where it goes.
+        tensor: the whole, on any device.
+        like: says which part is this process's, its dtype and device; one that is not sharded asks for all of it.
     """
-    assert whole.shape == like.shape, f"{tuple(whole.shape)} is no {tuple(like.shape)}"
-    return of_rows(whole.detach()[rows_of(like)].clone(), like)
+    if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
+        return tensor
+    return of_own(tensor[own_slices(like)].to(like.dtype), like)
 
 
-def of_rows(own: Tensor, like: DTensor) -> DTensor:
-    """The sharded tensor of which each process holds these rows, those it holds of `like`; nothing is sent."""
-    stride = torch.empty(like.shape, device="meta").stride()
-    own = own.to(like.device).contiguous()
-    return DTensor.from_local(
-        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=stride
-    )
+def own_slices(like: DTensor) -> tuple[slice, ...]:
+    """Which part of the whole tensor this process has: a slice of each axis."""
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return tuple(slice(first, first + count) for first, count in zip(offset, shape, strict=True))
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; of a sharded one every process has to ask, and then has it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
+def of_own(part: Tensor, like: DTensor) -> DTensor:
+    """The tensor of which every process has such a part, those it has of `like`, on its device; nothing is sent."""
+    own, mesh = part.to(like.to_local().device).contiguous(), like.device_mesh
+    return DTensor.from_local(own, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())

@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed.device_mesh import DeviceMesh
 
 from aegpo.core.processes import Place
-from aegpo.errors import ProcessLostError
+from aegpo.errors import ProcessLostError, SettingError
 from aegpo.parallel.watch import Watch, asks_first, left, machine, watched
 
 _T = TypeVar("_T")
@@ -52,6 +54,7 @@ class Link:
         self._data, self._carrier = self._control, torch.device("cpu")
         self.computes_on = self._carrier
         self._aside: dist.ProcessGroup | None = None
+        self.help: Callable[[str, bool], None] = _nobody_asks
         self._watch: Watch | None = None
         self._watch = self._watched()
 
@@ -73,6 +76,32 @@ class Link:
                 "another connection is made", lambda: dist.new_group(backend="gloo", timeout=timeout)
             )
         return self._aside
+
+    def mesh(self, replicas: int) -> DeviceMesh:
+        """Of `Team.mesh`."""
+        size, device = self.place.size, self.computes_on.type
+        if size % replicas:
+            raise SettingError(
+                f"'replicas' is {replicas}, which does not divide the {size} processes of this run", "parallel"
+            )
+        if device == "cuda" and self._carrier.type != "cuda":
+            raise SettingError("'weights' are sharded over processes with a GPU of their own each", "parallel")
+        ranks = torch.arange(size).view(replicas, -1)
+        groups = [self._group_of(each) for each in ((ranks.T, ranks) if replicas > 1 else (ranks,))]
+        if replicas == 1:
+            return DeviceMesh.from_group(groups[0], device)
+        return DeviceMesh.from_group(groups, device, ranks, mesh_dim_names=("replicas", "shards"))
+
+    def _group_of(self, ranks: Tensor) -> dist.ProcessGroup:
+        """This process's of the groups (n, processes of each)."""
+        backend, found = "nccl" if self._carrier.type == "cuda" else "gloo", None
+        for each in ranks.tolist():
+            group = self._asked(
+                "other connections are made", partial(dist.new_group, each, timeout=self._timeout, backend=backend)
+            )
+            found = group if self.place.rank in each else found
+        assert isinstance(found, dist.ProcessGroup), "every process is in one"
+        return found
 
     def leave(self) -> None:
         """The last message was sent: each may end."""
@@ -109,7 +138,7 @@ class Link:
         message = json.dumps({**said, "at": where}).encode()
         answers = [json.loads(answer) for answer in self._asked(where, lambda: self._exchanged(message))]
         places = [answer.pop("at") for answer in answers]
-        sound = [place for place, answer in zip(places, answers, strict=True) if "fault" not in answer]
+        sound = [place for place, answer in zip(places, answers, strict=True) if not {"fault", "needs"} & set(answer)]
         if len(set(sound)) > 1:
             told = "; ".join(f"process {rank} at {place!r}" for rank, place in enumerate(places))
             raise ProcessLostError(
@@ -234,6 +263,10 @@ def _store(place: Place, server: bool = True) -> Store:
         multi_tenant=True,
     )
     return PrefixStore(f"aegpo/{place.attempt}", store)
+
+
+def _nobody_asks(what: str, own: bool) -> None:
+    raise AssertionError(f"{what!r} is needed by a process, and nobody was told how")
 
 
 def _world() -> dist.ProcessGroup:

@@ -19,11 +19,13 @@ from aegpo.core.processes import Place, place
 from aegpo.core.records import IntArray
 from aegpo.errors import AegpoError
 from aegpo.parallel.faults import Fault, agreed_on, fault_of
+from aegpo.parallel.sums import by_halves
 
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
     from torch import Tensor
+    from torch.distributed.device_mesh import DeviceMesh
 
     from aegpo.parallel.link import Link
 
@@ -171,11 +173,39 @@ class Team:
         self._round(self._link, where, {})
 
     def _round(self, link: Link, where: str, said: dict[str, Any], own: Exception | None = None) -> list[Any]:
-        answers = link.round(where, said)
-        faults = [Fault(**answer["fault"]) for answer in answers if "fault" in answer]
-        if faults:
-            raise faults[0].error(self.place, own) from (own.__cause__ if own is not None else None)
-        return [answer.get("value") for answer in answers]
+        while True:
+            answers = link.round(where, said)
+            faults = [Fault(**answer["fault"]) for answer in answers if "fault" in answer]
+            if faults:
+                raise faults[0].error(self.place, own) from (own.__cause__ if own is not None else None)
+            needed = {answer["needs"] for answer in answers if "needs" in answer}
+            if not needed:
+                return [answer.get("value") for answer in answers]
+            first = min(needed)  # the same one everywhere; who needs another one asks again
+            link.help(first, said.get("needs") == first)
+            if said.get("needs") == first:
+                return []
+
+    # --- sharded weights ---------------------------------------------------------------------------------------------
+
+    def help_with(self, helper: Callable[[str, bool], None]) -> None:
+        """From now on `helper(what, own)` is called in every process when one, perhaps this one, says `need`."""
+        if self._link is not None:
+            self._link.help = helper
+
+    def need(self, what: str) -> None:
+        """Returns when all processes have come to a round and taken part in what this one needs; see `help_with`."""
+        if self._link is not None:
+            self._round(self._link, f"{what} is needed", {"needs": what})
+
+    def mesh(self, replicas: int) -> DeviceMesh:
+        """(processes,), or with replicas (replicas, processes of each), neighbours together; all processes ask.
+
+        Raises:
+            SettingError: if they cannot have sharded weights, or not in so many replicas.
+        """
+        assert self._link is not None, "a process alone has all weights"
+        return self._link.mesh(replicas)
 
     @contextmanager
     def in_turn(self, where: str) -> Iterator[None]:
@@ -281,7 +311,7 @@ class Team:
             of: computes the tensors of one of this process's shards; nothing is sent meanwhile.
         """
         nothing: list[Tensor | None] = [None] * len(like)
-        own = _by_halves(of, self.mine.start, len(self.mine)) if self.mine else nothing
+        own = by_halves(of, self.mine.start, len(self.mine)) if self.mine else nothing
         return own if self._link is None else self._across(self._link, where, like, own)
 
     def by_tree(self, numbers: int) -> bool:
@@ -315,27 +345,3 @@ class Team:
             own += link.swapped(own, self.place.rank ^ step)  # the same bits on both sides
             step *= 2
         return own
-
-
-def _by_halves(of: Callable[[int], list[Tensor | None]], first: int, count: int) -> list[Tensor | None]:
-    """The sum over `count` shards from the `first`."""
-    if count > 1 and count % 2 == 0:
-        half = count // 2
-        low = _by_halves(of, first, half)
-        return _added(low, _by_halves(of, first + half, half))
-    total = of(first)
-    for shard in range(first + 1, first + count):
-        total = _added(total, of(shard))
-    return total
-
-
-def _added(low: list[Tensor | None], high: list[Tensor | None]) -> list[Tensor | None]:
-    """Sums, in the place of one of the two. What is not there is 0 (-0 + 0 is 0), as it is between processes."""
-    found: list[Tensor | None] = []
-    for one, other in zip(low, high, strict=True):
-        if one is None or other is None:
-            there = other if one is None else one
-            found.append(None if there is None else there.add_(0.0))
-        else:
-            found.append(one.add_(other))
-    return found

@@ -17,6 +17,7 @@ from aegpo.runs.sharded_files import SHARDS, checksum, described, read_into
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed.tensor import DTensor
 
 FORMAT = 1
 STATE = "state.json"
@@ -155,17 +156,17 @@ def _read_file(path: Path, device: torch.device | str, weights: Mapping[str, Ten
     if not weights:
         with safe_open(path, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    from aegpo.parallel.dtensors import of_rows, rows_of, sharded
+    from aegpo.parallel.dtensors import of_own, own_slices
 
     tensors: dict[str, Tensor] = {}
     with safe_open(path, framework="pt", device=str(device)) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        likes = sharded(dict(_likes(shapes, weights)))
+        likes = _likes(shapes, weights)
         for name in shapes:
             if (like := likes.get(name)) is None:
                 tensors[name] = file.get_tensor(name)
             else:
-                tensors[name] = of_rows(file.get_slice(name)[rows_of(like)], like)
+                tensors[name] = of_own(file.get_slice(name)[own_slices(like)], like)
     return tensors
 
 
@@ -175,7 +176,7 @@ def _read_shards(
     import torch
 
     found = {name: each for name, each in described(folder).items() if prefixes is None or _prefix(name) in prefixes}
-    likes = dict(_likes({name: tuple(shape) for name, (shape, _) in found.items()}, weights))
+    likes = _likes({name: tuple(shape) for name, (shape, _) in found.items()}, weights)
     tensors = {
         name: torch.empty_like(likes[name], dtype=dtype, requires_grad=False)
         if name in likes
@@ -186,15 +187,19 @@ def _read_shards(
     return tensors
 
 
-def _likes(
-    shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """For each stored tensor that is cut as a weight is, that weight: `policy/NAME`, `optimizer/NAME/exp_avg`."""
+def _likes(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> dict[str, DTensor]:
+    """The sharded weights by the stored tensors that are cut as they are: `policy/NAME`, `optimizer/NAME/exp_avg`."""
+    if not weights:
+        return {}
+    from aegpo.parallel.dtensors import sharded
+
+    likes, known = dict[str, DTensor](), sharded(weights)
     for name, shape in shapes.items():
         own = name.split("/", 1)[-1]
-        weight = weights.get(own, weights.get(own.rsplit("/", 1)[0]))
+        weight = known.get(own, known.get(own.rsplit("/", 1)[0]))
         if weight is not None and tuple(weight.shape) == shape:
-            yield name, weight
+            likes[name] = weight
+    return likes
 
 
 def _prefix(name: str) -> str:

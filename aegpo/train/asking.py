@@ -12,6 +12,7 @@ from torch import Tensor
 from aegpo.core import contracts, untouched
 from aegpo.core.records import Conditioning, Gaussian
 from aegpo.errors import AegpoError, ContractError
+from aegpo.parallel.dtensors import local
 from aegpo.train.execution import Execution
 
 DIVERGED = (
@@ -84,7 +85,7 @@ def refuse(how: Execution, part: str, name: str, what: str) -> None:
 
 def ruined(how: Execution) -> bool:
     """True if the network's weights are not finite, or what it says where the base policy makes sense is not."""
-    return not all(bool(weight.isfinite().all()) for weight in how.model.policy.parameters()) or how.diverged()
+    return not all(bool(local(weight).isfinite().all()) for weight in how.model.policy.parameters()) or how.diverged()
 
 
 def batched_velocity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from aegpo.core.signatures import built
 from aegpo.errors import AegpoError
 from aegpo.method.dealing import Deals, deal, worth_keeping
 from aegpo.method.partition import Partition
+from aegpo.parallel.sharding import Sharding
 from aegpo.parallel.team import Team
 from aegpo.train.asking import DIVERGED
 from aegpo.train.edges import edge_weights, totals
@@ -71,8 +73,9 @@ class Learner:
         precision: Precision,
         updates: int,
         team: Team | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
-        self._team = team or Team.alone()
+        self._team, self._sharding = team or Team.alone(), sharding
         self._how, self.weights, self._spec, self._precision = how, weights, spec, precision
         self.objective, self._kind, self._ema_decay = objective, objective_kind, ema_decay
         self._optimizer = make_optimizer(list(weights.trained.values()), spec)
@@ -88,7 +91,7 @@ class Learner:
         objective, ema = experiment.objective, experiment.policy.ema
         made = built("objective", objective.kind, objective.build, Objective, ForwardObjective)
         optimizer, updates = experiment.optimizer, experiment.updates
-        what = (made, objective.kind, optimizer, ema, policy.precision, updates, policy.team)
+        what = (made, objective.kind, optimizer, ema, policy.precision, updates, policy.team, policy.sharding)
         return cls(policy.how, policy.weights, *what)
 
     def deals(self, plan: RolloutPlan, rng: np.random.Generator) -> Deals:
@@ -97,6 +100,8 @@ class Learner:
 
     def keeping(self, partition: Partition, deals: Deals) -> Keeping | None:
         """What sampling keeps of each part for the first optimizer step; None: nothing."""
+        if self._sharding is not None:
+            return None  # graphs would hold on to gathered weights
         if not self._spec.retains(self.objective) or not worth_keeping(partition, deals[0][0]):
             return None
         self._room.refill()
@@ -164,15 +169,24 @@ class Learner:
         """
         weights = list(self.weights.trained.values())
 
+        def differentiated(shard: int, times: int) -> Findings:
+            portion, micro = work[shard]
+            with piece(self._team, "update", shard, self.updates):
+                share = portion.of(lesson.share) * times
+                return self._accumulate([lesson.batch(portion, each) for each in micro], share)
+
         def of(shard: int) -> list[Tensor | None]:
             if shard in work:
-                portion, micro = work[shard]
-                with piece(self._team, "update", shard, self.updates):
-                    share = portion.of(lesson.share) * parts
-                    found = self._accumulate([lesson.batch(portion, each) for each in micro], share)
-                found.settle(pieces[shard], fresh)
+                differentiated(shard, parts).settle(pieces[shard], fresh)
             return _taken(weights)
 
+        if self._sharding is not None:  # gradients come as means over the processes, each of which has its part
+            batches = sum(len(micro) for _, micro in work.values())
+            with self._sharding.in_lockstep(batches, partial(self._for_nothing, lesson.cond)):
+                found = {shard: differentiated(shard, parts * self._team.size) for shard in work}
+            for shard, each in found.items():
+                each.settle(pieces[shard], fresh)
+            return
         for weight, gradient in zip(weights, self._team.summed("gradients", weights, of), strict=True):
             weight.grad = gradient
 
@@ -265,6 +279,13 @@ class Learner:
             self._precision.backward((weight * losses).sum())
             found.add(weight, {"loss": losses.detach(), **metrics})
         return found
+
+    def _for_nothing(self, cond: Conditioning) -> None:
+        """Evaluates and differentiates one state, and learns nothing from it."""
+        model, device = self._how.model, self._how.sigmas.device
+        latents, first = torch.zeros((1, *model.latent_shape), device=device), torch.zeros(1, dtype=torch.long)
+        said = self._how.velocity(latents, self._how.sigmas[:1], cond.select(first.to(device)))
+        self._precision.backward(said.sum() * 0)
 
     def _losses(self, batch: Batch, found: Findings) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses and metrics (B,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aegpo.core import contracts, untouched
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Model, Preparable, Sampler
+from aegpo.core.interfaces import Model, Preparable, Sampler, Shardable
 from aegpo.core.memory import enough_memory, free_bytes, lower
 from aegpo.core.parts import ModelSpec
 from aegpo.core.places import named_places
@@ -23,7 +23,8 @@ from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.core.sections import GIB
 from aegpo.core.signatures import built
 from aegpo.models.adapters import add_adapters
-from aegpo.models.loaded import fingerprint, resized
+from aegpo.models.loaded import Values, fingerprint, main_dtype, resized, sampled_values
+from aegpo.parallel.sharding import Sharding
 from aegpo.parallel.team import Team
 from aegpo.train.asking import Answers, decoded, log_prob, transition
 from aegpo.train.devices import STORAGE, choose_device
@@ -59,10 +60,13 @@ class Policy:
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         spec = self._settled(experiment)
         self.model = built("model", spec.kind, partial(spec.build, self.device), Model)
+        computes_in = main_dtype(self.model.policy)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
         with contracts.blaming("model", experiment.model.kind), self.model.frozen("base"):
             pass  # the base policy is what the model is now
-        self.weights = Weights(self.model.policy)
+        self._values: Values = {}  # of weights that are sharded now, as they were
+        self.sharding = self._sharded(computes_in)
+        self.weights = Weights(self.model.policy, *(() if self.sharding is None else (self.sharding.changing,)))
         self._sized = resized(self.model, experiment)
         self._probe: Prompt | None = None  # that `check` tried
         self.how = self._execution(self.model, experiment.rollouts.denoising_steps)
@@ -107,6 +111,19 @@ class Policy:
             if value != before[name]
         )
         return settled
+
+    def _sharded(self, computes_in: torch.dtype) -> Sharding | None:
+        """The networks' weights spread over the processes, if that was asked for; None: they are whole."""
+        parallel, policy = self.experiment.parallel, self.model.policy
+        if self.team.size == 1 or parallel.weights != "sharded":
+            return None
+        self._values = sampled_values(policy)
+        sharding = Sharding(self.team, self.team.mesh(parallel.replicas), parallel.gather)
+        sharding.spread("policy", policy, computes_in)
+        if isinstance(self.model, Shardable):
+            with contracts.blaming("model", self.experiment.model.kind):
+                self.model.shard_base(lambda base: sharding.spread("base", base, computes_in))
+        return sharding
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
@@ -220,7 +237,11 @@ class Policy:
         model = spec.model.model_dump(mode="json")
         places = {"revision", *(str(place.location[0]) for place in named_places(type(spec.model), model))}
         told = {name: value for name, value in model.items() if name not in places}
-        return {**how, **tf32, "model": told, "weights": fingerprint(self.model.policy)}
+        return {**how, **tf32, "model": told, "weights": self.fingerprint()}
+
+    def fingerprint(self, without: Collection[str] = ()) -> str:
+        """Tells its network from others before anything is learned; `without`: names of weights that do not count."""
+        return fingerprint(self._values or self.model.policy, without)
 
     # --- how it is executed ------------------------------------------------------------------------------------------
 

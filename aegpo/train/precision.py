@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.errors import AegpoError
+from aegpo.parallel.dtensors import whole
 from aegpo.train.devices import STORAGE
 
 
@@ -48,7 +49,7 @@ class Precision:
         """Scales gradients back, and down to a norm of `limit`; returns the norm before."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        return float(nn.utils.clip_grad_norm_(weights, limit))
+        return float(whole(nn.utils.clip_grad_norm_(weights, limit)))
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """One step of the optimizer; with a scaler, none where a gradient is not finite."""

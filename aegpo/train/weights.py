@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from aegpo.errors import CheckpointError
+from aegpo.parallel.dtensors import own_part
+
+Changing = Callable[[bool], None]  # see `Sharding.changing`
+
+
+def _nobody_minds(said: bool) -> None:
+    """Weights that are whole may change at any time."""
 
 
 class Weights:
     """What is trained of a network, by name, and the copies of it that a run keeps."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, changing: Changing = _nobody_minds) -> None:
+        """`changing` is called before weights are given other values, but for the optimizer's steps."""
+        self._changing = changing
         self.trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self.average: WeightCopy | None = None  # the running average, which evaluation uses
         self.old: WeightCopy | None = None  # of the policy that samples while it lags behind
 
     def keep(self, averaged: bool, lagging: bool) -> None:
         """Starts the copies that a run needs, as what the weights are now."""
-        self.average = WeightCopy(self.trained) if averaged else None
-        self.old = WeightCopy(self.trained) if lagging else None
+        self.average = WeightCopy(self.trained, self._changing) if averaged else None
+        self.old = WeightCopy(self.trained, self._changing) if lagging else None
 
     def active(self, chosen: WeightCopy | None) -> AbstractContextManager[None]:
         """Inside, the network has the weights of a copy; None: its own."""
@@ -35,6 +44,7 @@ class Weights:
             CheckpointError: if they are not this network's.
         """
         _check_fits(where, self.trained, values)
+        self._changing(True)
         assign(self.trained, values)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -53,10 +63,11 @@ class Weights:
         expected = self.state_dict()
         found = {name: value for name, value in state.items() if name.split("/", 1)[0] in ("policy", "ema", "old")}
         _check_fits("the checkpoint", expected, found)
+        self._changing(True)
         assign(self.trained, {name: state[f"policy/{name}"] for name in self.trained})
         for prefix, kept in self._copies().items():
             for name, value in kept.values.items():
-                value.copy_(state[prefix + name])
+                value.copy_(own_part(state[prefix + name], value))
 
     def _copies(self) -> dict[str, WeightCopy]:
         return {prefix: kept for prefix, kept in (("ema/", self.average), ("old/", self.old)) if kept is not None}
@@ -65,8 +76,9 @@ class Weights:
 class WeightCopy:
     """Trained weights as they were, by name; starts as what they are now."""
 
-    def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
-        self._weights = weights
+    def __init__(self, weights: Mapping[str, nn.Parameter], changing: Changing) -> None:
+        """`changing`: of `Weights`."""
+        self._weights, self._changing = weights, changing
         self.values = {name: weight.detach().clone() for name, weight in weights.items()}
 
     @torch.no_grad()
@@ -78,18 +90,23 @@ class WeightCopy:
     def active(self) -> Iterator[None]:
         """Inside, the policy has the weights of this copy."""
         current = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._changing(True)
         assign(self._weights, self.values)
         try:
             yield
-        finally:
+        except BaseException:
+            self._changing(False)  # the others are somewhere else
             assign(self._weights, current)
+            raise
+        self._changing(True)
+        assign(self._weights, current)
 
 
 @torch.no_grad()
 def assign(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Copies values into weights of the same names, in place."""
+    """Copies values into weights of the same names, in place; of weights that are sharded, this process's part."""
     for name, weight in weights.items():
-        weight.copy_(values[name])
+        weight.copy_(own_part(values[name], weight))
 
 
 def _check_fits(where: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from aegpo.core.processes import Place
 from aegpo.errors import CheckpointError, ProcessLostError
-from aegpo.parallel.dtensors import own_part, rows_of, sharded, whole
+from aegpo.parallel.dtensors import own_part, own_slices, sharded, whole
 from aegpo.parallel.team import Team
 from aegpo.runs.sharded_files import checksum, described, read_into, read_whole, write
 
@@ -84,7 +84,7 @@ def other_numbers_of_processes_read_their_rows(team, folder):
             like = {name: distribute_tensor(of(name, 1), mesh, [Shard(0)]) for name in SHAPES}
             read_into(folder / "shards", like)
             for name, tensor in like.items():
-                assert torch.equal(tensor.to_local(), of(name)[rows_of(tensor)])
+                assert torch.equal(tensor.to_local(), of(name)[own_slices(tensor)])
         team.told("read")
 
 

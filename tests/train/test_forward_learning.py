@@ -230,7 +230,7 @@ def test_a_resumed_run_has_the_old_policy_bit_for_bit(tiny_spec, tmp_path, polic
 
 def test_a_copy_of_the_weights_is_active_inside_and_gone_outside_even_after_an_error():
     weight = torch.nn.Parameter(torch.tensor([1.0]))
-    copy = WeightCopy({"w": weight})
+    copy = WeightCopy({"w": weight}, lambda said: None)
     with torch.no_grad():
         weight.fill_(3.0)
     copy.approach(0.25)

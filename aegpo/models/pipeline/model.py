@@ -93,6 +93,10 @@ class PipelineModel:
         refuse_unknown(self.spec.kind, name)
         return self._network.base()
 
+    def shard_base(self, spread: Callable[[nn.Module], None]) -> None:
+        """Spreads the weights of the frozen base over processes, if it is a copy; the policy's are spread already."""
+        self._network.shard_base(spread)
+
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
         """Shows `tap` every softmax attention, of a row for each latent; with guidance, that of both evaluations."""
 

@@ -50,6 +50,10 @@ class Network:
             output: Tensor = call(self._called)[0]
         return output.float()
 
+    def shard_base(self, spread: Callable[[nn.Module], None]) -> None:
+        """Of `PipelineModel`."""
+        self._base.shard(spread)
+
     @contextmanager
     def base(self) -> Iterator[None]:
         """Inside, `evaluate` calls the frozen base policy."""

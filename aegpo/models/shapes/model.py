@@ -106,6 +106,10 @@ class ShapesModel:
             finally:
                 self._network = before
 
+    def shard_base(self, spread: Callable[[nn.Module], None]) -> None:
+        """Spreads the weights of the frozen base over processes, if it is a copy; the policy's are spread already."""
+        self._base.shard(spread)
+
     def save_adapters(self, folder: Path) -> None:
         """Refused: no program loads a LoRA of this model."""
         raise AegpoError(

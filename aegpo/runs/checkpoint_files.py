@@ -6,7 +6,8 @@ Whole tensors are in PREFIX.safetensors, sharded ones in `shards/`; to those who
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,12 @@ class Stored:
         if any(name.startswith(f"{SHARDS}/") for name in self.files):
             tensors |= _read_shards(self.folder / SHARDS, prefixes, device, weights or {})
         return tensors
+
+    def copy_to(self, target: Path) -> None:
+        """Puts copies of the files into another folder."""
+        for name in self.files:
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(self.folder / name, target / name)
 
 
 def checked(path: Path, only: Collection[str] | None = None) -> list[str]:

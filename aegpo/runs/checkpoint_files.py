@@ -200,7 +200,8 @@ def _likes(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor])
         return {}
     from aegpo.parallel.dtensors import sharded
 
-    likes, known = dict[str, DTensor](), sharded(weights)
+    likes: dict[str, DTensor] = {}
+    known = sharded(weights)
     for name, shape in shapes.items():
         own = name.split("/", 1)[-1]
         weight = known.get(own, known.get(own.rsplit("/", 1)[0]))

@@ -69,13 +69,17 @@ def write(folder: Path, tensors: Mapping[str, DTensor], group: dist.ProcessGroup
     import torch.distributed as dist
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
     from torch.distributed.checkpoint.state_dict_saver import async_save
 
     prefixes = sorted({_prefix(name) for name in tensors})
     places = {name: prefixes.index(_prefix(name)) + 1 for name in tensors}
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=places, save_distributed=True)
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    upload = async_save(dict(tensors), storage_writer=writer, planner=planner, process_group=group)
+    stager = DefaultStager(StagingOptions(False, False, False, False))  # copies before `async_save` returns
+    parts = {name: _compact(tensor) for name, tensor in tensors.items()}
+    upload = async_save(parts, storage_writer=writer, planner=planner, process_group=group, async_stager=stager)
+    stager.close()
     assert isinstance(upload, Future), "the tensors were copied before it returned"
     return Writing(folder, upload, dist.get_rank(group))
 
@@ -152,6 +156,18 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _compact(tensor: DTensor) -> DTensor:
+    """The same, in memory of its own: torch cannot copy what begins amid that of another tensor."""
+    import torch
+
+    from aegpo.parallel.dtensors import of_own
+
+    part = tensor.to_local()
+    if part.is_contiguous() and part.storage_offset() == 0:
+        return tensor
+    return of_own(part.clone(memory_format=torch.contiguous_format), tensor)
 
 
 def _prefix(name: str) -> str:

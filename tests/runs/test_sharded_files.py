@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickletools
 import shutil
-import socket
-import traceback
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from teams import failures_in_team
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from aegpo.core.processes import Place
-from aegpo.errors import CheckpointError, ProcessLostError
+from aegpo.errors import CheckpointError
 from aegpo.parallel.dtensors import own_part, own_slices, sharded, whole
-from aegpo.parallel.team import Team
 from aegpo.runs.sharded_files import checksum, described, read_into, read_whole, write
 
 pytestmark = pytest.mark.slow
@@ -36,25 +28,6 @@ def of(name: str, seed: int = 0) -> torch.Tensor:
     """A whole tensor, the same in every process."""
     rng = torch.Generator().manual_seed(seed + len(name))
     return torch.randn(SHAPES[name], generator=rng).to(torch.bfloat16 if name.startswith("ema") else torch.float32)
-
-
-def in_a_team(rank: int, port: int, folder: str) -> None:
-    """Runs every check in one process of a team; what fails is written down."""
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_WORLD_SIZE": SIZE, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)
-    team = Team.joined()
-    team.use(1, torch.device("cpu"))
-    failed: dict[str, str] = {}
-    for name, check in CHECKS.items():
-        try:
-            check(team, Path(folder))
-        except Exception:
-            failed[name] = traceback.format_exc()
-    Path(folder, f"{rank}.json").write_text(json.dumps(failed))
-    with suppress(ProcessLostError):
-        team.leave()
-    os._exit(0)
 
 
 def written(team, folder, tensors):
@@ -147,60 +120,57 @@ def who_cannot_write_is_told_to_all(team, folder):
         written(team, folder / "refused", {"policy/odd": distribute_tensor(of("policy/odd"), mesh, [Shard(0)])})
 
 
-CHECKS = {
-    check.__name__: check
-    for check in (
-        what_three_wrote_is_read_whole,
-        other_numbers_of_processes_read_their_rows,
-        of_replicas_one_writes,
-        training_goes_on_meanwhile,
-        who_cannot_write_is_told_to_all,
-    )
-}
+CHECKS = (
+    what_three_wrote_is_read_whole,
+    other_numbers_of_processes_read_their_rows,
+    of_replicas_one_writes,
+    training_goes_on_meanwhile,
+    who_cannot_write_is_told_to_all,
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    """Where the checks worked, and what failed."""
     folder = tmp_path_factory.mktemp("shards")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(in_a_team, (port, str(folder)), nprocs=SIZE)
-    return folder
+    return folder, failures_in_team(SIZE, CHECKS, folder)
 
 
-@pytest.mark.parametrize("name", list(CHECKS))
+@pytest.fixture
+def shards(made):
+    return made[0] / "shards"
+
+
+@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
 def test_in_a_team_of_three(made, name):
-    failures = [json.loads((made / f"{rank}.json").read_text()) for rank in range(SIZE)]
-    told = [failure[name] for failure in failures if name in failure]
-    assert not told, "\n".join(told)
+    assert name not in made[1], "\n".join(made[1][name])
 
 
-def test_a_process_without_a_group_reads_what_three_wrote(made):
+def test_a_process_without_a_group_reads_what_three_wrote(shards):
     assert not dist.is_initialized()
-    found = read_whole(made / "shards")
+    found = read_whole(shards)
     assert all(torch.equal(found[name], of(name)) for name in SHAPES)
     into = {"policy/odd": torch.zeros(7, 3)}
-    read_into(made / "shards", into)
+    read_into(shards, into)
     assert torch.equal(into["policy/odd"], of("policy/odd"))
 
 
-def test_nothing_is_pickled(made):
-    names = sorted(path.name for path in (made / "shards").iterdir())
+def test_nothing_is_pickled(shards):
+    names = sorted(path.name for path in (shards).iterdir())
     assert names == [f"shard-0000{r}-model-0000{p}-of-00003.safetensors" for r in (1, 2, 3) for p in (1, 2, 3)]
-    for path in (made / "shards").iterdir():
+    for path in (shards).iterdir():
         with pytest.raises(ValueError, match=r"opcode|pickle"):
             list(pickletools.genops(path.read_bytes()))
 
 
-def test_shards_that_are_not_all_of_a_tensor_are_refused(made, tmp_path):
-    shutil.copytree(made / "shards", tmp_path / "shards")
+def test_shards_that_are_not_all_of_a_tensor_are_refused(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "shards")
     (tmp_path / "shards" / "shard-00001-model-00003-of-00003.safetensors").unlink()
     with pytest.raises(
         CheckpointError, match=r"shards holds \d+ of the \d+ numbers of 'policy/\w+', and 0 parts twice"
     ):
         described(tmp_path / "shards")
-    other = made / "shards" / "shard-00002-model-00003-of-00003.safetensors"
+    other = shards / "shard-00002-model-00003-of-00003.safetensors"
     shutil.copy(other, tmp_path / "shards" / "x.safetensors")
     with pytest.raises(CheckpointError, match="and 1 parts twice"):
         described(tmp_path / "shards")
@@ -211,7 +181,8 @@ def test_shards_that_are_not_all_of_a_tensor_are_refused(made, tmp_path):
         read_into(tmp_path / "shards", {"policy/odd": torch.zeros(7, 3)})
 
 
-def test_an_own_part_needs_no_messages():
-    assert Place().alone
-    assert whole(torch.ones(2)).tolist() == [1, 1]
-    assert sharded({"x": torch.ones(2)}) == {}
+def test_what_is_not_sharded_is_left_alone():
+    plain = torch.ones(2)
+    assert whole(plain) is plain
+    assert own_part(plain, torch.zeros(2)) is plain
+    assert sharded({"x": plain}) == {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from aegpo.core.examples import Examples, Exemplary
 from aegpo.core.experiment import EvaluationSpec, Experiment
 from aegpo.core.exporting import Exportable
-from aegpo.core.footprint import Footprint
+from aegpo.core.footprint import Footprint, Shares
 from aegpo.core.hookspecs import Outcome, hookimpl
 from aegpo.core.interfaces import (
     Advantage,
@@ -132,6 +132,7 @@ __all__ = [
     "Scores",
     "SelectorSpec",
     "SettingError",
+    "Shares",
     "Signal",
     "SignalCost",
     "SignalSource",

@@ -25,7 +25,20 @@ if TYPE_CHECKING:
     from gpu_sections.sections import Method, Record, Section
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("entropy", "sd35", "flux", "precision", "moments", "compile", "offload", "batches", "ablation", "bits", "nccl")
+NAMES = (
+    "entropy",
+    "sd35",
+    "flux",
+    "precision",
+    "moments",
+    "compile",
+    "offload",
+    "batches",
+    "ablation",
+    "bits",
+    "nccl",
+    "sharded",
+)
 ROWS = Path("gpu.jsonl")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -39,7 +52,7 @@ QUIET = {
 
 def sections() -> list[Section]:
     """All of them, in their order; imports everything that they need."""
-    from gpu_sections import entropy, learning, processes, steps, variants
+    from gpu_sections import entropy, learning, processes, sharded, steps, variants
     from gpu_sections.sections import Section
 
     return [
@@ -56,6 +69,7 @@ def sections() -> list[Section]:
         Section("ablation", "does a GPU learn what a CPU learns?", processes.ablation, 20),
         Section("bits", "have 1, 2 and 4 processes the same bits on one GPU?", processes.bits, 200),
         Section("nccl", "does NCCL carry what processes tell each other?", processes.nccl, 15),
+        Section("sharded", "do sharded weights hold what `check` says, by phase?", sharded.sharded, 90),
     ]
 
 

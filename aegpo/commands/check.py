@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegpo.commands import begun_runs, describe
-from aegpo.commands.footprints import footprints, gpu_memory, gradient_sums
+from aegpo.commands.footprints import footprints, gpu_memory, holdings
 from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.footprint import Footprint
+from aegpo.core.phases import replicas_refused
 from aegpo.core.processes import Place
 from aegpo.core.sections import GIB
 from aegpo.core.sheets import print_sheet
 from aegpo.core.terminals import say
+from aegpo.errors import SettingError
 from aegpo.method.balance import balances
 from aegpo.method.costs import costs, unread_prompts
 from aegpo.parallel.team import MOST_SUMMED_BY_TREE, Team
@@ -48,6 +50,7 @@ def check(request: CheckRequest, console: Console) -> None:
     loaded = load_experiment_file(request.file, registries, request.overrides)
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    _check_replicas(loaded, request.gpus or 1)
     for warning in uneven_shards(loaded, request.gpus or 1):
         print(f"warning: {warning}", file=sys.stderr)
     for label in dict.fromkeys(label for arm in loaded.arms.values() for label in unread_prompts(arm)):
@@ -62,8 +65,8 @@ def check(request: CheckRequest, console: Console) -> None:
     needs, room = footprints(loaded), None
     if needs:
         room = gpu_memory() if request.gpu_memory is None else int(request.gpu_memory * GIB)
-        needs = needs if room is None else {arm: each.on(room) for arm, each in needs.items()}
-        print_sheet(describe.memory(needs, room), console)
+        decided = needs if room is None else {arm: each.on(room) for arm, each in needs.items()}
+        print_sheet(describe.memory(decided, room), console)
     if request.gpus is not None:
         _print_gpus(loaded, request.gpus, needs, room, console)
     if request.rewards:
@@ -101,14 +104,21 @@ def uneven_shards(file: ExperimentFile, gpus: int) -> Iterator[str]:
             )
 
 
+def _check_replicas(file: ExperimentFile, gpus: int) -> None:
+    for arm, experiment in file.arms.items():
+        if (refused := replicas_refused(experiment.parallel, gpus)) is not None:
+            where = () if len(file.arms) == 1 else (arm,)
+            raise SettingError(refused, *where, "parallel", "replicas")
+
+
 def _print_gpus(
     file: ExperimentFile, gpus: int, needs: dict[str, Footprint], room: int | None, console: Console
 ) -> None:
     shards = {arm: experiment.parallel.shards or gpus for arm, experiment in file.arms.items()}
     figures = {arm: balances(experiment, [(gpus, shards[arm])])[0] for arm, experiment in file.arms.items()}
-    sums = {arm: gradient_sums(each.trainable, gpus, shards[arm]) for arm, each in needs.items()}
-    sizes = {arm: (sums[arm], each.total + sums[arm]) for arm, each in needs.items()}
-    print_sheet(describe.on_gpus(file, gpus, figures, sizes, room), console)
+    print_sheet(describe.on_gpus(file, gpus, figures), console)
+    if held := holdings(file, gpus, needs, room):
+        print_sheet(describe.by_phase(gpus, held, room), console)
     say(
         console,
         "parallel.shards: the same results, to the bit, on any number of GPUs that is a power of two and divides it "

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from aegpo.commands.footprints import Holding
 from aegpo.config.loading import ExperimentFile
 from aegpo.config.marks import dotted
 from aegpo.core.footprint import Footprint
+from aegpo.core.phases import USABLE
 from aegpo.core.registries import Registries
 from aegpo.core.registry import Entry, Spec, suggestion
 from aegpo.core.sections import GIB
@@ -163,37 +165,44 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.1f}"
 
 
-def on_gpus(
-    file: ExperimentFile,
-    gpus: int,
-    figures: Mapping[str, Balance],
-    needs: Mapping[str, tuple[int, int]],
-    room: int | None,
-) -> Sheet:
-    """How evenly each arm's step is shared out among GPUs, and what each GPU holds.
-
-    Args:
-        file: the arms.
-        gpus: processes of a run, a GPU each.
-        figures: by arm.
-        needs: bytes that sums of gradients take, and all that a GPU holds; of arms where they are known.
-        room: bytes that there are on a GPU, if that is known.
-    """
+def on_gpus(file: ExperimentFile, gpus: int, figures: Mapping[str, Balance]) -> Sheet:
+    """How evenly each arm's step is shared out among GPUs, one for each process of a run; `figures` is by arm."""
     rows = []
     for arm, balance in figures.items():
         experiment = file.arms[arm]
         shards = "null" if experiment.parallel.shards is None else str(experiment.parallel.shards)
         pieces = "prompts" if of_prompts(experiment) else "rollouts"
-        sizes = [f"{size / 2**30:.1f}" for size in needs[arm]] if arm in needs else ["?", "?"]
-        fits = "?" if room is None or arm not in needs else "yes" if needs[arm][1] <= room else "no"
-        rows.append((arm, shards, pieces, str(balance.dearest), str(balance.repeated), *sizes, fits))
+        rows.append((arm, shards, pieces, str(balance.dearest), str(balance.repeated)))
     note = (
         "dearest = forwards of the GPU that samples most, in those of an even share; repeated = forwards that one GPU "
-        "would not make, in those that it would.\nEvery GPU holds all weights; sums = gradients while they are added "
-        "up."
+        "would not make, in those that it would."
     )
-    columns = ("arm", "shards", "cut between", "dearest", "repeated", "sums, GiB", "in all, GiB", "fits")
+    columns = ("arm", "shards", "cut between", "dearest", "repeated")
     return Sheet(f"One run on {gpus:,} GPUs", columns, tuple(rows), note)
+
+
+def by_phase(gpus: int, figures: Mapping[str, Holding], room: int | None) -> Sheet:
+    """What each GPU of a run holds while it learns and while it samples, by who has the weights; by arm.
+
+    `room` is what there is on a GPU, in bytes, if that is known.
+    """
+    rows = []
+    for arm, each in figures.items():
+        chosen = each.sharded if each.weights == "sharded" else each.whole
+        told = each.weights or f"whole from {_gib(each.whole_from)}"
+        fits = "?" if room is None or each.weights is None else "yes" if chosen.largest <= room else "no"
+        sizes = (each.whole.training, each.whole.sampling, each.sharded.training, each.sharded.sampling)
+        rows.append((arm, *map(_gib, sizes), told if each.asked == told else f"{each.asked}: {told}", fits))
+    there = "no GPU here" if room is None else f"a GPU has {_gib(room)}"
+    note = (
+        f"{there}. whole = all weights on each GPU, and sums of gradients while it learns.\nsharded = of weights, "
+        "gradients, moments, base and average a part on each, and what is gathered: blocks while it learns, all "
+        "weights while it samples ('parallel.gather: never': blocks).\nweights = 'parallel.weights'; auto: sharded "
+        f"where learning with whole weights takes more than {USABLE:.0%} of what a GPU has.\nGraphs that sampling "
+        "keeps under 'optimizer.retain: auto' fill what is left and are not counted. Decoding and rewards come on top."
+    )
+    phases = tuple(f"{weights}, {phase}" for weights in ("whole", "sharded") for phase in ("training", "sampling"))
+    return Sheet(f"What each of {gpus:,} GPUs holds, in GiB", ("arm", *phases, "weights", "fits"), tuple(rows), note)
 
 
 def parts(registries: Registries) -> Sheet:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from aegpo.config.loading import ExperimentFile
 from aegpo.core.footprint import Footprint
 from aegpo.core.moments import FLOAT32
+from aegpo.core.phases import Phases, Weights, chosen_weights, phases, whole_weights_from
 from aegpo.core.processes import Place
 from aegpo.parallel.team import Team
 
@@ -24,6 +26,33 @@ def footprints(file: ExperimentFile) -> dict[str, Footprint]:
         footprint = known[key]
         if footprint is not None:
             found[arm] = replace(footprint, retained=experiment.retained_bytes)
+    return found
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What each GPU of a run on several holds, and who has the weights."""
+
+    whole: Phases
+    sharded: Phases
+    asked: str  # 'parallel.weights'
+    weights: Weights | None  # what a run would choose; None: not known without a GPU
+    whole_from: int  # bytes of a GPU from which on `auto` leaves all weights on each
+
+
+def holdings(file: ExperimentFile, gpus: int, needs: Mapping[str, Footprint], room: int | None) -> dict[str, Holding]:
+    """By arm, of those whose model says what of it can be shared; `room` is bytes of a GPU, if that is known."""
+    found = {}
+    for arm, needed in needs.items():
+        parallel = file.arms[arm].parallel
+        sums = gradient_sums(needed.trainable, gpus, parallel.shards or gpus)
+        whole = phases(needed, gpus, "whole", room=room, sums=sums)
+        sharded = phases(needed, gpus, "sharded", replicas=parallel.replicas, gather=parallel.gather, room=room)
+        if whole is None or sharded is None:
+            continue
+        known = room is not None or gpus == 1 or parallel.weights != "auto"
+        weights = chosen_weights(parallel, needed, gpus, room or 0) if known else None
+        found[arm] = Holding(whole, sharded, parallel.weights, weights, whole_weights_from(needed, gpus))
     return found
 
 

@@ -13,6 +13,7 @@ from aegpo.commands.launch_request import LaunchRequest
 from aegpo.commands.streams import lenient
 from aegpo.commands.telling import telling
 from aegpo.core.experiment import Experiment
+from aegpo.core.phases import replicas_refused
 from aegpo.core.processes import DISK_REFUSED, PARENT
 from aegpo.errors import AegpoError, ProcessLostError, SettingError
 from aegpo.parallel.agent import Group, run_group
@@ -26,7 +27,7 @@ _SEEN = 1.0  # seconds that a process lives on after another was lost, so that i
 
 
 def check_devices(experiments: Sequence[Experiment], request: LaunchRequest, processes: int) -> None:
-    """Refuses a group of processes that cannot have the GPUs they would use.
+    """Refuses a group of processes that cannot have the GPUs they would use, or the weights as often as is asked.
 
     Args:
         experiments: of the chosen runs.
@@ -34,8 +35,12 @@ def check_devices(experiments: Sequence[Experiment], request: LaunchRequest, pro
         processes: of each run.
 
     Raises:
-        AegpoError: if there are fewer GPUs than were asked for, or all processes would use one that is named.
+        AegpoError: if there are fewer GPUs than were asked for, or all processes would use one that is named, or
+            `replicas` do not divide them.
     """
+    for experiment in experiments:
+        if (refused := replicas_refused(experiment.parallel, processes)) is not None:
+            raise SettingError(refused, "parallel", "replicas")
     for experiment in experiments if processes > 1 else ():
         for location, device in named_gpus(experiment):
             raise SettingError(

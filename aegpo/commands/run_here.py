@@ -182,7 +182,9 @@ class _Start:
             if team.first:
                 base = keep_base(run, base)  # which may have been downloaded, or written over, while it was loaded
                 numbers = sum(weight.numel() for weight in engine.policy.weights.trained.values())
-                cut, found = keep_cut(run, team, numbers, info.first_step), batches.note(run, engine.experiment)
+                sharded = engine.policy.sharding is not None
+                cut = keep_cut(run, team, numbers, info.first_step, sharded)
+                found = batches.note(run, engine.experiment)
                 for line in (*engine.unused, *engine.policy.choices, found, cut):
                     if line is not None:
                         self._say(line)

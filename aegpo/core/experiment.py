@@ -31,6 +31,7 @@ from aegpo.core.parts import (
     TrackerSpec,
     TreeSpec,
 )
+from aegpo.core.phases import sharding_problems
 from aegpo.core.problems import Location, Problem
 from aegpo.core.records import FloatArray, StepTable
 from aegpo.core.registry import LONGEST_NAME, Spec, suggestion
@@ -198,9 +199,12 @@ class Experiment(Spec):
 
     @property
     def retained_bytes(self) -> int | None:
-        """Of graphs that sampling keeps for the first optimizer step, at most; None: half of what is free then."""
+        """Of graphs that sampling keeps for the first optimizer step, at most; None: half of what is free then.
+
+        Of sharded weights none are kept: each graph would hold what was gathered for it.
+        """
         retain = self.optimizer.retain
-        if not self.optimizer.retains(self.objective) or retain == "never":
+        if not self.optimizer.retains(self.objective) or retain == "never" or self.parallel.weights == "sharded":
             return 0
         return None if retain == "auto" else int(retain * GIB)
 
@@ -209,6 +213,7 @@ class Experiment(Spec):
         yield from self._wrong_counts()
         yield from self._wrong_groups()
         yield from self.optimizer.problems(self.updates)
+        yield from sharding_problems(self.parallel, self.optimizer)
         if (self.evaluation.height is None) != (self.evaluation.width is None):
             yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
         for split in get_args(Split):

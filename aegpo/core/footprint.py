@@ -6,6 +6,23 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What several processes may hold a part of each, and what of it they gather, in bytes.
+
+    Weights are gathered in the dtype that the network computes in, block by block: a block is what
+    `aegpo.parallel.sharding.units_of` finds.
+    """
+
+    unshared: int  # of `weights`: on every process in any case, as the image decoder
+    base: int  # of `weights`: the frozen copy of a network that is fine-tuned in full
+    gradients: int  # of `optimizer`: not there while images are sampled
+    network: int  # the trained network, gathered
+    block: int  # of it, the block with the most weights
+    outside: int  # of it, what is in no block
+    sampling: int  # what one micro-batch of sampling computes at once, without graphs
+
+
+@dataclass(frozen=True)
 class Footprint:
     """What a run needs in memory, in bytes, estimated before anything is loaded."""
 
@@ -18,6 +35,7 @@ class Footprint:
     whole: int | None = None  # activations without that, where it is left to the machine; None: nothing is
     whole_from: int | None = None  # free memory from which on the machine does without
     retained: int | None = 0  # graphs that sampling keeps for an update, at most; None: half of what is free then
+    shares: Shares | None = None  # None: the processes of a run hold all of it each, or it is not known
 
     @property
     def total(self) -> int:

@@ -20,7 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils._pytree import tree_map
 
-from aegpo.errors import AegpoError
+from aegpo.core.memory import brief, is_shortage
+from aegpo.errors import AegpoError, ProcessLostError
 from aegpo.parallel.team import Team
 
 Gather = Literal["sampling", "never"]
@@ -66,6 +67,10 @@ class Sharding:
         Args:
             batches: how many this process evaluates and differentiates inside, one after another.
             for_nothing: does so once without effect; processes with fewer batches make up for them.
+
+        Raises:
+            ProcessLostError: for any error inside: the others wait amid a batch, where nobody can tell them, and end
+                once this process is gone.
         """
         most = max(self._team.told("batches in lockstep", batches))
         self._give_up()
@@ -74,6 +79,14 @@ class Sharding:
             yield
             for _ in range(most - batches):
                 for_nothing()
+        except ProcessLostError:
+            raise
+        except Exception as error:
+            told = f"{brief(error)}; lower 'optimizer.micro_batch'" if is_shortage(error) else f"{error}"
+            raise ProcessLostError(
+                f"process {self._team.place.rank} of {self._team.size} failed amid an update of sharded weights, so "
+                f"that all of them end: {told}; the same command goes on from the newest checkpoint"
+            ) from error
         finally:
             self._in_lockstep = False
 

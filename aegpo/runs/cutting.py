@@ -1,6 +1,7 @@
 """Into how many shards the steps of a run are cut, and by how many processes: noted in its manifest.
 
 "parallel": {"shards": 4, "processes": 2, "sums": "exact"}     "rounded": another number of processes rounds otherwise
+                                                    beside it "weights": "sharded", where they are
 "parallel_changed": [{"after_step": 8, "from": {...}, "to": {...}}]     what may have moved results since
 """
 
@@ -25,23 +26,26 @@ class Cut:
     shards: int = 1
     processes: int = 1
     exact: bool = True  # other numbers of processes, powers of two that divide the shards, have the same results
+    sharded: bool = False  # weights, whose gradients are summed in another order than those of whole ones
 
     @classmethod
     def noted(cls, manifest: Mapping[str, Any]) -> Cut:
         """That of a manifest."""
         found = manifest.get("parallel") or {}
         exact = found.get("sums", "exact") == "exact"
-        return cls(int(found.get("shards", 1)), int(found.get("processes", 1)), exact)
+        sharded = found.get("weights") == "sharded"
+        return cls(int(found.get("shards", 1)), int(found.get("processes", 1)), exact, sharded)
 
     def plain(self) -> dict[str, Any]:
         """As the manifest has it."""
         sums = "exact" if self.exact else "rounded"
-        return {"shards": self.shards, "processes": self.processes, "sums": sums}
+        told = {"shards": self.shards, "processes": self.processes, "sums": sums}
+        return told | ({"weights": "sharded"} if self.sharded else {})
 
     def same_results(self, other: Cut) -> bool:
         """True if a run has the same results to the bit under both."""
         same = self.processes == other.processes or (self.exact and other.exact)
-        return self.shards == other.shards and same
+        return (self.shards, self.sharded) == (other.shards, other.sharded) and same
 
 
 def shards_of(spec: ParallelSpec, processes: int, begun: Cut | None) -> int:
@@ -67,7 +71,7 @@ def shards_of(spec: ParallelSpec, processes: int, begun: Cut | None) -> int:
     return spec.shards
 
 
-def keep_cut(run: Run, team: Team, numbers: int, step: int) -> str | None:
+def keep_cut(run: Run, team: Team, numbers: int, step: int, sharded: bool = False) -> str | None:
     """Notes in the manifest how a run is computed from a training step on.
 
     Args:
@@ -75,12 +79,13 @@ def keep_cut(run: Run, team: Team, numbers: int, step: int) -> str | None:
         team: its processes and shards.
         numbers: how many are trained.
         step: the training steps that are done.
+        sharded: no process has all weights.
 
     Returns:
         What is to be said of it, if the run was computed in another way before.
     """
     manifest = read_manifest(run.folder)
-    before, now = Cut.noted(manifest), Cut(team.shards, team.size, team.by_tree(numbers))
+    before, now = Cut.noted(manifest), Cut(team.shards, team.size, team.by_tree(numbers) and not sharded, sharded)
     if "parallel" in manifest and before == now:
         return None
     noted = {**manifest, "parallel": now.plain()}
@@ -92,7 +97,9 @@ def keep_cut(run: Run, team: Team, numbers: int, step: int) -> str | None:
 
 
 def _told(before: Cut, now: Cut) -> str | None:
-    pairs = {"shards": (before.shards, now.shards), "processes": (before.processes, now.processes)}
+    weights = tuple("sharded" if each.sharded else "whole" for each in (before, now))
+    pairs: dict[str, tuple[object, ...]] = {"shards": (before.shards, now.shards)}
+    pairs |= {"processes": (before.processes, now.processes), "weights": weights}
     changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new)
     if not before.same_results(now):
         return f"goes on with {changed}: sums are split otherwise, so bits may differ from a run without the change"

@@ -43,11 +43,26 @@ def settled(policy: Policy, experiment: Experiment, prompt: Prompt) -> Experimen
         return experiment
     trial = Trial.of(policy, experiment, prompt)
     most = min(_MOST, -(-experiment.rollouts.rollouts_per_step // policy.team.shards))
-    own = {name: fewest(trial.sampled if name == "rollouts" else trial.learned, most) for name in sorted(auto)}
+    rates = {"rollouts": trial.sampled, "optimizer": trial.learned}
+    own = {name: fewest(_together(policy, rates[name]), most) for name in sorted(auto)}
     said = policy.team.told("micro-batches that fit", own)
     found = {name: min(int(each[name]) for each in said) for name in own}
     sections = {name: getattr(experiment, name).model_copy(update={"micro_batch": n}) for name, n in found.items()}
     return experiment.model_copy(update=sections)
+
+
+def _together(policy: Policy, rate: Rate) -> Rate:
+    """The least rate of all processes, where they have to try the same sizes: each has only a part of the weights."""
+    if policy.sharding is None:
+        return rate
+
+    def least(size: int) -> float | None:
+        with policy.in_lockstep():
+            own = rate(size)
+        said = policy.team.told("a micro-batch was timed", own)
+        return None if None in said else min(said)
+
+    return least
 
 
 def fewest(rate: Rate, most: int) -> int:
@@ -83,7 +98,7 @@ class Trial:
         room = _SHARE * max(0, free_bytes(policy.device) - booked) / sharing
         trial = cls(policy, prompt, room, 0.0)
         ask = trial._asked(1)
-        with torch.enable_grad():
+        with torch.enable_grad(), policy.in_lockstep():
             _, each = saved_bytes(policy.model.policy, ask)
         return cls(policy, prompt, room, each)
 

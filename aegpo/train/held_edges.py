@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aegpo.core.records import Edges, IntArray, RolloutPlan
+from aegpo.core.records import BoolArray, Conditioning, Edges, IntArray, RolloutPlan
 from aegpo.method.partition import Partition
 from aegpo.method.trained_edges import TrainedEdges
 from aegpo.parallel.team import Team
+from aegpo.train.micro_batches import MicroBatch
 from aegpo.train.places import on_device
+from aegpo.train.replay import Batch
 from aegpo.train.retained import Retained
 
 _HELD = ("states", "velocity", "base_velocity")  # what is not of the plan; the last two of states where edges begin
@@ -145,6 +147,22 @@ class HeldEdges:
         rest = {name: value[chosen] for name, value in columns.items() if value is not None}
         edges = Edges(**{**rest, **held, "begin": starts, "end": ends})
         return Portion(edges, np.arange(len(place)), begin, self._known.group[place], chosen)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a training step learns from."""
+
+    held: HeldEdges
+    credit: Tensor  # (E,) float32
+    cond: Conditioning
+    kept: BoolArray  # (E,) the edges that are learned from, at least one
+    share: Tensor  # (E,) float32, of the step's loss
+    std: float  # of Batch
+
+    def batch(self, portion: Portion, micro: MicroBatch) -> Batch:
+        """Some edges of a portion and what belongs to them."""
+        return Batch(portion.edges, portion.of(self.credit), self.cond, micro, self.std)
 
 
 class _Holders:

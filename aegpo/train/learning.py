@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,7 +26,7 @@ from aegpo.train.asking import DIVERGED
 from aegpo.train.edges import edge_weights, totals
 from aegpo.train.execution import Execution
 from aegpo.train.findings import Findings
-from aegpo.train.held_edges import HeldEdges, Portion
+from aegpo.train.held_edges import HeldEdges, Lesson, Portion
 from aegpo.train.micro_batches import MicroBatch, micro_batches, retained_batches
 from aegpo.train.noise import StepNoise
 from aegpo.train.optimizers import load_state_by_name, make_optimizer, state_by_name
@@ -41,22 +41,6 @@ from aegpo.train.weights import Weights
 
 _Work = Mapping[int, tuple[Portion, list[MicroBatch]]]  # by shard
 _OWN = "optimizer/"  # names of its state in checkpoints
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """What a training step learns from."""
-
-    held: HeldEdges
-    credit: Tensor  # (E,) float32
-    cond: Conditioning
-    kept: BoolArray  # (E,) the edges that are learned from, at least one
-    share: Tensor  # (E,) float32, of the step's loss
-    std: float  # of Batch
-
-    def batch(self, portion: Portion, micro: MicroBatch) -> Batch:
-        """Some edges of a portion and what belongs to them."""
-        return Batch(portion.edges, portion.of(self.credit), self.cond, micro, self.std)
 
 
 class Learner:
@@ -147,7 +131,7 @@ class Learner:
         tally.add("updated_edges", float(lesson.kept.sum()))
         return tally
 
-    def _cut(self, lesson: _Lesson, rows: IntArray, retained: Sequence[Sequence[Retained]] | None) -> _Work:
+    def _cut(self, lesson: Lesson, rows: IntArray, retained: Sequence[Sequence[Retained]] | None) -> _Work:
         """The micro-batches of an optimizer step's edges, by shard; as sampling had them, if it retained any."""
         held, device, groups = lesson.held, self._how.sigmas.device, self.objective.scope == "groups"
         most = self._spec.states_at_once
@@ -162,7 +146,7 @@ class Learner:
             for shard, each in held.portions(rows, groups).items()
         }
 
-    def _learn(self, lesson: _Lesson, work: _Work, parts: int, pieces: Mapping[int, Tally], fresh: bool) -> None:
+    def _learn(self, lesson: Lesson, work: _Work, parts: int, pieces: Mapping[int, Tally], fresh: bool) -> None:
         """Gradients of one optimizer step: those of every shard's portion of its edges, added up.
 
         `parts`: the optimizer steps of a pass; `fresh`: nothing was learned yet from what was sampled.
@@ -216,7 +200,7 @@ class Learner:
                 raise AegpoError(DIVERGED)
             scaler.update(scale / 2)
 
-    def _lesson(self, sampled: Sampled, credit: Tensor, cond: Conditioning, noise: StepNoise) -> _Lesson | None:
+    def _lesson(self, sampled: Sampled, credit: Tensor, cond: Conditioning, noise: StepNoise) -> Lesson | None:
         """What a training step has to learn from; None: nothing."""
         table, reverse = sampled.whole.edges, self.objective.process == "reverse"
         if len(table) == 0:
@@ -224,7 +208,7 @@ class Learner:
         kept = self._kept(table, credit)
         if not kept.any():
             return None
-        own = [self._edges(part, cond, noise) for part in sampled.own]
+        own = self._edges(sampled.own, cond, noise)
         if self.objective.needs_base:
             owner = sampled.partition.edge_owner()
             wanted = [kept[owner == shard] for shard in self._team.mine]
@@ -237,7 +221,7 @@ class Learner:
         dropped = None if kept.all() else torch.from_numpy(kept).to(credit.device)
         share = edge_weights(table, self._spec.reduction, dropped).float()
         std = self._schedule_std(sampled.whole.plan) if reverse else 0.0
-        return _Lesson(held, credit, cond, kept, share, std)
+        return Lesson(held, credit, cond, kept, share, std)
 
     def _schedule_std(self, plan: RolloutPlan) -> float:
         """Of `Batch`; that of ordinary plans is the same in every step."""
@@ -247,15 +231,15 @@ class Learner:
             self._std = schedule_std(self._how, plan)
         return self._std
 
-    def _edges(self, rollouts: Rollouts, cond: Conditioning, noise: StepNoise) -> Edges:
-        """What is learned from: the trained transitions, or their rollouts noised again."""
+    def _edges(self, parts: Sequence[Rollouts], cond: Conditioning, noise: StepNoise) -> list[Edges]:
+        """What is learned from of each part: the trained transitions, or their rollouts noised again."""
         if self.objective.process == "reverse":
-            return rollouts.edges
-        edges = noise_again(self._how, rollouts, noise, self.objective.shares_noise)
+            return [part.edges for part in parts]
+        noised = [noise_again(self._how, part, noise, self.objective.shares_noise) for part in parts]
         if not self.objective.needs_old:
-            return edges
+            return noised
         with self.weights.active(self.weights.old):
-            return replace(edges, velocity=velocities(self._how, edges, cond))
+            return [replace(edges, velocity=velocities(self._how, edges, cond)) for edges in noised]
 
     def _kept(self, edges: Edges, credit: Tensor) -> BoolArray:  # (E,)
         """The edges that are learned from: all, or those with credit, or whole groups in which any edge has some."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -211,6 +211,10 @@ class Policy:
     def start_noise(self, prompts: Sequence[Prompt], seed: int, sample: int = 0) -> Tensor:  # (P, *x)
         """Start noise for signals: one fixed noise for each prompt, seed and sample, whenever it is asked for."""
         return prompt_noise(self.latent_shape, seed, prompts, "signal", sample).to(self.device)
+
+    def in_lockstep(self) -> AbstractContextManager[None]:
+        """Inside, all processes ask for gradients as often, which sharded weights need; of whole ones, as they like."""
+        return nullcontext() if self.sharding is None else self.sharding.in_lockstep(0, lambda: None)
 
     # --- whose weights it has ----------------------------------------------------------------------------------------
 

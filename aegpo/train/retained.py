@@ -20,6 +20,7 @@ from aegpo.core.memory import free_bytes, keep_freed_memory
 from aegpo.core.processes import Place
 from aegpo.core.records import BoolArray, IntArray, RolloutPlan
 from aegpo.core.sections import GIB
+from aegpo.parallel.dtensors import local
 
 _SHARE = 0.5  # of the memory that is free at the start of a step, where the user says nothing
 _FEW = 8  # the share of a batch below which fewer states hardly cost less
@@ -158,12 +159,13 @@ class Room:
 
 def saved_bytes(network: nn.Module, ask: Callable[[], Tensor]) -> tuple[Tensor, int]:
     """What `ask` says, and the bytes that its graph keeps for the backward pass beside the network's weights."""
-    weights = {each.untyped_storage().data_ptr() for each in (*network.parameters(), *network.buffers())}
+    weights = {local(each).untyped_storage().data_ptr() for each in (*network.parameters(), *network.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        gathered = isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter)
+        if storage.data_ptr() not in weights and not gathered:
             kept[storage.data_ptr()] = storage.nbytes()
         # itself would be a cycle wherever a graph keeps what it returned
         return tensor if tensor.is_leaf else tensor.detach().requires_grad_(tensor.requires_grad)

@@ -27,7 +27,7 @@ def check(*options: str) -> tuple[dict[str, list[str]], command_line.Done]:
 def test_check_shows_how_evenly_a_step_is_shared_out_and_what_shards_buy():
     rows, done = check("--gpus", "8")
     assert set(rows) == {"grpo", "allocation", "selection", "aegpo", "control"}
-    assert rows["grpo"] == ["null", "rollouts", "1.00", "0.00", "?", "?", "?"]
+    assert rows["grpo"] == ["null", "rollouts", "1.00", "0.00"]
     low, high = map(float, rows["aegpo"][2].split("-"))
     assert 1 <= low < high < 1.3
     assert "warning" not in done.stderr
@@ -87,18 +87,60 @@ def test_sums_of_gradients_grow_with_the_shards_of_a_process():
     assert gradient_sums(MOST_SUMMED_BY_TREE + 1, 4, 4) == 4 * (MOST_SUMMED_BY_TREE + 1)
 
 
-def test_what_a_gpu_holds_is_what_one_process_holds_and_the_sums(tmp_path):
+@pytest.fixture
+def flux(tmp_path):
+    """A file that fine-tunes FLUX.1-dev in full."""
     (tmp_path / "a.txt").write_text("a red circle\n")
     (tmp_path / "b.txt").write_text("a blue circle\n")
     model = {"kind": "flux", "path": "nobody/has-this"}
     parts = {"policy": {"train": "full"}, "rollouts": {"prompts_per_step": 1}, "rewards": ["palette"]}
     prompts = {"train": str(tmp_path / "a.txt"), "evaluation": str(tmp_path / "b.txt")}
     (tmp_path / "flux.yaml").write_text(json.dumps({"model": model, "prompts": prompts, **parts}))
-    done = command_line.aegpo("check", str(tmp_path / "flux.yaml"), "--gpus", "4")
+    return str(tmp_path / "flux.yaml")
+
+
+def held(file: str, *options: str) -> tuple[list[str], list[str]]:
+    """Cells of the tables of memory and of phases."""
+    done = command_line.aegpo("check", file, *options)
     assert done.code == 0, done.stderr
     lines = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│ main ")]
-    _, memory, several = ([cell.strip() for cell in line[1:]] for line in lines)
-    sums, whole, fits = several[-3:]
-    assert (memory[0], sums) == ("11,901,408,320", "44.3")  # a flat gradient of 4 bytes a weight
-    assert float(whole) == pytest.approx(float(memory[7]) + float(sums), abs=0.11)
-    assert fits == memory[8]
+    _, memory, _, phases = ([cell.strip() for cell in line[1:]] for line in lines)
+    return memory, phases
+
+
+@pytest.mark.slow
+def test_check_prints_what_a_gpu_holds_by_phase_and_what_auto_chooses(flux):
+    memory, phases = held(flux, "--gpus", "8", "--gpu-memory", "80")
+    assert float(phases[0]) == pytest.approx(float(memory[7]) + 44.3, abs=0.11)  # a flat gradient of 4 bytes a weight
+    assert memory[8] == "no"
+    assert phases[4:] == ["auto: sharded", "yes"]
+    assert held(flux, "--gpus", "8", "--gpu-memory", "1000")[1][4:] == ["auto: whole", "yes"]
+    whole = "parallel.weights=whole"
+    assert held(flux, "--gpus", "8", "--gpu-memory", "80", "--set", whole)[1][4:] == ["whole", "no"]
+
+
+@pytest.mark.slow
+def test_without_a_gpu_check_says_from_what_memory_on_weights_stay_whole(flux, monkeypatch):
+    monkeypatch.setattr("aegpo.commands.check.gpu_memory", lambda: None)
+    _, phases = held(flux, "--gpus", "8")
+    assert phases[4].startswith("auto: whole from ")
+    assert float(phases[4].rpartition(" ")[2]) == pytest.approx(float(phases[0]) / 0.8, abs=0.1)
+    assert phases[5] == "?"
+    assert held(flux, "--gpus", "1")[1][4] == "auto: whole"
+
+
+@pytest.mark.slow
+def test_gathering_nothing_while_sampling_is_the_least(flux):
+    gathering, never = (
+        held(flux, "--gpus", "8", "--gpu-memory", "80", "--set", f"parallel.gather={how}")[1]
+        for how in ("sampling", "never")
+    )
+    assert gathering[:3] == never[:3]
+    assert float(never[3]) < float(gathering[3]) - 20
+
+
+def test_replicas_that_do_not_divide_the_gpus_are_refused(flux):
+    done = command_line.aegpo("check", flux, "--gpus", "8", "--set", "parallel.replicas=3")
+    assert done.code == 2
+    assert "parallel.replicas: 3 does not divide the 8 processes of the run" in " ".join(done.stderr.split())
+    assert "1, 2, 4, 8" in done.stderr

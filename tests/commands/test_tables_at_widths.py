@@ -17,7 +17,7 @@ from rich.console import Console
 
 from aegpo.commands import describe
 from aegpo.commands.cli import COMMANDS
-from aegpo.commands.footprints import footprints
+from aegpo.commands.footprints import footprints, holdings
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.sections import GIB
 from aegpo.core.sheets import Sheet, print_sheet
@@ -44,8 +44,9 @@ def sheets_of(path) -> list[Sheet]:
     file = load_experiment_file(path, load_registries(plugin_manager()))
     needs = footprints(file)
     shared = {arm: balances(experiment, [(2, 2)])[0] for arm, experiment in file.arms.items()}
-    sizes = {arm: (0, each.total) for arm, each in needs.items()}
-    sheets = [describe.costs(file, costs(file.arms)), describe.on_gpus(file, 2, shared, sizes, 24 * GIB)]
+    held = {room: holdings(file, 2, needs, room) for room in (24 * GIB, None)}
+    sheets = [describe.costs(file, costs(file.arms)), describe.on_gpus(file, 2, shared)]
+    sheets += [describe.by_phase(2, each, room) for room, each in held.items() if each]
     sheets += [describe.differences(file)] if len(file.arms) > 1 else []
     return [*sheets, *([describe.memory(needs, 24 * GIB)] if needs else [])]
 

@@ -3,7 +3,7 @@
     python sharded_worker.py FILE PARALLEL FOLDER ARM...
 
 PARALLEL is JSON, the section `parallel`. The first process writes FOLDER/ARM.safetensors with the tensors of the end,
-the weights of the beginning and the scores of evaluations.
+those of the beginning, the scores of evaluations, and those of the end by an engine that has all weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -34,23 +35,26 @@ def main(path: str, parallel: str, folder: str, *arms: str) -> None:
     team.use(2, torch.device("cpu"))
     for arm in arms:
         experiment = file.experiment(arm, 0).model_copy(update={"parallel": settings})
-        found = outcome(experiment, team.cut(settings.shards or team.size))
+        found, state = outcome(experiment, team.cut(settings.shards or team.size))
         if team.first:
+            again = Engine.build(experiment, Team.alone())
+            again.evaluator.evaluate()  # the base comes first
+            again.load_state_dict({name: found[name] for name in found if "/" in name and name[0] != "_"}, state)
+            found["_scores/whole"] = scored(again.evaluator.evaluate())
             save_file(found, Path(folder, f"{arm}.safetensors"))
     team.leave()
 
 
-def outcome(experiment: Experiment, team: Team) -> dict[str, Tensor]:
-    """What a short run of one arm begins and ends with."""
+def outcome(experiment: Experiment, team: Team) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a short run of one arm begins and ends with, and what of its state is JSON."""
     engine = Engine.build(experiment, team)
-    begin = {f"begin/{name}": whole(tensor).clone() for name, tensor in engine.learner.state_dict().items()}
-    scores = {"scores/begin": scored(engine.evaluator.evaluate())}
+    begin = {f"_begin/{name}": whole(tensor).clone() for name, tensor in engine.learner.state_dict().items()}
+    scores = {"_scores/begin": scored(engine.evaluator.evaluate())}
     for number in range(1, experiment.training_steps + 1):
         engine.step(number)
-    scores["scores/end"] = scored(engine.evaluator.evaluate())
-    tensors, _ = engine.state_dict()
-    print(team.place.rank, "done", file=sys.stderr)
-    return {**begin, **scores, **{name: whole(tensor).contiguous() for name, tensor in tensors.items()}}
+    scores["_scores/end"] = scored(engine.evaluator.evaluate())
+    tensors, state = engine.state_dict()
+    return {**begin, **scores, **{name: whole(tensor).contiguous() for name, tensor in tensors.items()}}, state
 
 
 def scored(evaluation: Evaluation) -> Tensor:

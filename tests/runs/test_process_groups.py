@@ -202,6 +202,14 @@ def test_one_gpu_that_all_processes_would_use_is_refused_where_it_is_named(tmp_p
     check_devices([judged], LaunchRequest(tmp_path), 1)
 
 
+def test_replicas_that_do_not_divide_the_processes_are_refused_before_anything_starts(tmp_path):
+    thrice = small_experiment(GaussianSpec(), parallel=ParallelSpec(weights="sharded", replicas=3))
+    with pytest.raises(SettingError, match=r"^parallel\.replicas: 3 does not divide the 4 processes.*one of 1, 2, 4"):
+        check_devices([thrice], LaunchRequest(tmp_path, processes=4), 4)
+    check_devices([thrice], LaunchRequest(tmp_path, processes=6), 6)
+    check_devices([thrice], LaunchRequest(tmp_path), 1)  # which has all weights
+
+
 # --- shares of the machine --------------------------------------------------------------------------------------------
 
 

@@ -13,23 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from aegpo.core.experiment import Experiment
-from aegpo.core.footprint import Footprint
+from aegpo.core.footprint import Footprint, Shares
 from aegpo.core.moments import FLOAT32, moment_bytes
+from aegpo.core.phases import USABLE
 from aegpo.core.records import Conditioning
 from aegpo.models.adapters import add_adapters
 from aegpo.models.pipeline.family import with_size
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.options import PipelineOptions
+from aegpo.parallel.sharding import units_of
 
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "SingleTransformerBlock")  # what gradient checkpointing computes again
-_ESTIMATE, _SHARE = {"lora": 1.25, "full": 2.0}, 0.8  # see `_whole_from`
+_ESTIMATE = {"lora": 1.25, "full": 2.0}  # see `_whole_from`
 
 
 def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
     """Weights and states are exact up to buffers; activations are the outputs of all layers that training keeps.
 
     With gradient checkpointing those are the outputs of blocks, and all of the largest block; where it is left to the
-    machine, they are given both ways. Sampling, decoding, rewards and the allocator's slack come on top.
+    machine, they are given both ways. Decoding, rewards and the allocator's slack come on top.
     """
     config = spec.config_at_hand(spec.network) or spec.architecture
     with torch.device("meta"):
@@ -38,14 +40,18 @@ def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
         add_adapters(network, experiment.policy, spec.adapter_targets)
     sizes = [(weight.numel(), weight.element_size(), weight.requires_grad) for weight in network.parameters()]
     trainable = sum(count for count, _, trained in sizes if trained)
-    weights = sum(count * size for count, size, _ in sizes) + spec.vae_parameters * DTYPES[spec.vae_dtype].itemsize
-    if experiment.policy.train == "full" and not spec.offload_base:
-        weights += trainable * DTYPES[spec.dtype].itemsize
+    decoder = spec.vae_parameters * DTYPES[spec.vae_dtype].itemsize
+    copied = experiment.policy.train == "full" and not spec.offload_base
+    base = trainable * DTYPES[spec.dtype].itemsize if copied else 0
+    weights = sum(count * size for count, size, _ in sizes) + decoder + base
     copies = 1 + (experiment.policy.ema is not None)  # the gradient, the average
     kept, each = experiment.optimizer.moments, experiment.optimizer.num_moments
     moments = sum(moment_bytes(count, kept, each) for count, _, trained in sizes if trained)
     optimizer = copies * trainable * FLOAT32 + moments
-    whole, few = (experiment.largest_batch * each for each in _activations(spec, network))
+    gathered = _gathered(network, DTYPES[spec.dtype].itemsize)
+    *both, sampled = _activations(spec, network)
+    whole, few = (experiment.largest_batch * each for each in both)
+    shares = Shares(decoder, base, trainable * FLOAT32, *gathered, experiment.rollouts.latents_at_once * sampled)
     found = Footprint(
         parameters=sum(count for count, _, _ in sizes),
         trainable=trainable,
@@ -53,6 +59,8 @@ def footprint(spec: PipelineOptions, experiment: Experiment) -> Footprint:
         optimizer=optimizer,
         activations=whole if spec.gradient_checkpointing is False else few,
         recomputes=spec.gradient_checkpointing is not False,
+        retained=experiment.retained_bytes,
+        shares=None if kept == "8bit" or (experiment.policy.train == "full" and spec.offload_base) else shares,
     )
     if spec.gradient_checkpointing != "auto":
         return found
@@ -68,12 +76,26 @@ def _whole_from(experiment: Experiment, fixed: int, activations: int) -> int:
     Keeping activations is worth more than keeping graphs: it saves a forward pass of every state, as graphs do of some.
     """
     most, needed = experiment.retained_bytes, _ESTIMATE[experiment.policy.train] * activations
-    return math.ceil((fixed + (2 * needed if most is None else most + needed)) / _SHARE)
+    return math.ceil((fixed + (2 * needed if most is None else most + needed)) / USABLE)
+
+
+def _gathered(network: nn.Module, size: int) -> tuple[int, int, int]:
+    """Bytes of all weights, of the largest unit, and of what is in none, where a gathered weight has `size` of them."""
+    units = [_count(unit) * size for unit in units_of(network)]
+    every = _count(network) * size
+    return every, max(units, default=0), every - sum(units)
+
+
+def _count(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
 @torch.no_grad()
-def _activations(spec: PipelineOptions, network: Any) -> tuple[int, int]:
-    """Bytes that the backward pass of one transition needs, without and with gradient checkpointing."""
+def _activations(spec: PipelineOptions, network: Any) -> tuple[int, int, int]:
+    """Bytes that one transition needs: to learn without and with gradient checkpointing, and to be sampled.
+
+    To be sampled it needs the outputs of the largest block's layers at most, and the block's own.
+    """
     device, pixels = torch.device("meta"), spec.pixels_per_latent()
     family = spec.family(network, device)
     shape = (1, spec.channels(), spec.height // pixels, spec.width // pixels)
@@ -88,9 +110,9 @@ def _activations(spec: PipelineOptions, network: Any) -> tuple[int, int]:
     inside = {block: sum(n for name, n in layers.items() if name.startswith(f"{block}.")) for block in blocks}
     whole = sum(layers.values())
     few = whole + sum(blocks.values()) - sum(inside.values()) + max(inside.values())
-    evaluations = 2 if family.scale != 1.0 and spec.guidance_gradient == "both" else 1
-    each = evaluations * DTYPES[spec.dtype].itemsize
-    return whole * each, few * each
+    guided, size = 2 if family.scale != 1.0 else 1, DTYPES[spec.dtype].itemsize
+    each = size * (guided if spec.guidance_gradient == "both" else 1)
+    return whole * each, few * each, (max(inside.values()) + max(blocks.values())) * guided * size
 
 
 @contextmanager

@@ -213,6 +213,12 @@ class PipelineOptions(ModelSpec):
                 self._check_steps(steps)
         except AegpoError as error:
             yield str(error)
+        if self.offload_base and experiment.parallel.weights == "sharded" and experiment.policy.train == "full":
+            yield (
+                f"model {self.kind!r}: 'offload_base: true' goes with no 'parallel.weights: sharded', where each "
+                "process has a part of the frozen copy on its GPU; write 'offload_base: false', or "
+                "'parallel.weights: whole'"
+            )
         if self.compile and (missing := missing_compiler()) is not None:
             yield f"model {self.kind!r}: {missing}"
 

@@ -115,16 +115,16 @@ class _Start:
         """The newest intact checkpoint, the same for all processes."""
         from aegpo.runs import checkpoints
 
-        folder, found = self._run.checkpoints, None
+        folder, found, later = self._run.checkpoints, None, self._team.size > 1
         with self._team.agreed("the newest checkpoint"), room_in(self._run.folder):
             if self._team.first:
-                found = checkpoints.load_latest(folder, report=self._say_alone, run=whose)
+                found = checkpoints.load_latest(folder, report=self._say_alone, run=whose, later=later)
                 check_counted(self._run.folder, found)
                 found = self._without_the_ending(found, whose)
         step = self._team.told("its step", None if found is None else found.step)[0]
         if self._team.first or step is None:
             return found
-        return checkpoints.load_step(folder, step, run=whose)
+        return checkpoints.load_step(folder, step, run=whose, later=later)
 
     def _without_the_ending(self, found: Checkpoint | None, whose: Mapping[str, Any]) -> Checkpoint | None:
         """The checkpoint, on disk too, without an evaluation that is none of the run's since it got more steps."""
@@ -228,7 +228,9 @@ def _take_up(engine: Engine, checkpoint: Checkpoint, run: Run) -> None:
         CheckpointError: if it is not of this engine.
     """
     try:
-        engine.load_state_dict(checkpoint.tensors, checkpoint.state)
+        weights, stored = engine.policy.weights.trained, checkpoint.stored
+        tensors = checkpoint.tensors if stored is None else stored.read(weights=weights)
+        engine.load_state_dict(tensors, checkpoint.state)
     except CheckpointError as error:
         path = run.checkpoints / f"step-{checkpoint.step:06d}"
         raise CheckpointError(

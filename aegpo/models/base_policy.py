@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from aegpo.errors import AegpoError
+from aegpo.models.unread import is_unread
 
 BASE = "base"  # of `Model.frozen`
 
@@ -45,7 +46,8 @@ class BasePolicy:
     def shard(self, spread: Callable[[nn.Module], None]) -> None:
         """Spreads the weights of the copy, if there is one, over processes; it stays on its device then."""
         if self._copy is not None:
-            self._copy.to(next(self._policy.parameters()).device)
+            if not is_unread(self._copy):
+                self._copy.to(next(self._policy.parameters()).device)
             spread(self._copy)
             self._stays = True
 
@@ -74,8 +76,9 @@ class BasePolicy:
     def _moved_copy(self) -> Iterator[nn.Module]:
         device = next(self._policy.parameters()).device
         if self._copy is None:
-            self._copy = self._copied().eval().requires_grad_(False).to(device=self._waits_on)
-        if self._stays:
+            copied = self._copied().eval().requires_grad_(False)
+            self._copy = copied if is_unread(copied) else copied.to(device=self._waits_on)
+        if self._stays or is_unread(self._copy):
             yield self._copy
             return
         self._copy.to(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -20,6 +22,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def sharded(tensors: Mapping[str, Tensor]) -> dict[str, DTensor]:
+    """Those of the tensors of which each process has a part."""
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+
+
 def own_part(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that every process has whole, spread as another one of its shape is; nothing is sent.
 
@@ -29,8 +36,18 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
         return tensor
-    mesh, placements = like.device_mesh, like.placements
-    shape, offset = compute_local_shape_and_global_offset(like.shape, mesh, placements)
-    part = tensor[tuple(slice(first, first + count) for first, count in zip(offset, shape, strict=True))]
-    part = part.to(device=like.to_local().device, dtype=like.dtype).contiguous()
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+    return of_own(tensor[own_slices(like)].to(like.dtype), like)
+
+
+def own_slices(like: Tensor) -> tuple[slice, ...]:
+    """Which part of the whole tensor this process has: a slice of each axis; all of one that is not sharded."""
+    if not isinstance(like, DTensor):
+        return tuple(slice(0, count) for count in like.shape)
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return tuple(slice(first, first + count) for first, count in zip(offset, shape, strict=True))
+
+
+def of_own(part: Tensor, like: DTensor) -> DTensor:
+    """The tensor of which every process has such a part, those it has of `like`, on its device; nothing is sent."""
+    own, mesh = part.to(like.to_local().device).contiguous(), like.device_mesh
+    return DTensor.from_local(own, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())

@@ -53,6 +53,7 @@ class Link:
         self._control: dist.ProcessGroup = _world()
         self._data, self._carrier = self._control, torch.device("cpu")
         self.computes_on = self._carrier
+        self._aside: dist.ProcessGroup | None = None
         self.help: Callable[[str, bool], None] = _nobody_asks
         self._watch: Watch | None = None
         self._watch = self._watched()
@@ -66,6 +67,15 @@ class Link:
         if own:
             self._data = self._asked(where, lambda: dist.new_group(backend="nccl", timeout=timeout))
         self._carrier = device if own else torch.device("cpu")
+
+    def aside(self) -> dist.ProcessGroup:
+        """A group of its own, for what another thread sends while this one goes on: gloo, as the CPU sends it."""
+        if self._aside is None:
+            timeout = self._timeout
+            self._aside = self._asked(
+                "another connection is made", lambda: dist.new_group(backend="gloo", timeout=timeout)
+            )
+        return self._aside
 
     def mesh(self, replicas: int) -> DeviceMesh:
         """Of `Team.mesh`."""

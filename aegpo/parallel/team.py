@@ -23,6 +23,7 @@ from aegpo.parallel.sums import by_halves
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed as dist
     from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -66,6 +67,11 @@ class Team:
         """How long a process waits for another from now on, and where it computes."""
         if self._link is not None:
             self._link.use(timedelta(minutes=minutes), device)
+
+    def aside(self) -> dist.ProcessGroup:
+        """A group for what another thread of each process sends while this one goes on; made when all first ask."""
+        assert self._link is not None, "a process alone sends nothing"
+        return self._link.aside()
 
     def leave(self) -> None:
         """The end, to which all come: nothing is said any more.

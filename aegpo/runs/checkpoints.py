@@ -2,6 +2,7 @@
 
     checkpoints/step-000010/
         policy.safetensors     one file for each prefix of the tensors' names: policy, ema, optimizer, rng, part
+        shards/                sharded tensors, in files of each process, see aegpo.runs.sharded_files
         state.json             everything that is not a tensor, and which run it is of
         checksums.json         SHA-256 of the files above, written last
 
@@ -11,27 +12,24 @@ checkpoint from a stranger cannot run code.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aegpo.core.as_json import dumps, loads
+from aegpo.core.as_json import dumps
 from aegpo.core.files import share, sync_all, sync_folder
 from aegpo.errors import CheckpointError, DiskError
+from aegpo.runs.checkpoint_files import CHECKSUMS, FORMAT, NAME, STATE, Stored, check_run, checked, read_state
+from aegpo.runs.sharded_files import checksum
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-FORMAT = 1
-_STATE = "state.json"
-_CHECKSUMS = "checksums.json"
-_NAME = re.compile(r"(?P<hidden>\.replaced-)?step-(?P<step>\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Checkpoint:
     state: dict[str, Any]  # JSON: dict, list, str, int, float, bool, None
     run: Mapping[str, Any] | None = None  # what tells its run from others, as JSON; before 0.2 it was not noted
     records: Mapping[str, Any] | None = None  # what the run had recorded, see `resuming.counted`; nor was that
+    stored: Stored | None = None  # the tensors, if they are read later; then there are none above
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -58,29 +57,59 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         CheckpointError: if a tensor cannot be stored, or the folder cannot be written to, as on a full disk; the
             checkpoints that were there stay.
     """
+    with on_disk(folder, checkpoint.step):
+        hidden = made_hidden(folder, checkpoint.step)
+        write_tensors(hidden, checkpoint)
+        return finish(folder, checkpoint, keep, {})
+
+
+@contextmanager
+def on_disk(folder: Path, step: int) -> Iterator[None]:
+    """Inside, a checkpoint is written below `folder`; if the disk refuses, nothing of it stays.
+
+    Raises:
+        DiskError: if the disk refuses.
+    """
     from safetensors import SafetensorError
 
     try:
-        return _save(folder, checkpoint, keep)
+        yield
     except (OSError, SafetensorError) as error:  # safetensors tells a full disk by its own error
-        shutil.rmtree(folder / f".step-{checkpoint.step:06d}.tmp", ignore_errors=True)
+        shutil.rmtree(_hidden(folder, step), ignore_errors=True)
         there = ", ".join(map(str, steps_in(folder))) or "none"
         raise DiskError(
-            f"the checkpoint of step {checkpoint.step} cannot be written to {folder}: {error}; checkpoints that are "
-            f"there: {there}; make room or mend the disk, then give the same command again"
+            f"the checkpoint of step {step} cannot be written to {folder}: {error}; checkpoints that are there: "
+            f"{there}; make room or mend the disk, then give the same command again"
         ) from error
 
 
-def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def made_hidden(folder: Path, step: int) -> Path:
+    """The empty folder that a checkpoint is written into; those that were left by writers that died are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in (*folder.glob(".step-*.tmp"), *folder.glob(".replaced-step-*.tmp")):
         _remove(leftover)
-    temporary = folder / f".step-{checkpoint.step:06d}.tmp"
-    temporary.mkdir()
-    _write_files(temporary, checkpoint)
+    hidden = _hidden(folder, step)
+    hidden.mkdir()
+    return hidden
+
+
+def finish(folder: Path, checkpoint: Checkpoint, keep: int, sums: Mapping[str, str]) -> Path:
+    """Puts a checkpoint in place whose tensors are in its hidden folder, and deletes those that are not kept.
+
+    Args:
+        folder: what `save` got.
+        checkpoint: of which only what is no tensor matters.
+        keep: how many stay.
+        sums: SHA-256 of the files that others wrote, by their names in the checkpoint.
+
+    Raises:
+        CheckpointError: if there is a file in its place.
+    """
+    hidden = _hidden(folder, checkpoint.step)
+    _seal(hidden, checkpoint, sums)
     final = folder / f"step-{checkpoint.step:06d}"
     if final.exists() and not final.is_dir():
-        shutil.rmtree(temporary)
+        shutil.rmtree(hidden)
         raise CheckpointError(
             f"{final} is a file where the checkpoint of step {checkpoint.step} goes; move it, then give the same "
             "command again"
@@ -88,10 +117,14 @@ def _save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     if final.exists():
         # A folder cannot be replaced in one step; until the new one is in place, load_latest finds the old one here.
         final.rename(_cleared(folder / f".replaced-{final.name}"))
-    temporary.rename(final)
+    hidden.rename(final)
     sync_folder(folder)
     _prune(folder, checkpoint.step, keep)
     return final
+
+
+def _hidden(folder: Path, step: int) -> Path:
+    return folder / f".step-{step:06d}.tmp"
 
 
 def load_latest(
@@ -99,6 +132,7 @@ def load_latest(
     device: torch.device | str = "cpu",
     report: Callable[[str], None] | None = None,
     run: Mapping[str, Any] | None = None,
+    later: bool = False,
 ) -> Checkpoint | None:
     """The newest intact checkpoint below `folder`, or None if none was ever written.
 
@@ -107,6 +141,7 @@ def load_latest(
         device: where the tensors go.
         report: gets a line for each damaged checkpoint that is passed over; default: `warnings.warn`.
         run: what tells the run from others; a checkpoint of another one is as good as damaged.
+        later: its tensors are checked, and read later, see `Checkpoint.stored`.
 
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged, or `folder` is none.
@@ -116,7 +151,7 @@ def load_latest(
     damages: list[str] = []
     for _, path in _checkpoints(folder):
         try:
-            return _load(path, device, run)
+            return _load(path, device, run, later=later)
         except CheckpointError as damage:
             damages.append(f"{path.name}: {damage}")
             message = f"a checkpoint is damaged and passed over: {path}: {damage}"
@@ -139,8 +174,8 @@ def noted_records(folder: Path) -> Mapping[str, Any]:
     """What the newest checkpoint below `folder` notes of the run's records; nothing if it notes none, or is damaged."""
     for _, path in _checkpoints(folder)[:1]:
         try:
-            _checked(path, [_STATE])
-            return _read_state(path).get("records") or {}
+            checked(path, [STATE])
+            return read_state(path).get("records") or {}
         except CheckpointError:
             return {}  # no record of results: it is told when a run goes on from it, or its weights are asked for
     return {}
@@ -152,6 +187,7 @@ def load_step(
     device: torch.device | str = "cpu",
     prefixes: Sequence[str] | None = None,
     run: Mapping[str, Any] | None = None,
+    later: bool = False,
 ) -> Checkpoint:
     """The checkpoint of one training step.
 
@@ -161,6 +197,7 @@ def load_step(
         device: where the tensors go.
         prefixes: of the tensors that are read, such as "policy"; None: all of them.
         run: what tells the run from others; None: it may be of any.
+        later: its tensors are checked, and read later, see `Checkpoint.stored`.
 
     Raises:
         CheckpointError: if there is none, it is damaged or of another run; the message names those there are.
@@ -170,24 +207,36 @@ def load_step(
         there = ", ".join(map(str, known)) or "none"
         raise CheckpointError(f"no checkpoint of step {step} in {folder}; those there are: {there}")
     try:
-        return _load(path, device, run, prefixes)
+        return _load(path, device, run, prefixes, later)
     except CheckpointError as error:
         others = ", ".join(str(each) for each in known if each != step) or "none"
         raise CheckpointError(f"{path} is damaged: {error}; other checkpoints: {others}") from error
 
 
-def _write_files(target: Path, checkpoint: Checkpoint) -> None:
+def write_tensors(target: Path, checkpoint: Checkpoint) -> None:
+    """Puts the whole tensors of a checkpoint into its folder; those that are stored already are copied.
+
+    Raises:
+        CheckpointError: if a tensor cannot be stored.
+    """
     from safetensors.torch import save_file
 
+    if checkpoint.stored is not None:
+        checkpoint.stored.copy_to(target)
     for prefix, tensors in _by_prefix(checkpoint.tensors).items():
         save_file(tensors, target / f"{prefix}.safetensors")
-    state = {"format": FORMAT, "step": checkpoint.step, "state": checkpoint.state}
-    state |= {"files": sorted(path.name for path in target.iterdir())}
+
+
+def _seal(target: Path, checkpoint: Checkpoint, sums: Mapping[str, str]) -> None:
+    """Writes what a checkpoint is beside its tensors, and last what tells whether all of it is there."""
+    there = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if path.is_file()}
+    state = {"format": FORMAT, "step": checkpoint.step, "state": checkpoint.state, "files": sorted({*there, *sums})}
     state |= {} if checkpoint.run is None else {"run": dict(checkpoint.run)}
     state |= {} if checkpoint.records is None else {"records": dict(checkpoint.records)}
-    (target / _STATE).write_text(dumps(state, indent=1))
-    sums = {path.name: _checksum(path) for path in sorted(target.iterdir())}
-    (target / _CHECKSUMS).write_text(dumps({"format": FORMAT, "sha256": sums}, indent=1))
+    (target / STATE).write_text(dumps(state, indent=1))
+    there[STATE] = target / STATE
+    found = {name: sums[name] if name in sums else checksum(there[name]) for name in sorted({*there, *sums})}
+    (target / CHECKSUMS).write_text(dumps({"format": FORMAT, "sha256": found}, indent=1))
     share(target)
     sync_all(target)
 
@@ -211,89 +260,27 @@ def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _load(
-    path: Path, device: torch.device | str, run: Mapping[str, Any] | None, prefixes: Sequence[str] | None = None
+    path: Path,
+    device: torch.device | str,
+    run: Mapping[str, Any] | None,
+    prefixes: Sequence[str] | None = None,
+    later: bool = False,
 ) -> Checkpoint:
     """One checkpoint, after every byte of it was checked."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    names = _checked(path)
-    content = _read_state(path)
-    for name in content.get("files", ()):
-        if name not in names:
-            raise CheckpointError(f"{name} is missing")
-    whose = content.get("run")
-    if run is not None and whose not in (None, dict(run)):
-        raise CheckpointError(f"{_STATE} is of another run, {_told(whose)}; this one is {_told(run)}")
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if name.endswith(".safetensors") and (prefixes is None or name.removesuffix(".safetensors") in prefixes):
-            try:
-                tensors |= load_file(path / name, device=str(device))
-            except SafetensorError as error:
-                raise CheckpointError(f"{name} cannot be read: {error}") from error
-    return Checkpoint(content["step"], tensors, content["state"], whose, content.get("records"))
-
-
-def _checked(path: Path, only: Collection[str] | None = None) -> list[str]:
-    """The names of a checkpoint's files, all of which, or `only` some, were found to have their checksums."""
-    sums = _read_json(path / _CHECKSUMS).get("sha256")
-    if not isinstance(sums, dict) or _STATE not in sums:
-        raise CheckpointError(f"{_CHECKSUMS} lists no checksums")
-    for name, expected in sums.items():
-        file = path / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{_CHECKSUMS} lists {name!r}, which is no file of it")
-        if only is not None and name not in only:
-            continue
-        if not file.is_file():
-            raise CheckpointError(f"{name} is missing")
-        if _checksum(file) != expected:
-            raise CheckpointError(
-                f"{name} has a wrong checksum ({file.stat().st_size} bytes); it was changed or cut short"
-            )
-    return list(sums)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    content, step = _read_json(path / _STATE), _step_of(path)
-    if type(content.get("step")) is not int or not isinstance(content.get("state"), dict):
-        raise CheckpointError(f"{_STATE} has no 'step' and 'state'")
-    if step is not None and content["step"] != step:
-        raise CheckpointError(f"{_STATE} is of step {content['step']}")
-    return content
-
-
-def _told(run: object) -> str:
-    """How messages call a run."""
-    if not isinstance(run, Mapping):
-        return repr(run)
-    digest = str(run.get("experiment", ""))[:8]
-    return f"arm {run.get('arm')!r}, seed {run.get('seed')}" + (f", experiment {digest}" if digest else "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path.name} is not of format {FORMAT}, the only one this version of aegpo reads")
-    return content
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    names = checked(path)
+    content = read_state(path, names)
+    check_run(content.get("run"), run)
+    stored = Stored(path, names)
+    tensors = {} if later else stored.read(prefixes, device)
+    found = stored if later else None
+    return Checkpoint(content["step"], tensors, content["state"], content.get("run"), content.get("records"), found)
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) newest first; of two of one step, the one in place before the one it was about to replace."""
     if not folder.is_dir():
         return []
-    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    matches = [(match, path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name)) and path.is_dir()]
     matches.sort(key=lambda pair: (-int(pair[0]["step"]), pair[0]["hidden"] is not None))
     return [(int(match["step"]), path) for match, path in matches]
 
@@ -307,11 +294,6 @@ def _prune(folder: Path, newest: int, keep: int) -> None:
             trash = _cleared(folder / f".{path.name.lstrip('.')}.old.tmp")
             path.rename(trash)
             shutil.rmtree(trash)
-
-
-def _step_of(path: Path) -> int | None:
-    match = _NAME.fullmatch(path.name)
-    return None if match is None else int(match["step"])
 
 
 def _cleared(path: Path) -> Path:

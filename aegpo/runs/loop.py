@@ -2,23 +2,33 @@
 
     start -> [evaluation] -> step -> [evaluation] -> [checkpoint] -> step -> ... -> end
 
-A checkpoint says which evaluation was the last, so that one that failed is made up for when the run goes on.
+A checkpoint of sharded weights is written while the run goes on, and is on disk before the next one is begun. A
+checkpoint says which evaluation was the last, so that one that failed is made up for when the run goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from aegpo.core.reports import RunInfo
-from aegpo.errors import AegpoError, CheckpointError, ContractError, MemoryShortageError, ObserverError, PlanError
-from aegpo.parallel.faults import in_other_words
+from aegpo.errors import (
+    AegpoError,
+    CheckpointError,
+    ContractError,
+    MemoryShortageError,
+    ObserverError,
+    PlanError,
+    ProcessLostError,
+)
+from aegpo.parallel.dtensors import sharded
+from aegpo.parallel.faults import agreed_on, in_other_words
 from aegpo.runs import checkpoints
 from aegpo.runs.folders import room_in
 from aegpo.runs.observers import Observers
 from aegpo.runs.resuming import counted
+from aegpo.runs.saving import Saving, begin
 from aegpo.train.engine import Engine, Snapshot
 
 _Fault = (ContractError, PlanError, MemoryShortageError)  # that a step may have before it has learned anything
@@ -33,7 +43,8 @@ class Loop:
         """`engine` has the state of `run.first_step`; checkpoints note `identity`, what tells the run from others."""
         self._engine, self._run, self._observers, self._identity = engine, run, observers, identity
         self._team = engine.team
-        self._done = self._saved = run.first_step  # training steps
+        self._done = self._begun = self._saved = run.first_step  # training steps; begun: to be saved
+        self._saving: Saving | None = None  # what is being written
         self._evaluated: int | None = None  # the step of the last evaluation
 
     def run(self, should_stop: Callable[[], bool]) -> Literal["finished", "interrupted"]:
@@ -48,6 +59,7 @@ class Loop:
             self._observers.started()
             outcome = self._train(should_stop)
         except BaseException as error:
+            self._keep_what_was_begun(error)
             self._observers.gave_up(self._done, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         self._tell(lambda: self._observers.ended(self._done, outcome))
@@ -59,14 +71,17 @@ class Loop:
         if run.owes_evaluation:
             self._evaluate()
         while self._done < run.training_steps:
+            if self._saving is not None and self._saving.written():
+                self._finish()
             if self._team.any(f"whether to stop after step {self._done}", should_stop()):
-                self._save()
+                self._save_now()
                 return "interrupted"
             self._step()
             if self._due(spec.evaluation.every):
                 self._evaluate()
             if self._due(spec.checkpoint.every):
                 self._save()
+        self._finish()
         return "finished"
 
     def _open_sources(self) -> None:
@@ -88,7 +103,8 @@ class Loop:
                 report = self._engine.step(number)
         except _Fault as error:
             if not self._team.any(f"whether step {number} has learned", self._engine.learner.updates != updates):
-                self._save(before)
+                self._save_now(before)
+            self._finish()
             raise self._told(error) from error.__cause__
         self._done = number
         self._tell(lambda: self._observers.stepped(report))
@@ -100,7 +116,7 @@ class Loop:
             with self._agreed(f"the evaluation after step {self._done}"):
                 evaluation = self._engine.evaluator.evaluate(untrained=self._done == 0)
         except _Fault as error:
-            self._save(before)
+            self._save_now(before)
             raise self._told(error) from error.__cause__
         self._evaluated = self._done
         self._tell(lambda: self._observers.evaluated(self._done, evaluation))
@@ -112,6 +128,7 @@ class Loop:
         except ObserverError as error:
             if error.recorded:
                 self._save()
+            self._finish()
             raise self._told(error) from error.__cause__
 
     def _told(self, error: AegpoError) -> AegpoError:
@@ -119,26 +136,54 @@ class Loop:
         kept = f"step {self._saved} and all before it are saved" if self._saved > 0 else "nothing was learned yet"
         return in_other_words(error, f"{error}\n{kept}; the same command goes on from there")
 
-    def _save(self, earlier: Snapshot | None = None) -> None:
-        """Writes the state after the last step, unless it is on disk or there is none."""
-        if self._saved == self._done:
-            return
-        number = self._done
-        path = self._run.folder / "checkpoints" / f"step-{number:06d}"
-        with self._agreed(f"the state after step {number} is saved"):
-            if self._team.first:
-                path = self._write(number, earlier)
-        self._saved = number
-        self._tell(lambda: self._observers.saved(number, path))
+    def _save_now(self, earlier: Snapshot | None = None) -> None:
+        """Writes the state after the last step; it is on disk when this returns."""
+        self._save(earlier)
+        self._finish()
 
-    def _write(self, number: int, earlier: Snapshot | None) -> Path:
-        """The folder of a checkpoint, which it makes."""
-        engine = self._engine
-        engine.sources.write(number)
+    def _save(self, earlier: Snapshot | None = None) -> None:
+        """Writes, or begins to, the state after the last step, unless that was begun or there is none."""
+        if self._begun == self._done:
+            return
+        self._finish()
+        number = self._done
+        with self._agreed(f"the state after step {number} is saved"):
+            self._saving = self._write(number, earlier)
+        self._begun = number
+        if self._saving is None:
+            self._is_saved(number)
+
+    def _write(self, number: int, earlier: Snapshot | None) -> Saving | None:
+        """What is being written; None: it is on disk."""
+        engine, first = self._engine, self._team.first
+        if first:
+            engine.sources.write(number)
+        if not first and not sharded(engine.policy.weights.trained):
+            return None
         tensors, state = engine.state_dict(earlier)
         state["owes_evaluation"] = self._due(engine.experiment.evaluation.every) and self._evaluated != number
-        checkpoint = checkpoints.Checkpoint(number, tensors, state, self._identity, counted(self._run.folder))
-        return checkpoints.save(self._run.folder / "checkpoints", checkpoint, engine.experiment.checkpoint.keep)
+        records = counted(self._run.folder) if first else None
+        checkpoint = checkpoints.Checkpoint(number, tensors, state, self._identity, records)
+        return begin(self._run.folder / "checkpoints", checkpoint, engine.experiment.checkpoint.keep, self._team)
+
+    def _finish(self) -> None:
+        """What is being written is on disk when this returns."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with self._agreed(f"the state after step {saving.step} is on disk"):
+                saving.finish()
+            self._is_saved(saving.step)
+
+    def _is_saved(self, number: int) -> None:
+        self._saved = number
+        path = self._run.folder / "checkpoints" / f"step-{number:06d}"
+        self._tell(lambda: self._observers.saved(number, path))
+
+    def _keep_what_was_begun(self, error: BaseException) -> None:
+        """After an error that all processes have: what was being written is no worse for it."""
+        if isinstance(error, Exception) and agreed_on(error) and not isinstance(error, ProcessLostError):
+            with suppress(CheckpointError, ObserverError):  # the first error counts
+                self._finish()
 
     @contextmanager
     def _agreed(self, where: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -50,6 +51,14 @@ class BasePolicy:
             spread(self._copy)
             self._stays = True
 
+    def _copied(self) -> nn.Module:
+        """The policy again, in the dtypes of the copy from the start: two of float32 may be more than a GPU has."""
+        made: dict[int, Any] = {}
+        for name, tensor in _tensors(self._policy):
+            kept = tensor.detach().to(self.dtypes[name], copy=True)
+            made[id(tensor)] = nn.Parameter(kept, False) if isinstance(tensor, nn.Parameter) else kept
+        return copy.deepcopy(self._policy, made)
+
     @contextmanager
     def _entered(self) -> Iterator[nn.Module]:
         adapters = [module for module in self._policy.modules() if isinstance(module, BaseTunerLayer)]
@@ -67,8 +76,7 @@ class BasePolicy:
     def _moved_copy(self) -> Iterator[nn.Module]:
         device = next(self._policy.parameters()).device
         if self._copy is None:
-            copied = copy.deepcopy(self._policy).eval().requires_grad_(False)
-            cast(copied, self.dtypes)
+            copied = self._copied().eval().requires_grad_(False)
             self._copy = copied if is_unread(copied) else copied.to(device=self._waits_on)
         if self._stays or is_unread(self._copy):
             yield self._copy

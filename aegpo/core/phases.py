@@ -25,14 +25,13 @@ _AT_ONCE = 2  # blocks that are gathered: the one in use and the next one
 class Phases:
     """Bytes of one GPU, by what the run is doing; decoding, rewards and the allocator's slack come on top."""
 
-    starting: int  # each process loads all weights, before it keeps its part of them
     training: int
     sampling: int
 
     @property
     def largest(self) -> int:
         """Of the phase that takes most."""
-        return max(self.starting, self.training, self.sampling)
+        return max(self.training, self.sampling)
 
 
 def parts_of(processes: int, replicas: int) -> int:
@@ -107,7 +106,7 @@ def phases(
         learning, added = footprint, _flat_gradient(footprint, processes) if sums is None else sums
         states = footprint.weights + footprint.optimizer - shares.gradients + (footprint.retained or 0)
     learning = learning if room is None else learning.on(room)
-    return Phases(footprint.weights, learning.total + added, states + shares.sampling)
+    return Phases(learning.total + added, states + shares.sampling)
 
 
 def whole_needs(footprint: Footprint, processes: int) -> int:

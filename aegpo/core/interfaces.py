@@ -82,14 +82,6 @@ class Resizable(Protocol):
         """The same network, weights and all, for images of another size in pixels; it is asked to `encode` for them."""
 
 
-@runtime_checkable
-class Shardable(Protocol):
-    """A model whose frozen base can be spread over processes as its policy is; of others each process has it whole."""
-
-    def shard_base(self, spread: Callable[[nn.Module], None]) -> None:
-        """Calls `spread` with the frozen base, if that is a network of its own; it moves to no device afterwards."""
-
-
 class Policy(Protocol):
     """The network of a run, as sources of signals may ask it; what it says is in the run's precision."""
 

@@ -70,9 +70,8 @@ class ModelSpec(PartSpec):
     adapter_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS  # module name suffixes LoRA adapts by default
     reads_images: ClassVar[bool] = False  # `encode` opens the images of prompts; if nobody does, that is told at load
     partial_schedule: ClassVar[bool] = False  # noise levels may begin below 1 and end above 0; see rollouts.py
-    media: ClassVar[Literal["image", "video"]] = (
-        "image"  # what `Model.decode` returns: (B, 3, h, w), or (B, F, 3, h, w)
-    )
+    # what `Model.decode` returns: (B, 3, h, w), or (B, F, 3, h, w)
+    media: ClassVar[Literal["image", "video"]] = "image"
 
     @property
     def dimensions(self) -> int | None:
@@ -93,6 +92,10 @@ class ModelSpec(PartSpec):
     def ships_base(self) -> bool:
         """True if the weights come with the package, so that another version of it may have others."""
         return False
+
+    def build_unread(self, device: torch.device) -> Model:
+        """As `build`; where each process reads its part of the weights, those are on torch's meta device (`Unread`)."""
+        return self.build(device)
 
     def footprint(self, experiment: Any) -> Footprint | None:
         """What a run needs in memory, or None where that is not worth a look."""
@@ -339,9 +342,7 @@ class TrackerSpec(Spec):
     """An observer that records or shows a run."""
 
     kind: str
-    on_error: OnError = Field(
-        default="stop", description="when it fails: stop the run, whose state is saved, or drop it"
-    )
+    on_error: OnError = Field("stop", description="when it fails: stop the run, whose state is saved, or drop it")
 
     @abstractmethod
     def build(self, folder: Path) -> object:

@@ -25,13 +25,14 @@ _AT_ONCE = 2  # blocks that are gathered: the one in use and the next one
 class Phases:
     """Bytes of one GPU, by what the run is doing; decoding, rewards and the allocator's slack come on top."""
 
+    starting: int  # each process loads all weights, before it keeps its part of them
     training: int
     sampling: int
 
     @property
     def largest(self) -> int:
         """Of the phase that takes most."""
-        return max(self.training, self.sampling)
+        return max(self.starting, self.training, self.sampling)
 
 
 def parts_of(processes: int, replicas: int) -> int:
@@ -56,6 +57,17 @@ def share(footprint: Footprint, shards: int) -> Footprint | None:
     beside = footprint.whole_from * USABLE - before  # activations, and graphs of sampling, None: as many again
     activations = beside / 2 if footprint.retained is None else beside - footprint.retained
     return replace(found, whole_from=math.ceil((weights + found.optimizer + activations) / USABLE))
+
+
+def room_as_if_whole(footprint: Footprint | None, shards: int, room: int) -> int:
+    """The free bytes with which a process that holds all weights decides as one of `shards` does with `room`.
+
+    For `ModelSpec.settled`, which knows of no sharing: whether activations are computed again.
+    """
+    part = None if footprint is None else share(footprint, shards)
+    if footprint is None or part is None or footprint.whole_from is None or part.whole_from is None:
+        return room
+    return room + footprint.whole_from - part.whole_from
 
 
 def phases(
@@ -95,7 +107,7 @@ def phases(
         learning, added = footprint, _flat_gradient(footprint, processes) if sums is None else sums
         states = footprint.weights + footprint.optimizer - shares.gradients + (footprint.retained or 0)
     learning = learning if room is None else learning.on(room)
-    return Phases(learning.total + added, states + shares.sampling)
+    return Phases(footprint.weights, learning.total + added, states + shares.sampling)
 
 
 def whole_needs(footprint: Footprint, processes: int) -> int:

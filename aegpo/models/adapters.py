@@ -12,6 +12,7 @@ from torch import nn
 from aegpo.core.parts import ATTENTION_TARGETS
 from aegpo.core.sections import PolicySpec
 from aegpo.errors import SettingError
+from aegpo.models.unread import as_if_read
 
 
 def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = ATTENTION_TARGETS) -> None:
@@ -31,7 +32,8 @@ def add_adapters(policy: nn.Module, spec: PolicySpec, defaults: Sequence[str] = 
     begins: Literal[True, "gaussian"] = True if spec.init == "default" else "gaussian"
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, init_lora_weights=begins)
     try:
-        inject_adapter_in_model(config, policy)
+        with as_if_read(policy):
+            inject_adapter_in_model(config, policy)
     except ValueError as error:
         raise SettingError(
             f"'targets' {', '.join(targets)} name a module that LoRA cannot adapt, for it is no single layer; "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from aegpo.errors import AegpoError
+from aegpo.models.unread import is_unread
 
 BASE = "base"  # of `Model.frozen`
 
@@ -44,9 +46,18 @@ class BasePolicy:
     def shard(self, spread: Callable[[nn.Module], None]) -> None:
         """Spreads the weights of the copy, if there is one, over processes; it stays on its device then."""
         if self._copy is not None:
-            self._copy.to(next(self._policy.parameters()).device)
+            if not is_unread(self._copy):
+                self._copy.to(next(self._policy.parameters()).device)
             spread(self._copy)
             self._stays = True
+
+    def _copied(self) -> nn.Module:
+        """The policy again, in the dtypes of the copy from the start: two of float32 may be more than a GPU has."""
+        made: dict[int, Any] = {}
+        for name, tensor in _tensors(self._policy):
+            kept = tensor.detach().to(self.dtypes[name], copy=True)
+            made[id(tensor)] = nn.Parameter(kept, False) if isinstance(tensor, nn.Parameter) else kept
+        return copy.deepcopy(self._policy, made)
 
     @contextmanager
     def _entered(self) -> Iterator[nn.Module]:
@@ -65,10 +76,9 @@ class BasePolicy:
     def _moved_copy(self) -> Iterator[nn.Module]:
         device = next(self._policy.parameters()).device
         if self._copy is None:
-            copied = copy.deepcopy(self._policy).eval().requires_grad_(False)
-            cast(copied, self.dtypes)
-            self._copy = copied.to(device=self._waits_on)
-        if self._stays:
+            copied = self._copied().eval().requires_grad_(False)
+            self._copy = copied if is_unread(copied) else copied.to(device=self._waits_on)
+        if self._stays or is_unread(self._copy):
             yield self._copy
             return
         self._copy.to(device)

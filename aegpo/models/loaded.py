@@ -11,6 +11,7 @@ from torch import nn
 from aegpo.core.experiment import Experiment
 from aegpo.core.interfaces import Model, Resizable
 from aegpo.errors import AegpoError
+from aegpo.parallel.dtensors import whole
 
 _SAMPLE = 16  # values of each weight that tell one network from another
 
@@ -19,10 +20,13 @@ Values = Mapping[str, bytes]  # of every weight, by name, what tells networks ap
 
 
 def sampled_values(network: nn.Module) -> dict[str, bytes]:
-    """Name, shape and a few values of every weight, by name; cheap for billions of them."""
+    """Name, shape and a few values of every weight, by name; cheap for billions of them.
+
+    Of sharded weights, which are put together one after another, all processes ask.
+    """
     return {
         name: f"{name} {tuple(weight.shape)}".encode()
-        + weight.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes()
+        + whole(weight.detach()).flatten()[:_SAMPLE].float().cpu().numpy().tobytes()
         for name, weight in network.state_dict().items()
     }
 

@@ -39,8 +39,10 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
     return of_own(tensor[own_slices(like)].to(like.dtype), like)
 
 
-def own_slices(like: DTensor) -> tuple[slice, ...]:
-    """Which part of the whole tensor this process has: a slice of each axis."""
+def own_slices(like: Tensor) -> tuple[slice, ...]:
+    """Which part of the whole tensor this process has: a slice of each axis; all of one that is not sharded."""
+    if not isinstance(like, DTensor):
+        return tuple(slice(0, count) for count in like.shape)
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
     return tuple(slice(first, first + count) for first, count in zip(offset, shape, strict=True))
 

@@ -39,15 +39,20 @@ class Sharding:
         self._in_lockstep = self._helping = False
         team.help_with(self._help)
 
-    def spread(self, name: str, network: nn.Module, computes_in: torch.dtype) -> None:
+    def spread(
+        self, name: str, network: nn.Module, computes_in: torch.dtype, read: Callable[[nn.Module], None] | None = None
+    ) -> None:
         """Leaves each process a part of a network's weights, in place.
 
         Args:
             name: of the network; the same in all processes, which call this in the same order.
-            network: on the device on which it computes.
+            network: on the device on which it computes, or of weights without values.
             computes_in: the dtype of gathered weights; those that train stay what they are.
+            read: gives such a network the values of this process's part.
         """
         spread_over(network, self._mesh, computes_in)
+        if read is not None:
+            read(network)
         self._networks[name] = _Network(network)
         network.register_forward_pre_hook(partial(self._evaluated, name), with_kwargs=True, prepend=True)
 

@@ -10,20 +10,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aegpo.core import contracts, untouched
 from aegpo.core.experiment import Experiment
-from aegpo.core.interfaces import Model, Preparable, Sampler, Shardable
+from aegpo.core.interfaces import Model, Preparable, Sampler
 from aegpo.core.memory import enough_memory, free_bytes, lower
 from aegpo.core.parts import ModelSpec
 from aegpo.core.places import named_places
 from aegpo.core.processes import refuse_several_processes
 from aegpo.core.records import AttentionCall, Conditioning, Prompt
 from aegpo.core.sections import GIB
+from aegpo.core.shardable import Shardable, Unread
 from aegpo.core.signatures import built
 from aegpo.models.adapters import add_adapters
 from aegpo.models.loaded import Values, fingerprint, main_dtype, resized, sampled_values
+from aegpo.models.unread import given_room, is_unread
 from aegpo.parallel.sharding import Sharding
 from aegpo.parallel.team import Team
 from aegpo.train.asking import Answers, decoded, log_prob, transition
@@ -34,6 +36,7 @@ from aegpo.train.pieces import shared_out, shares
 from aegpo.train.precision import Precision
 from aegpo.train.rollouts import sample_deterministic
 from aegpo.train.weights import Weights
+from aegpo.train.who_holds import who_holds
 
 _WORTHWHILE = 32  # the share of a micro-batch below which fewer latents hardly cost less
 _READ_TOGETHER = 16  # prompts that are never parted, since text encoders may read so many at a time
@@ -59,7 +62,8 @@ class Policy:
         self.precision = Precision(experiment.precision, self.device, experiment.tf32)
         torch.manual_seed(experiment.seed)  # adapters, and foreign parts that start at random
         spec = self._settled(experiment)
-        self.model = built("model", spec.kind, partial(spec.build, self.device), Model)
+        build = spec.build_unread if self._shared == "sharded" else spec.build
+        self.model = built("model", spec.kind, partial(build, self.device), Model)
         computes_in = main_dtype(self.model.policy)
         add_adapters(self.model.policy, experiment.policy, experiment.model.adapter_targets)
         with contracts.blaming("model", experiment.model.kind), self.model.frozen("base"):
@@ -103,27 +107,39 @@ class Policy:
         if self.device.type == "cpu":
             free //= self.team.place.local_size
         with contracts.blaming("model", given.kind):
-            settled = given.settled(experiment, free)
+            self._shared, saved = who_holds(experiment, self.team, free)
+            settled = given.settled(experiment, free + saved)
         before, now = given.model_dump(mode="json"), settled.model_dump(mode="json")
+        chosen = {f"model.{name}": (before[name], value) for name, value in now.items() if value != before[name]}
+        if self.team.size > 1 and experiment.parallel.weights == "auto":
+            chosen["parallel.weights"] = "auto", self._shared
         self.choices = tuple(
-            f"model.{name}: {json.dumps(before[name])} -> {json.dumps(value)}, with {free / GIB:.1f} GiB free"
-            for name, value in now.items()
-            if value != before[name]
+            f"{name}: {json.dumps(old)} -> {json.dumps(new)}, with {free / GIB:.1f} GiB free"
+            for name, (old, new) in chosen.items()
         )
         return settled
 
     def _sharded(self, computes_in: torch.dtype) -> Sharding | None:
-        """The networks' weights spread over the processes, if that was asked for; None: they are whole."""
-        parallel, policy = self.experiment.parallel, self.model.policy
-        if self.team.size == 1 or parallel.weights != "sharded":
+        """The networks' weights spread over the processes; None: each has them whole."""
+        if self._shared == "whole":
             return None
-        self._values = sampled_values(policy)
+        parallel, model = self.experiment.parallel, self.model
         sharding = Sharding(self.team, self.team.mesh(parallel.replicas), parallel.gather)
-        sharding.spread("policy", policy, computes_in)
-        if isinstance(self.model, Shardable):
-            with contracts.blaming("model", self.experiment.model.kind):
-                self.model.shard_base(lambda base: sharding.spread("base", base, computes_in))
+
+        def spread(name: str, network: nn.Module) -> None:
+            read = partial(self._read, model) if is_unread(network) and isinstance(model, Unread) else None
+            sharding.spread(name, network, computes_in, read)
+
+        with contracts.blaming("model", self.experiment.model.kind):
+            spread("policy", model.policy)
+            if isinstance(model, Shardable):
+                model.shard_base(partial(spread, "base"))
+        self._values = sampled_values(model.policy)
         return sharding
+
+    def _read(self, model: Unread, network: nn.Module) -> None:
+        given_room(network, self.device)
+        model.read_weights(network)
 
     # --- what it says ------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from aegpo.core.phases import (
     chosen_weights,
     phases,
     replicas_refused,
+    room_as_if_whole,
     share,
     whole_needs,
     whole_weights_from,
@@ -37,12 +38,13 @@ def test_whole_weights_are_on_every_process_and_gradients_are_there_only_while_i
 @pytest.mark.parametrize(("processes", "replicas", "shards"), [(8, 1, 8), (16, 2, 8), (16, 1, 16), (2, 2, 1)])
 def test_sharded_weights_are_held_in_parts_and_gathered_by_phase(processes, replicas, shards):
     found = phases(NEEDS, processes, "sharded", replicas=replicas)
-    assert found.training == 50 + (4800 + 9600) // shards + 11 + 100 + 3 * 300
+    assert found.training == 50 + (4800 + 9600) // shards + 11 + 100 + 3 * 300  # in use, next, gradients
     assert found.sampling == 50 + (4800 + 6400) // shards + 7 + 1600
     blockwise = phases(NEEDS, processes, "sharded", replicas=replicas, gather="never")
     assert blockwise.training == found.training
     assert blockwise.sampling == found.sampling - 1600 + 100 + 2 * 300
-    assert found.largest == max(found.training, found.sampling)
+    assert found.starting == NEEDS.weights  # all are loaded before they are shared out
+    assert found.largest == max(found.starting, found.training, found.sampling)
 
 
 def test_of_policy_and_base_the_larger_is_gathered_for_they_speak_one_after_the_other():
@@ -69,6 +71,9 @@ def test_where_weights_are_shared_activations_are_kept_from_less_memory_on(retai
     enough, less = part.whole_from, part.whole_from - 1
     assert phases(deciding, 8, "sharded", room=enough).training == phases(NEEDS, 8, "sharded").training + 30 - 11
     assert phases(deciding, 8, "sharded", room=less) == phases(NEEDS, 8, "sharded")
+    for room, recomputes in ((enough, False), (less, True)):  # what `settled` is to be told
+        assert deciding.on(room_as_if_whole(deciding, 8, room)).recomputes is recomputes
+    assert room_as_if_whole(replace(deciding, shares=None), 8, 77) == room_as_if_whole(None, 8, 77) == 77
 
 
 def test_what_a_model_does_not_say_is_not_guessed():

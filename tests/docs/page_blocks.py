@@ -25,11 +25,13 @@ from types import ModuleType
 
 import nox.registry
 import typer
+from accelerate.commands.launch import launch_command_parser
 from command_line import aegpo
 from repository import ROOT
 from sybil import Document, Example, Region
 from sybil.parsers.markdown import CodeBlockParser
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer
+from torch.distributed import run as torchrun
 
 from aegpo import testing
 from aegpo.commands.cli import app
@@ -38,7 +40,9 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 
 LANGUAGES = ("bash", "python", "yaml", "text")
 LASTING = ("run", "serve-reward", "watch", "push")  # commands that go on for long
-LAUNCHER = "torchrun --standalone --nproc-per-node 2 -m "  # of a command that others test
+LAUNCHERS = re.compile(
+    r"((?:\w+=\S+ )*)(torchrun|accelerate launch) (.*?)-m (?=aegpo )"
+)  # of a command that others test
 CHEAP = {  # the smallest run that still evaluates, branches and checkpoints
     "training_steps": 2,
     "prompts": "{train_count: 8, evaluation_count: 4}",
@@ -66,7 +70,7 @@ class Reader:
         """Every command is accepted; where it does not take long, it is given."""
         said, self.printed = self.take(), ""
         for line in lines_of(text):
-            program, *words = shlex.split(line.removeprefix(LAUNCHER), comments=True)
+            program, *words = shlex.split(unlaunched(line), comments=True)
             if program == "aegpo":
                 self.command(words, said)
             else:
@@ -123,6 +127,20 @@ class Reader:
         """What was said of this block."""
         said, self.said = self.said, ""
         return said
+
+
+def unlaunched(line: str) -> str:
+    """The command that a launcher starts, whose own options exist; another line as it is."""
+    found = LAUNCHERS.match(line)
+    if found is None:
+        return line
+    _, launcher, words = found.groups()
+    given = [*words.split(), "-m", "aegpo"]
+    if launcher == "torchrun":
+        torchrun.get_args_parser().parse_args(given)
+    else:
+        launch_command_parser().parse_args(given)
+    return line[found.end() :]
 
 
 def accepted(words: list[str]) -> None:
@@ -217,7 +235,7 @@ def commands(path: Path, first: str) -> Iterator[list[str]]:
     for example in page(path):
         if example.region.evaluator.func is _evaluate and example.region.evaluator.args == ("bash",):
             for line in lines_of(str(example.parsed)):
-                words = shlex.split(line.removeprefix(LAUNCHER), comments=True)
+                words = shlex.split(unlaunched(line), comments=True)
                 if words[0] == first:
                     yield words[1:]
 

@@ -67,6 +67,23 @@ def test_a_copy_that_waits_elsewhere_waits_there_again_only_after_the_outermost(
         assert inner is outer
 
 
+def test_the_copy_is_made_in_the_dtypes_it_keeps_and_never_larger():
+    network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64)).to(torch.bfloat16)
+    network[1].float()  # as loaders keep some modules
+    network.add_module("tied", network[0])
+    base = BasePolicy(network)
+    network.float().requires_grad_(True)
+    with base.active() as copied:
+        kept = {name: tensor.dtype for name, tensor in copied.state_dict().items()}
+        assert kept["0.weight"] == kept["tied.bias"] == torch.bfloat16
+        assert kept["1.weight"] == kept["1.running_mean"] == torch.float32
+        assert copied.tied is copied[0]
+        for name, tensor in copied.state_dict().items():
+            assert tensor.equal(network.state_dict()[name].to(tensor.dtype))
+            assert tensor.data_ptr() != network.state_dict()[name].data_ptr()
+        assert not any(weight.requires_grad for weight in copied.parameters())
+
+
 # --- frozen networks by name -----------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def load_component(spec: PipelineOptions, folder: Path, component: str, cls: Any
         )
     except reading_errors() as error:
         raise AegpoError(f"{where} cannot be loaded: {brief(error)}") from error
+    check_keys(where, info)
+    network: nn.Module = loaded.requires_grad_(False).eval()
+    return network
+
+
+def check_keys(where: str, info: Mapping[str, Any]) -> None:
+    """Every weight is that of the config; `info`: what diffusers says of a network that it loaded.
+
+    Raises:
+        AegpoError: if keys or shapes are not those of the config.
+    """
     for what, right in (
         ("missing_keys", "lacks weights the config asks for"),
         ("unexpected_keys", "has weights the config has no place for"),
@@ -81,8 +93,6 @@ def load_component(spec: PipelineOptions, folder: Path, component: str, cls: Any
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             names = ", ".join(sorted(keys)[:3])
             raise AegpoError(f"{where} {right}: {names}{more}; save the pipeline again, or take another 'revision'")
-    network: nn.Module = loaded.requires_grad_(False).eval()
-    return network
 
 
 def load_pipeline(spec: PipelineOptions, folder: Path, given: dict[str, nn.Module | None]) -> Any:

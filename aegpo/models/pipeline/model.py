@@ -21,17 +21,22 @@ from aegpo.models.pipeline.loading import load_component, pipeline_folder
 from aegpo.models.pipeline.network import Guidance, Network, guided
 from aegpo.models.pipeline.options import PipelineOptions
 from aegpo.models.pipeline.prompts import PromptEncoder
+from aegpo.models.pipeline.unread import UnreadNetwork
 
 
 class PipelineModel:
     """A diffusers pipeline's network as a part of the engine."""
 
-    def __init__(self, spec: PipelineOptions, device: torch.device) -> None:
-        """Loads everything but the text encoders."""
+    def __init__(self, spec: PipelineOptions, device: torch.device, unread: bool = False) -> None:
+        """Loads everything but the text encoders; `unread`: and but the values of the network, for `read_weights`."""
         self.spec = spec
         self._device, self._folder = device, pipeline_folder(spec)
         network_class = getattr(diffusers, spec.network_class)
-        network = load_component(spec, self._folder, spec.network, network_class, spec.dtype)
+        self._unread = UnreadNetwork(spec, self._folder, network_class) if unread else None
+        if self._unread is None:
+            network = load_component(spec, self._folder, spec.network, network_class, spec.dtype)
+        else:
+            network = self._unread.network
         self._family = spec.family(network, device)
         self._network = Network(network, spec, device)
         self._decoder = Decoder(spec, self._folder, device)
@@ -96,6 +101,11 @@ class PipelineModel:
     def shard_base(self, spread: Callable[[nn.Module], None]) -> None:
         """Spreads the weights of the frozen base over processes, if it is a copy; the policy's are spread already."""
         self._network.shard_base(spread)
+
+    def read_weights(self, network: nn.Module) -> None:
+        """Gives the policy, or its copy, the values of this process's part; asked where it was built without any."""
+        assert self._unread is not None, "the network was loaded with its values"
+        self._unread.read_into(network)
 
     def tap_attention(self, tap: Callable[[AttentionCall], None]) -> AbstractContextManager[None]:
         """Shows `tap` every softmax attention, of a row for each latent; with guidance, that of both evaluations."""

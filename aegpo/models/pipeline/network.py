@@ -16,6 +16,7 @@ from aegpo.models.pipeline.compiling import compile_blocks, eagerly
 from aegpo.models.pipeline.loading import DTYPES
 from aegpo.models.pipeline.options import PipelineOptions
 from aegpo.models.pipeline.texts import joined
+from aegpo.models.unread import is_unread
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
@@ -28,7 +29,7 @@ class Network:
     """
 
     def __init__(self, policy: nn.Module, spec: PipelineOptions, device: torch.device) -> None:
-        self.policy = policy.to(device)
+        self.policy = policy if is_unread(policy) else policy.to(device)
         if spec.gradient_checkpointing is not False:  # auto, if nobody has settled it: what needs less
             policy.enable_gradient_checkpointing()  # type: ignore[operator]
         self._dtype, self._device = DTYPES[spec.dtype], device

@@ -71,7 +71,10 @@ class PromptEncoder:
             return
         given: dict[str, nn.Module | None] = dict.fromkeys(("vae", *self._spec.unneeded))
         pipeline = load_pipeline(self._spec, self._folder, given | {self._spec.network: self._network})
-        pipeline.to(self._device)
+        others = [each for each in pipeline.components.values() if each is not self._network]  # which may be sharded
+        for part in others:
+            if isinstance(part, nn.Module):
+                part.to(self._device)
         named = [text for text in missing if text is not None]
         batches: list[list[str | None]] = [[*named[i : i + AT_ONCE]] for i in range(0, len(named), AT_ONCE)]
         if None in missing:

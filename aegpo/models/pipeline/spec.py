@@ -22,6 +22,14 @@ class PipelineSpec(PipelineOptions):
 
         return PipelineModel(self, device)
 
+    def build_unread(self, device: torch.device) -> Model:
+        """The same with no values in the network, of which each process is to read its part; else as `build`."""
+        from aegpo.models.pipeline.loading import pipeline_folder
+        from aegpo.models.pipeline.model import PipelineModel
+        from aegpo.models.pipeline.unread import has_files
+
+        return PipelineModel(self, device, unread=has_files(self, pipeline_folder(self)))
+
     def settled(self, experiment: Experiment, free: int) -> Self:
         """Whether activations are computed again, for `free` bytes; what is on the hub only is downloaded for it."""
         if self.gradient_checkpointing != "auto":

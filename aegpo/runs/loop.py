@@ -71,7 +71,7 @@ class Loop:
         if run.owes_evaluation:
             self._evaluate()
         while self._done < run.training_steps:
-            if self._saving is not None and self._saving.written():
+            if self._saving is not None and self._saving.in_place():
                 self._finish()
             if self._team.any(f"whether to stop after step {self._done}", should_stop()):
                 self._save_now()

@@ -1,53 +1,41 @@
 """A checkpoint of several processes: sharded tensors are copied, and written while the run goes on.
 
-    copied -> each process writes its parts -> all have -> the first one puts the checkpoint in place
-              ............... the run goes on ............
+    copied -> each process writes its parts -> all have -> the first puts the checkpoint in place -> it is told
+              ............................. the run goes on .............................
 
 What is killed before the end leaves a hidden folder that the next checkpoint removes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from aegpo.parallel.team import Team
-from aegpo.runs import sharded_files
 from aegpo.runs.checkpoints import Checkpoint, finish, made_hidden, on_disk, save, write_tensors
-from aegpo.runs.sharded_files import SHARDS, Writing
+from aegpo.runs.sharded_files import SHARDS, Writing, write
 
 
 class Saving:
     """A checkpoint that every process of a run is writing its part of."""
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint, keep: int, team: Team, writing: Writing) -> None:
-        """What `begin` has begun; of `checkpoint` only what is no tensor matters any more."""
-        self._folder, self._keep, self._team, self._writing = folder, keep, team, writing
-        self._checkpoint = checkpoint
+    def __init__(self, folder: Path, step: int, team: Team, writing: Writing) -> None:
+        """What `begin` has begun."""
+        self._folder, self.step, self._team, self._writing = folder, step, team, writing
 
-    @property
-    def step(self) -> int:
-        """The training step of the checkpoint."""
-        return self._checkpoint.step
-
-    def written(self) -> bool:
-        """True for all processes, which all ask, when all have written."""
+    def in_place(self) -> bool:
+        """True for all processes, which all ask, when `finish` returns at once."""
         return all(self._team.told(f"whether the state after step {self.step} is written", self._writing.done()))
 
-    def finish(self) -> Path:
-        """Puts the checkpoint in place, when all have written; all processes call this.
+    def finish(self) -> None:
+        """Returns when the checkpoint is in place; all processes call this.
 
         Raises:
             CheckpointError: if it cannot be written, as on a full disk; the checkpoints that were there stay.
         """
-        team, path = self._team, self._folder / f"step-{self.step:06d}"
-        with team.agreed(f"the state after step {self.step} is written"), on_disk(self._folder, self.step):
-            own = self._writing.sums()
-        sums = {name: value for each in team.told("what each has written", own) for name, value in each.items()}
-        with team.agreed(f"the state after step {self.step} is put in place"), on_disk(self._folder, self.step):
-            if team.first:
-                finish(self._folder, self._checkpoint, self._keep, sums)
-        return path
+        with self._team.agreed(f"the state after step {self.step} is put in place"), on_disk(self._folder, self.step):
+            self._writing.wait()
 
 
 def begin(folder: Path, checkpoint: Checkpoint, keep: int, team: Team) -> Saving | None:
@@ -60,7 +48,7 @@ def begin(folder: Path, checkpoint: Checkpoint, keep: int, team: Team) -> Saving
         team: the processes.
 
     Returns:
-        What is being written, while nothing else may be; None if it is on disk.
+        What is being written, while no other checkpoint may be; None if it is on disk.
 
     Raises:
         CheckpointError: if it cannot be written; the checkpoints that were there stay.
@@ -77,5 +65,10 @@ def begin(folder: Path, checkpoint: Checkpoint, keep: int, team: Team) -> Saving
     with team.agreed(f"the state after step {checkpoint.step} is begun"), on_disk(folder, checkpoint.step):
         if team.first:
             write_tensors(made_hidden(folder, checkpoint.step), replace(checkpoint, tensors=rest))
-    writing = sharded_files.write(hidden / SHARDS, parts, team.aside())
-    return Saving(folder, replace(checkpoint, tensors={}), keep, team, writing)
+    what = replace(checkpoint, tensors={})
+
+    def put_in_place(sums: Mapping[str, str]) -> None:
+        if team.first:
+            finish(folder, what, keep, sums)
+
+    return Saving(folder, checkpoint.step, team, write(hidden / SHARDS, parts, team.aside(), put_in_place))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,46 +27,67 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 SHARDS = "shards"  # the folder
+Then = Callable[[Mapping[str, str]], None]
 
 
 class Writing:
-    """A process's shards on their way to disk."""
+    """A process's shards on their way to disk; threads of their own write them, and do what comes then."""
 
-    def __init__(self, folder: Path, upload: Future[Any], rank: int) -> None:
+    def __init__(self, folder: Path, upload: Future[Any], group: dist.ProcessGroup, then: Then) -> None:
         """`upload`: is done when every process has written."""
-        self._folder, self._upload, self._rank = folder, upload, rank
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums")
-        self._sums = thread.submit(self._find_sums)
+        self._folder, self._upload, self._group, self._then = folder, upload, group, then
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards")
+        self._all = thread.submit(self._do_all)
         thread.shutdown(wait=False)
 
     def done(self) -> bool:
-        """True if `sums` returns at once."""
-        return self._sums.done()
+        """True if `wait` returns at once."""
+        return self._all.done()
 
-    def sums(self) -> dict[str, str]:
-        """SHA-256 of the files that this process wrote, by their names in the checkpoint; waits for all processes.
+    def wait(self) -> None:
+        """Returns when all processes have written, and `then` has in this one.
 
         Raises:
-            OSError: if one of them could not write, as on a full disk; SafetensorError likewise.
+            OSError: if one of them could not write, as on a full disk; SafetensorError likewise; what `then` raises.
         """
-        return self._sums.result()
+        self._all.result()
 
-    def _find_sums(self) -> dict[str, str]:
+    def _do_all(self) -> None:
+        import torch.distributed as dist
+
         with _without_traces():
             self._upload.result()
-        files = sorted(self._folder.glob(f"shard-{self._rank + 1:05d}-*.safetensors"))
-        return {f"{SHARDS}/{file.name}": checksum(file) for file in files}
+        everybody: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(everybody, self._own_sums(), group=self._group)
+        sums: dict[str, str] = {}
+        for each in everybody:
+            if isinstance(each, OSError):
+                raise each
+            sums |= each
+        self._then(sums)
+
+    def _own_sums(self) -> dict[str, str] | OSError:
+        """Those of the files that this process wrote, or why it cannot read them."""
+        import torch.distributed as dist
+
+        number = dist.get_rank(self._group) + 1
+        try:
+            files = sorted(self._folder.glob(f"shard-{number:05d}-*.safetensors"))
+            return {f"{SHARDS}/{file.name}": checksum(file) for file in files}
+        except OSError as error:
+            return error
 
 
-def write(folder: Path, tensors: Mapping[str, DTensor], group: dist.ProcessGroup) -> Writing:
+def write(folder: Path, tensors: Mapping[str, DTensor], group: dist.ProcessGroup, then: Then) -> Writing:
     """Begins to write this process's parts of tensors; what becomes of the tensors meanwhile does not matter.
 
     Args:
         folder: there is none yet, or it is empty; the same for all processes, which all call this.
         tensors: by name with a prefix such as "policy/", the same names for all processes.
         group: in which nothing else is sent meanwhile; one that the CPU can send in.
+        then: is called in each process, in a thread, when all have written, with the SHA-256 of all files by their
+            names in the checkpoint.
     """
-    import torch.distributed as dist
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -81,7 +102,7 @@ def write(folder: Path, tensors: Mapping[str, DTensor], group: dist.ProcessGroup
     upload = async_save(parts, storage_writer=writer, planner=planner, process_group=group, async_stager=stager)
     stager.close()
     assert isinstance(upload, Future), "the tensors were copied before it returned"
-    return Writing(folder, upload, dist.get_rank(group))
+    return Writing(folder, upload, group, then)
 
 
 def described(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

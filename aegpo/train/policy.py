@@ -107,8 +107,8 @@ class Policy:
         if self.device.type == "cpu":
             free //= self.team.place.local_size
         with contracts.blaming("model", given.kind):
-            self._shared, saved = who_holds(experiment, self.team, free)
-            settled = given.settled(experiment, free + saved)
+            self._shared, room = who_holds(experiment, self.team, free)
+            settled = given.settled(experiment, room)
         before, now = given.model_dump(mode="json"), settled.model_dump(mode="json")
         chosen = {f"model.{name}": (before[name], value) for name, value in now.items() if value != before[name]}
         if self.team.size > 1 and experiment.parallel.weights == "auto":

@@ -31,8 +31,8 @@ def of(name: str, seed: int = 0) -> torch.Tensor:
 
 
 def written(team, folder, tensors):
-    writing = write(folder, tensors, team.aside())
-    sums = {name: value for own in team.told("sums", writing.sums()) for name, value in own.items()}
+    sums = {}
+    write(folder, tensors, team.aside(), sums.update).wait()
     assert {name.removeprefix("shards/") for name in sums} == {path.name for path in folder.iterdir()}
     return sums
 
@@ -95,13 +95,14 @@ def training_goes_on_meanwhile(team, folder):
     step()
     before, parts = {name: whole(value).clone() for name, value in state().items()}, sharded(state())
     assert {name.rsplit("/", 1)[1] for name in state().keys() - parts.keys()} == {"step"}
-    writing = write(folder / "async", parts, team.aside())
+    sums = {}
+    writing = write(folder / "async", parts, team.aside(), sums.update)
     for _ in range(20):
         step()
     team.told("trained on")
-    writing.sums()
-    team.told("all know")
+    writing.wait()
     assert writing.done()
+    assert len(sums) == 2 * SIZE
     found = read_whole(folder / "async")
     assert found.keys() == parts.keys()
     assert all(torch.equal(value, before[name]) for name, value in found.items())

@@ -205,8 +205,8 @@ def by_phase(gpus: int, figures: Mapping[str, Holding], room: int | None) -> She
         f"{there}. whole = all weights on each; while it learns, with sums of gradients.\n"
         "sharded = a part of weights, gradients, moments, base and average, and what is gathered: while it learns "
         "blocks, while it samples all weights ('parallel.gather: never': blocks).\n"
-        f"weights = 'parallel.weights'; auto: sharded where learning with whole weights takes more than {USABLE:.0%} of "
-        "a GPU.\nGraphs that sampling keeps under 'optimizer.retain: auto' fill what is left and are not counted. "
+        f"weights = 'parallel.weights'; auto: sharded where learning with whole weights takes more than {USABLE:.0%} "
+        "of a GPU.\nGraphs that sampling keeps under 'optimizer.retain: auto' fill what is left and are not counted. "
         "Decoding and rewards come on top."
     )
     phases = tuple(f"{weights}, {phase}" for weights in ("whole", "sharded") for phase in ("training", "sampling"))

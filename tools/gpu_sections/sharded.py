@@ -187,15 +187,16 @@ def _saved(job: Job, subject: Subjected, told: Row) -> Row:
     assert tensors.keys() == found.keys()
     group, folder, begin = dist.group.WORLD, job.folder / SHARDS, now(job.device)
     assert group is not None
-    writing = write(folder, tensors, group)
+    sums = dict[str, str]()
+    writing = write(folder, tensors, group, sums.update)
     returned = now(job.device) - begin
-    files = len(writing.sums())
+    writing.wait()
     seconds = {"goes_on_after_seconds": round(returned, 2), "seconds": round(now(job.device) - begin, 2)}
     read = {name: torch.zeros_like(each) for name, each in tensors.items()}
     read_into(folder, read)
     same = all(whole(read[name]).equal(whole(each)) for name, each in tensors.items())
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return {"what": "checkpoint", **told, "gib": round(size / GiB, 3), "files": files, **seconds, "ok": same}
+    return {"what": "checkpoint", **told, "gib": round(size / GiB, 3), "files": len(sums), **seconds, "ok": same}
 
 
 def _reset(job: Job) -> None:

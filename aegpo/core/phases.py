@@ -58,17 +58,6 @@ def share(footprint: Footprint, shards: int) -> Footprint | None:
     return replace(found, whole_from=math.ceil((weights + found.optimizer + activations) / USABLE))
 
 
-def room_as_if_whole(footprint: Footprint | None, shards: int, room: int) -> int:
-    """The free bytes with which a process that holds all weights decides as one of `shards` does with `room`.
-
-    For `ModelSpec.settled`, which knows of no sharing: whether activations are computed again.
-    """
-    part = None if footprint is None else share(footprint, shards)
-    if footprint is None or part is None or footprint.whole_from is None or part.whole_from is None:
-        return room
-    return room + footprint.whole_from - part.whole_from
-
-
 def phases(
     footprint: Footprint,
     processes: int,

@@ -12,7 +12,6 @@ from aegpo.core.phases import (
     chosen_weights,
     phases,
     replicas_refused,
-    room_as_if_whole,
     share,
     whole_needs,
     whole_weights_from,
@@ -70,9 +69,6 @@ def test_where_weights_are_shared_activations_are_kept_from_less_memory_on(retai
     enough, less = part.whole_from, part.whole_from - 1
     assert phases(deciding, 8, "sharded", room=enough).training == phases(NEEDS, 8, "sharded").training + 30 - 11
     assert phases(deciding, 8, "sharded", room=less) == phases(NEEDS, 8, "sharded")
-    for room, recomputes in ((enough, False), (less, True)):  # what `settled` is to be told
-        assert deciding.on(room_as_if_whole(deciding, 8, room)).recomputes is recomputes
-    assert room_as_if_whole(replace(deciding, shares=None), 8, 77) == room_as_if_whole(None, 8, 77) == 77
 
 
 def test_what_a_model_does_not_say_is_not_guessed():

@@ -11,13 +11,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
@@ -33,6 +30,7 @@ from aegpo.parallel.dtensors import whole
 from aegpo.parallel.link import Link
 from aegpo.parallel.sharding import Gather, Sharding
 from aegpo.parallel.team import Team
+from aegpo.runs.sharded_files import SHARDS, read_into, write
 from aegpo.train.optimizers import make_optimizer
 from gpu_sections.networks import flux, random_weights
 from gpu_sections.sections import Job, Row, Value
@@ -183,17 +181,21 @@ def _beside(found: int | None, said: int) -> Row:
 
 
 def _saved(job: Job, subject: Subjected, told: Row) -> Row:
-    """Sharded tensors where they are, written as safetensors, and read into others."""
-    tensors = {name: weight.detach() for name, weight in subject.model.policy.named_parameters()}
-    assert all(isinstance(each, DTensor) for each in tensors.values())
-    folder, begin = Path(job.folder, "shards"), now(job.device)
-    save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    written = now(job.device) - begin
+    """Sharded tensors where they are, written as a checkpoint has them, and read into others."""
+    found = {f"policy/{name}": weight.detach() for name, weight in subject.model.policy.named_parameters()}
+    tensors = {name: each for name, each in found.items() if isinstance(each, DTensor)}
+    assert tensors.keys() == found.keys()
+    group, folder, begin = dist.group.WORLD, job.folder / SHARDS, now(job.device)
+    assert group is not None
+    writing = write(folder, tensors, group)
+    returned = now(job.device) - begin
+    files = len(writing.sums())
+    seconds = {"goes_on_after_seconds": round(returned, 2), "seconds": round(now(job.device) - begin, 2)}
     read = {name: torch.zeros_like(each) for name, each in tensors.items()}
-    load(dict(read), storage_reader=HuggingFaceStorageReader(str(folder)))
+    read_into(folder, read)
     same = all(whole(read[name]).equal(whole(each)) for name, each in tensors.items())
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return {"what": "checkpoint", **told, "gib": round(size / GiB, 3), "seconds": round(written, 2), "ok": same}
+    return {"what": "checkpoint", **told, "gib": round(size / GiB, 3), "files": files, **seconds, "ok": same}
 
 
 def _reset(job: Job) -> None:

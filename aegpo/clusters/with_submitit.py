@@ -10,8 +10,9 @@ import getpass
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,7 +146,7 @@ class Local:
 
     def submit(self, job: Job, label: str) -> str:
         """As `Cluster.submit`."""
-        with _deaf():
+        with _apart():
             mine = self._executor.submit(Task(job))
         self._mine[mine.job_id] = mine
         return str(mine.job_id)
@@ -181,15 +182,21 @@ def _here() -> None:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Inside, what is started hears neither the terminal's Ctrl-C nor its end."""
-    numbers = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
+def _apart() -> Iterator[None]:
+    """Inside, what is started hears neither the terminal's Ctrl-C nor its end, and holds none of its streams open."""
+    numbers = [signal.SIGINT, *([signal.SIGHUP] if sys.platform != "win32" else [])]
+    with ExitStack() as held:
+        for number in numbers:
+            before = signal.signal(number, signal.SIG_IGN)
+            held.callback(signal.signal, number, signal.SIG_DFL if before is None else before)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        held.callback(os.close, nowhere)
+        for stream in (0, 1, 2):
+            kept = os.dup(stream)
+            held.callback(os.close, kept)
+            held.callback(os.dup2, kept, stream)
+            os.dup2(nowhere, stream)
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _asked(*words: str) -> str | None:

@@ -1,0 +1,148 @@
+"""A Slurm of one node for a while, from Debian's packages in a temporary folder: nothing is installed, nobody is root.
+
+    python tools/slurm_here.py FOLDER COMMAND...
+
+Downloads what it needs with apt into FOLDER (3.5 MB, once), starts slurmctld and slurmd, runs the command with Slurm's
+own first on PATH, and ends both. Nobody is asked who he is (auth/none): it listens on this machine's own name only as
+far as its network lets it, so it is for machines that nobody else uses.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libmunge2", "libhwloc15")
+PATIENCE = 30.0  # seconds for the node to be there
+CONFIGURATION = """
+ClusterName=here
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmdPort={daemon}
+AuthType=auth/none
+CredType=cred/none
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={state}/controller
+SlurmdSpoolDir={state}/daemon
+SlurmctldPidFile={state}/slurmctld.pid
+SlurmdPidFile={state}/slurmd.pid
+SlurmctldLogFile={state}/slurmctld.log
+SlurmdLogFile={state}/slurmd.log
+PluginDir={libraries}/slurm-wlm
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+JobRequeue=1
+KillWait=60
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+
+
+def unpacked(folder: Path) -> Path:
+    """Debian's packages, unpacked below a folder."""
+    root = folder / "root"
+    if root.is_dir():
+        return root
+    archives = folder / "archives"
+    archives.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["apt-get", "download", *PACKAGES], cwd=archives, check=True)
+    for archive in sorted(archives.glob("*.deb")):
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
+    for name in ("slurmctld", "slurmd", "slurmstepd"):  # Debian's `alternatives` would make these names
+        (root / "usr/sbin" / name).symlink_to(f"{name}-wlm")
+    return root
+
+
+def configured(root: Path, folder: Path) -> dict[str, str]:
+    """The environment of Slurm's commands, with a configuration of one node, this one."""
+    state, libraries = folder / "state", root / "usr/lib/x86_64-linux-gnu"
+    for name in ("controller", "daemon"):
+        (state / name).mkdir(parents=True, exist_ok=True)
+    ports = [_free_port(), _free_port()]
+    written = CONFIGURATION.format(
+        host=socket.gethostname().split(".")[0],
+        controller=ports[0],
+        daemon=ports[1],
+        user=getpass.getuser(),
+        state=state,
+        libraries=libraries,
+        cores=len(os.sched_getaffinity(0)),
+    )
+    (folder / "slurm.conf").write_text(written, encoding="utf-8")
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n", encoding="utf-8")
+    path = os.pathsep.join([f"{root}/usr/bin", f"{root}/usr/sbin", os.environ["PATH"]])
+    found = f"{libraries}/slurm-wlm{os.pathsep}{libraries}"
+    return {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "LD_LIBRARY_PATH": found}
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[dict[str, str]]:
+    """Inside, Slurm is there; the environment of its commands.
+
+    Raises:
+        RuntimeError: if its node does not come up.
+    """
+    folder = folder.resolve()
+    root = unpacked(folder)
+    environment = configured(root, folder)
+    with ExitStack() as held:
+        below = root / "usr/sbin"
+        for words in (["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c", "-d", f"{below}/slurmstepd"]):
+            held.enter_context(_running([f"{below}/{words[0]}", *words[1:]], folder, environment))
+        begin = time.monotonic()
+        while "idle" not in (told := _asked(["sinfo", "--noheader", "--format", "%t"], environment)):
+            if time.monotonic() - begin > PATIENCE:
+                raise RuntimeError(f"Slurm's node did not come up ({told.strip()}); see {folder}/*.out and its state")
+            time.sleep(0.5)
+        yield environment
+        _asked(["scancel", "--user", getpass.getuser()], environment)
+
+
+@contextmanager
+def _running(words: list[str], folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    with (folder / f"{Path(words[0]).name}.out").open("ab") as out:
+        process = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _asked(words: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def main() -> int:
+    """Runs a command beside Slurm; its exit code."""
+    if len(sys.argv) < 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    with slurm(Path(sys.argv[1])) as environment:
+        return subprocess.run(sys.argv[2:], env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,7 +38,7 @@ def _amount(text: str) -> float:
 _TEXT, _COUNT = _Reading(str, "a text"), _Reading(_count, "a whole number from 1 on")
 _AMOUNT, _LINES = _Reading(_amount, "a number from 0 on"), _Reading(str, "a line of the shell", many=True)
 _SLURM_TEXTS = "account comment constraint dependency exclude gres mail_type mail_user mem nodelist partition qos wckey"
-_SLURM_COUNTS = "cpus_per_gpu cpus_per_task gpus_per_node signal_delay_s time"
+_SLURM_COUNTS = "cpus_per_task gpus_per_node signal_delay_s time"
 
 # As sbatch and ray have them; submitit: `time` in minutes, `signal_delay_s`, `setup`. `jobs`: runs at a time.
 KNOWN: Mapping[Kind, Mapping[str, _Reading]] = {

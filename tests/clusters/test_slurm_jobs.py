@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def job() -> str:
 def start_again(number: str) -> None:
     """Slurm holds a job for two minutes before it starts it again."""
     until(lambda: "PENDING" in slurm("squeue", "--noheader", "--format", "%T"))
+    time.sleep(6)  # the command asks every five
     slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
 
 

@@ -7,6 +7,7 @@ All but `minimums`, `faults`, `slurm`, `ray` and `gpu` by default. `nox -t more`
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -131,7 +132,7 @@ def ray(session: nox.Session) -> None:
     """Jobs of a real Ray: a head and two nodes on this machine, one of which is lost; 3 minutes."""
     folder = str(Path(session.create_tmp()).resolve() / "packages")  # tests work in folders of their own
     install(session, "--upgrade", "--target", folder, *extra(ROOT / "pyproject.toml", "ray"))
-    session.run(*slow_tests("test_ray_jobs.py"), env={"PYTHONPATH": folder})
+    session.run(*slow_tests("test_ray_jobs.py"), env={"PYTHONPATH": os.pathsep.join([str(ROOT), folder])})
 
 
 @nox.session(default=False)

@@ -6,6 +6,7 @@ Actors and not tasks: a task ends with the program that submitted it, so nobody 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,8 +62,9 @@ class Ray:
             raise AegpoError(f'--cluster ray needs {error.name}; run  pip install "aegpo[ray]"') from error
         address = str(settings.get("address", "auto"))
         try:
+            _reach(address)
             ray.init(address=address, namespace=_NAMES, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise AegpoError(
                 f"--cluster ray: no cluster of Ray at {address!r} ({_first_line(error)}); start one with 'ray start "
                 "--head', or name its address with --cluster-set address=HOST:PORT"
@@ -130,6 +132,17 @@ class Ray:
             self._ray.kill(self._ray.get_actor(job))  # which would keep its resources
             return State("over")
         return State("running")
+
+
+def _reach(address: str) -> None:
+    """Returns if somebody is there; ray itself asks a dead address for minutes.
+
+    Raises:
+        OSError: if nobody is.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
 
 
 def _first_line(error: Exception) -> str:

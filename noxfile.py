@@ -123,7 +123,7 @@ def trackers(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def slurm(session: nox.Session) -> None:
-    """Jobs of a real Slurm of one node, from Debian's packages in a temporary folder: 4 minutes."""
+    """Jobs of a real Slurm of two nodes, from Debian's packages in a temporary folder: 4 minutes."""
     session.run(sys.executable, "tools/slurm_here.py", session.create_tmp(), *slow_tests("test_slurm_jobs.py"))
 
 

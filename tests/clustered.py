@@ -106,12 +106,12 @@ def until(happened: Callable[[], bool], patience: float = PATIENCE) -> None:
         time.sleep(0.05)
 
 
-def unbroken(folder: Path, monkeypatch) -> Experiment:
+def unbroken(folder: Path, monkeypatch, *words: str, seeds: tuple[int, ...] = (0,)) -> Experiment:
     """The experiment's runs in this process, one after another."""
     monkeypatch.chdir(folder)
-    found = Experiment(folder, out="unbroken")
-    for seed in ("0", "1"):
-        done = aegpo(*found.words, "--seed", seed, "--no-report")
+    found = Experiment(folder, *words, out="unbroken")
+    for seed in seeds:
+        done = aegpo(*found.words, "--seed", str(seed), "--no-report")
         assert done.code == 0, done.stderr
     return found
 

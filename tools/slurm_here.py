@@ -1,4 +1,4 @@
-"""A Slurm of one node for a while, from Debian's packages in a temporary folder: nothing is installed, nobody is root.
+"""A Slurm of two nodes for a while, both this machine, from Debian's packages in a temporary folder: nothing is installed, nobody is root.
 
     python tools/slurm_here.py FOLDER COMMAND...
 
@@ -20,22 +20,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libmunge2", "libhwloc15")
-PATIENCE = 30.0  # seconds for the node to be there
+PATIENCE = 30.0  # seconds for the nodes to be there
 CONFIGURATION = """
 ClusterName=here
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={daemon}
 AuthType=auth/none
 CredType=cred/none
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={state}/controller
-SlurmdSpoolDir={state}/daemon
+SlurmdSpoolDir={state}/%n
 SlurmctldPidFile={state}/slurmctld.pid
-SlurmdPidFile={state}/slurmd.pid
+SlurmdPidFile={state}/%n.pid
 SlurmctldLogFile={state}/slurmctld.log
-SlurmdLogFile={state}/slurmd.log
+SlurmdLogFile={state}/%n.log
 PluginDir={libraries}/slurm-wlm
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -47,9 +46,10 @@ JobRequeue=1
 KillWait=60
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
+NODES = ("here-1", "here-2")
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cores} State=UNKNOWN\n"
 
 
 def unpacked(folder: Path) -> Path:
@@ -68,20 +68,16 @@ def unpacked(folder: Path) -> Path:
 
 
 def configured(root: Path, folder: Path) -> dict[str, str]:
-    """The environment of Slurm's commands, with a configuration of one node, this one."""
+    """The environment of Slurm's commands, with a configuration of two nodes, both this one."""
     state, libraries = folder / "state", root / "usr/lib/x86_64-linux-gnu"
-    for name in ("controller", "daemon"):
+    for name in ("controller", *NODES):
         (state / name).mkdir(parents=True, exist_ok=True)
-    ports = [_free_port(), _free_port()]
-    written = CONFIGURATION.format(
-        host=socket.gethostname().split(".")[0],
-        controller=ports[0],
-        daemon=ports[1],
-        user=getpass.getuser(),
-        state=state,
-        libraries=libraries,
-        cores=len(os.sched_getaffinity(0)),
-    )
+    host, cores = socket.gethostname().split(".")[0], len(os.sched_getaffinity(0))
+    here = {"host": host, "user": getpass.getuser(), "state": state, "libraries": libraries}
+    written = CONFIGURATION.format(controller=_free_port(), **here)
+    nodes = "".join(NODE.format(name=name, host=host, port=_free_port(), cores=cores) for name in NODES)
+    head, sign, partition = written.partition("PartitionName=")
+    written = head + nodes + sign + partition
     (folder / "slurm.conf").write_text(written, encoding="utf-8")
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n", encoding="utf-8")
     path = os.pathsep.join([f"{root}/usr/bin", f"{root}/usr/sbin", os.environ["PATH"]])
@@ -94,19 +90,20 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     """Inside, Slurm is there; the environment of its commands.
 
     Raises:
-        RuntimeError: if its node does not come up.
+        RuntimeError: if its nodes do not come up.
     """
     folder = folder.resolve()
     root = unpacked(folder)
     environment = configured(root, folder)
     with ExitStack() as held:
         below = root / "usr/sbin"
-        for words in (["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c", "-d", f"{below}/slurmstepd"]):
+        daemons = [["slurmd", "-D", "-c", "-d", f"{below}/slurmstepd", "-N", name] for name in NODES]
+        for words in (["slurmctld", "-D", "-c"], *daemons):
             held.enter_context(_running([f"{below}/{words[0]}", *words[1:]], folder, environment))
         begin = time.monotonic()
-        while "idle" not in (told := _asked(["sinfo", "--noheader", "--format", "%t"], environment)):
+        while (told := _asked(["sinfo", "--noheader", "--format", "%D %t"], environment)).strip() != "2 idle":
             if time.monotonic() - begin > PATIENCE:
-                raise RuntimeError(f"Slurm's node did not come up ({told.strip()}); see {folder}/*.out and its state")
+                raise RuntimeError(f"Slurm's nodes did not come up ({told.strip()}); see {folder}/*.out and its state")
             time.sleep(0.5)
         yield environment
         _asked(["scancel", "--user", getpass.getuser()], environment)

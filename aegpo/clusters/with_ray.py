@@ -111,6 +111,10 @@ class Ray:
         if not answered:
             self._ray.kill(actor)
 
+    def leave(self) -> None:
+        """Leaves the cluster, and its jobs to it."""
+        self._ray.shutdown()
+
     def _actor(self, job: str) -> Any | None:
         try:
             return self._ray.get_actor(job)

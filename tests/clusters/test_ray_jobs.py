@@ -66,3 +66,4 @@ def test_a_job_that_waits_for_room_is_cancelled_and_there_must_be_a_cluster(fold
     assert ray.poll([job])[job].where == "pending"
     ray.cancel(job)
     until(lambda: ray.poll([job])[job].where == "over")
+    ray.leave()

@@ -1,4 +1,4 @@
-"""Jobs of a real Slurm of one node: nox -s slurm starts it."""
+"""Jobs of a real Slurm of two nodes, both this machine: nox -s slurm starts it."""
 
 from __future__ import annotations
 
@@ -61,6 +61,19 @@ def test_a_job_that_is_queued_again_amid_its_run_costs_no_bit_and_outlives_its_c
     assert f"job {number} of slurm was submitted before" in experiment.log
     assert "Restarts=2" in slurm("scontrol", "show", "job", number)
     assert experiment.digests() == unbroken(folder, monkeypatch).digests()
+
+
+def test_a_run_of_two_nodes_is_queued_again_and_ends_as_one_process_does(folder, monkeypatch):
+    shards = ("--set", "parallel.shards=2")
+    experiment = Experiment(folder, *WORDS, *shards, "--nodes", "2")
+    process = experiment.start()
+    experiment.after(3)
+    number = job()
+    assert slurm("squeue", "--noheader", "--format", "%D").split() == ["2"]
+    slurm("scontrol", "requeue", number)
+    start_again(number)
+    assert experiment.ended(process) == 0, experiment.log
+    assert experiment.digests() == unbroken(folder, monkeypatch, *shards).digests()
 
 
 def test_a_job_that_is_cancelled_saves_its_state_and_is_told_of(folder):

@@ -45,21 +45,25 @@ class Experiment:
 
     def __init__(self, folder: Path, *words: str, out: str = "out") -> None:
         self.folder, self.words, self.out = folder, ("run", "tiny.yaml", "--out", out, *words), folder / out / "tiny"
-        self.log = ""
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> subprocess.Popen[bytes]:
         """The command in a process of its own; it is no terminal's."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "aegpo", *self.words]
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, start_new_session=True, **pipes)
+        with (self.folder / "log").open("ab") as log:
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            return subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
 
-    def ended(self, process: subprocess.Popen[str]) -> int:
-        """Its exit code; what it printed is kept."""
-        self.log += process.communicate(timeout=PATIENCE)[0]
-        return process.returncode
+    @property
+    def log(self) -> str:
+        """What its commands have printed by now."""
+        return (self.folder / "log").read_text()
 
-    def interrupted(self, process: subprocess.Popen[str]) -> int:
+    def ended(self, process: subprocess.Popen[bytes]) -> int:
+        """Its exit code."""
+        return process.wait(PATIENCE)
+
+    def interrupted(self, process: subprocess.Popen[bytes]) -> int:
         """Its exit code after Ctrl-C."""
         process.send_signal(signal.SIGINT)
         return self.ended(process)

@@ -1,10 +1,10 @@
-"""A Slurm of two nodes for a while, both this machine, from Debian's packages in a temporary folder: nothing is installed, nobody is root.
+"""A Slurm of two nodes for a while, both this machine, from Debian's packages in a folder: nothing is installed.
 
     python tools/slurm_here.py FOLDER COMMAND...
 
 Downloads what it needs with apt into FOLDER (3.5 MB, once), starts slurmctld and slurmd, runs the command with Slurm's
-own first on PATH, and ends both. Nobody is asked who he is (auth/none): it listens on this machine's own name only as
-far as its network lets it, so it is for machines that nobody else uses.
+own first on PATH, and ends them. Nobody is asked who he is (auth/none), and it listens on every address of this
+machine: for machines that nobody else reaches.
 """
 
 from __future__ import annotations

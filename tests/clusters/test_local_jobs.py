@@ -26,6 +26,7 @@ def test_jobs_outlive_their_command_and_what_breaks_them_costs_no_bit(folder, mo
     assert "detached: 2 jobs go on; to follow them again:  aegpo run tiny.yaml --out out --cluster local" in local.log
 
     process = local.start()
+    until(lambda: "main seed 1: job" in local.log and "was submitted before" in local.log)
     (running,) = local.computing()
     os.kill(running, signal.SIGKILL)  # its job starts it again
     until(lambda: local.computing() not in ([], [running]))

@@ -1,12 +1,13 @@
 """Sessions for developers and CI, in the environment that nox itself is installed in: `.venv/bin/nox`.
 
-All but `minimums`, `faults` and `gpu` by default. `nox -t more` is what the README's own lines, which `.ci/run` runs,
-leave out.
+All but `minimums`, `faults`, `slurm`, `ray` and `gpu` by default. `nox -t more` is what the README's own lines, which
+`.ci/run` runs, leave out.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -121,6 +122,20 @@ def trackers(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def slurm(session: nox.Session) -> None:
+    """Jobs of a real Slurm of two nodes, from Debian's packages in a temporary folder: 4 minutes."""
+    session.run(sys.executable, "tools/slurm_here.py", session.create_tmp(), *slow_tests("test_slurm_jobs.py"))
+
+
+@nox.session(default=False)
+def ray(session: nox.Session) -> None:
+    """Jobs of a real Ray: a head and two nodes on this machine, one of which is lost; 3 minutes."""
+    folder = str(Path(session.create_tmp()).resolve() / "packages")  # tests work in folders of their own
+    install(session, "--upgrade", "--target", folder, *extra(ROOT / "pyproject.toml", "ray"))
+    session.run(*slow_tests("test_ray_jobs.py"), env={"PYTHONPATH": os.pathsep.join([str(ROOT), folder])})
+
+
+@nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """What only a GPU can show, in 9 minutes; arguments after -- go to tools/gpu.py, such as --dry without one."""
     session.run(sys.executable, "tools/gpu.py", *session.posargs)
@@ -136,6 +151,11 @@ def minimums(session: nox.Session) -> None:
 def pytest(session: nox.Session, *arguments: str, env: dict[str, str | None] | None = None) -> None:
     """Runs pytest in this environment."""
     session.run(sys.executable, "-m", "pytest", *arguments, env=env)
+
+
+def slow_tests(name: str) -> list[str]:
+    """The command that runs a file of the tests of clusters, one test after another."""
+    return [sys.executable, "-m", "pytest", "-n0", "-m", "", f"tests/clusters/{name}"]
 
 
 def install(session: nox.Session, *arguments: str) -> None:

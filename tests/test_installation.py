@@ -45,6 +45,8 @@ def test_ci_runs_every_session_that_these_lines_leave_out(monkeypatch):
         "tests",
         "minimums",
         "faults",
+        "slurm",
+        "ray",
         "gpu",
     }
     script = (ROOT / ".ci" / "run").read_text()

@@ -192,22 +192,14 @@ def by_phase(gpus: int, figures: Mapping[str, Holding], room: int | None) -> She
         told = each.weights or f"whole from {_gib(each.whole_from)}"
         fits = "?" if room is None or each.weights is None else "yes" if chosen.largest <= room else "no"
         sizes = (each.whole.training, each.whole.sampling, each.sharded.training, each.sharded.sampling)
-        rows.append(
-            (
-                arm,
-                *map(_gib, sizes),
-                told if each.asked == told else f"{each.asked}: {told}",
-                fits,
-            )
-        )
+        rows.append((arm, *map(_gib, sizes), told if each.asked == told else f"{each.asked}: {told}", fits))
     there = "no GPU here" if room is None else f"a GPU has {_gib(room)}"
     note = (
-        f"{there}. whole = all weights on each; while it learns, with sums of gradients.\n"
-        "sharded = a part of weights, gradients, moments, base and average, and what is gathered: while it learns "
-        "blocks, while it samples all weights ('parallel.gather: never': blocks).\n"
-        f"weights = 'parallel.weights'; auto: sharded where learning with whole weights takes more than {USABLE:.0%} "
-        "of a GPU.\nGraphs that sampling keeps under 'optimizer.retain: auto' fill what is left and are not counted. "
-        "Decoding and rewards come on top."
+        f"{there}. whole = all weights on each GPU; while it learns, with sums of gradients.\nsharded = a part of "
+        "weights, gradients, moments, base and average, and what is gathered: while it learns blocks, while it samples "
+        "all weights ('parallel.gather: never': blocks).\nweights = 'parallel.weights'; auto: sharded where learning "
+        f"with whole weights takes more than {USABLE:.0%} of a GPU.\nGraphs that sampling keeps under "
+        "'optimizer.retain: auto' fill what is left and are not counted. Decoding and rewards come on top."
     )
     phases = tuple(f"{weights}, {phase}" for weights in ("whole", "sharded") for phase in ("training", "sampling"))
     return Sheet(f"What each of {gpus:,} GPUs holds, in GiB", ("arm", *phases, "weights", "fits"), tuple(rows), note)

@@ -55,6 +55,8 @@ def check_devices(experiments: Sequence[Experiment], request: LaunchRequest, pro
             f"--gpus {request.gpus}: the experiment computes on the CPU ('device: cpu'); give --processes "
             f"{request.gpus}"
         )
+    if request.cluster in ("slurm", "ray"):  # whose nodes have them
+        return
     there = len(usable_gpus())
     if there < request.gpus:
         few = f"fewer with --gpus {there}, or " if there else ""
@@ -102,7 +104,7 @@ def run_in_group(request: LaunchRequest, run: Run, entry: Callable[[LaunchReques
     Raises:
         ProcessLostError: if a process was lost, and is not to be started again.
     """
-    one = replace(request, arms=(run.arm,), seeds=(run.seed,), jobs=None, fresh=False, report=False)
+    one = request.of_one(run.arm, run.seed)
     alone = replace(one, processes=None, gpus=None, max_restarts=None)
     threads = begun_threads(run) or max(1, usable_cores() // request.size)
     patience = 60 * run.experiment.parallel.timeout_minutes

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aegpo.clusters.settings import Kind
 from aegpo.core.terminals import plainly
 
 MOST, MOST_SEED = 1_000_000, 2**63 - 1  # of counts and seeds, as in experiment files
@@ -101,6 +102,24 @@ MaxRestarts = Annotated[
         max=MOST,
         help="with --processes or --gpus: how often a run one of whose processes was killed starts again from its "
         "newest checkpoint; default: 3",
+        show_default=False,
+    ),
+]
+Cluster = Annotated[
+    Kind | None,
+    typer.Option(help="make each run a job: of Slurm, of Ray, or of this machine's own queue", show_default=False),
+]
+ClusterSet = Annotated[
+    list[str],
+    typer.Option(metavar="KEY=VALUE", help="with --cluster: a setting of jobs, e.g. partition=gpu; may be repeated"),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="M",
+        min=1,
+        max=MOST_PROCESSES,
+        help="with --cluster slurm: machines of each run, each with as many processes as --gpus or --processes says",
         show_default=False,
     ),
 ]

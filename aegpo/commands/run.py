@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from aegpo.commands.groups import check_devices, exit_code, run_in_group, together
 from aegpo.commands.launch_request import OUT, LaunchRequest
 from aegpo.commands.run_here import run_here
+from aegpo.commands.run_on_cluster import run_on_cluster
 from aegpo.commands.telling import tell
 from aegpo.config.loading import ExperimentFile, load_experiment_file
 from aegpo.core.files import open_folder
@@ -71,7 +71,7 @@ def launch(request: LaunchRequest) -> int:
         if not of_user(error):
             raise
         code = INTERRUPTED
-    if code == INTERRUPTED and place().rank == 0:
+    if code == INTERRUPTED and place().rank == 0 and request.cluster is None:
         _say(Console(stderr=True), f"{GOES_ON}  {shlex.join(['aegpo', *request.command()])}")
     return code
 
@@ -83,10 +83,10 @@ def in_group(request: LaunchRequest) -> int:
 
 def _launch(request: LaunchRequest) -> int:
     with together() as team:
-        if team.size > 1 and request.apart:
+        if team.size > 1 and (request.apart or request.cluster is not None):
             raise AegpoError(
-                "--processes, --gpus and --max-restarts are for a command that starts its processes itself; leave them "
-                "out under torchrun or another launcher"
+                "--processes, --gpus, --max-restarts and --cluster are for a command that starts its processes itself; "
+                "leave them out under torchrun or another launcher"
             )
         return _run(request, team, console(quiet=not team.first), Console(stderr=True, quiet=not team.first))
 
@@ -102,7 +102,9 @@ def _run(request: LaunchRequest, team: Team, console: Console, errors: Console) 
             begin_anew(runs)
     finished = team.of_first("what is finished", lambda: [run.finished for run in runs])
     todo = [run for run, done in zip(runs, finished, strict=True) if not done]
-    if len(runs) > 1 and team.size == 1:
+    if request.cluster is not None:
+        code = run_on_cluster(request, runs, console, errors)
+    elif len(runs) > 1 and team.size == 1:
         code = _run_apart(request, runs, console, errors)
     else:
         for run in runs:
@@ -259,8 +261,7 @@ def _run_apart(request: LaunchRequest, runs: Sequence[Run], console: Console, er
 
 
 def _child(request: LaunchRequest, run: Run) -> Child:
-    one = replace(request, arms=(run.arm,), seeds=(run.seed,), jobs=None, fresh=False, report=False)
-    command = [sys.executable, "-m", "aegpo", *one.command()]
+    command = [sys.executable, "-m", "aegpo", *request.of_one(run.arm, run.seed).command()]
     steps, threads = run.experiment.training_steps, begun_threads(run)
     return Child(run.label, command, run.folder, run.log, steps, threads, lambda: run.finished)
 

@@ -77,7 +77,7 @@ class BasePolicy:
         device = next(self._policy.parameters()).device
         if self._copy is None:
             copied = self._copied().eval().requires_grad_(False)
-            self._copy = copied if is_unread(self._policy) else copied.to(device=self._waits_on)
+            self._copy = copied if is_unread(copied) else copied.to(device=self._waits_on)
         if self._stays or is_unread(self._policy):
             yield self._copy
             return

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ from aegpo.runs.evaluations import evaluated_steps
 from aegpo.runs.records import read_document, write_document
 
 ORDER, FINISHED = "order.json", "finished.json"
+WAIT_FOR_LOCK = "AEGPO_WAIT_FOR_LOCK"  # environment variable: seconds that a run waits for the lock of its folder
 _LOCK, _PID = ".lock", 20  # bytes of a process id
+_LOOK_EVERY = 0.5  # seconds between tries
 _REMOVE_ORDER = "delete it: the experiment's command writes it anew"
 
 
@@ -170,7 +173,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps every other process out of a run folder, which is made if need be.
 
     The operating system lets go of the lock when the process ends, however it ends; a lock that is a file of its own
-    would outlive a process that is killed, and nobody could go on.
+    would outlive a process that is killed, and nobody could go on. Where a cluster starts a job again, the environment
+    says for how long to wait for what the job before it left running.
 
     Raises:
         AegpoError: if another process holds the folder, or the disk has no such locks.
@@ -180,9 +184,13 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / _LOCK).is_dir():
         raise AegpoError(f"{folder / _LOCK} is a folder where the lock goes; remove it")
+    patience, begin = _patience(), time.monotonic()
     with (folder / _LOCK).open("ab+", buffering=0) as file:
         try:
-            free = lock_descriptor(file.fileno(), blocking=False)
+            while not (free := lock_descriptor(file.fileno(), blocking=False)):
+                if time.monotonic() - begin >= patience:
+                    break
+                time.sleep(_LOOK_EVERY)
         except OSError as error:
             raise AegpoError(
                 f"{folder} cannot be kept from other processes: its disk has no locks ({error.strerror}); choose an "
@@ -197,6 +205,13 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f" {os.getpid()}".encode())
         yield
+
+
+def _patience() -> float:
+    given = os.environ.get(WAIT_FOR_LOCK, "0")
+    if not (given.isascii() and given.isdigit()):
+        raise AegpoError(f"{WAIT_FOR_LOCK} is {given!r} in the environment; whole seconds were expected: unset it")
+    return float(given)
 
 
 def holder(folder: Path) -> int | None:

@@ -110,7 +110,7 @@ def test_its_checkpoints_are_safetensors_and_json(straight):
 
 
 def test_a_killed_run_goes_on_to_the_bits_of_one_without_a_break(folder, straight, tmp_path):
-    launched(folder, tmp_path / "out", stop=3)
+    launched(folder, tmp_path / "out", "--max-restarts", "0", stop=3)
     there = [path.name for path in (of(tmp_path / "out") / "checkpoints").glob("step-*")]
     assert "step-000004" not in there
     launched(folder, tmp_path / "out")

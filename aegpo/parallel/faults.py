@@ -63,7 +63,9 @@ def fault_of(error: Exception, place: Place) -> Fault:
 def agreed_on(error: Exception) -> bool:
     """True if all processes know of an error, or of the one it tells; or nobody is there any more to be told."""
     each: BaseException | None = error
-    while each is not None:
+    seen = list[BaseException]()  # an error that was raised from itself is its own cause
+    while each is not None and not any(each is other for other in seen):
+        seen.append(each)
         if getattr(each, _AGREED, False) or isinstance(each, ProcessLostError):
             return True
         each = each.__cause__

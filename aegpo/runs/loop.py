@@ -181,6 +181,8 @@ class Loop:
 
     def _keep_what_was_begun(self, error: BaseException) -> None:
         """After an error that all processes have: what was being written is no worse for it."""
+        if self._saving is None:
+            return
         if isinstance(error, Exception) and agreed_on(error) and not isinstance(error, ProcessLostError):
             with suppress(CheckpointError, ObserverError):  # the first error counts
                 self._finish()

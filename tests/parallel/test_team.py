@@ -249,3 +249,9 @@ def test_an_error_crosses_to_another_process(error):
 def test_a_lost_process_is_told_to_nobody():
     assert agreed_on(ProcessLostError("gone"))
     assert not agreed_on(AegpoError("wrong"))
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once():
+    error = OSError("a disk is full")
+    error.__cause__ = error
+    assert not agreed_on(error)

@@ -83,9 +83,10 @@ def computing_on(device: torch.device) -> dict[str, Any]:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What git prints, or None if it fails or is not there."""
+    """What git prints, or None if it fails or is not there; it leaves no lock in the user's checkout, ended or not."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     try:
-        answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

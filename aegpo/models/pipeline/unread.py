@@ -46,9 +46,11 @@ class UnreadNetwork:
         dtype = DTYPES[spec.dtype]
         with init_empty_weights(include_buffers=False), _default(dtype):
             network = cls.from_config(cls.load_config(folder / spec.network))
-        for name, weight in network.named_parameters():
+        buffers = {name: tensor for name, tensor in network.named_buffers() if name in self._files}
+        for name, tensor in {**dict(network.named_parameters()), **buffers}.items():
             kept = any(part in (cls._keep_in_fp32_modules or ()) for part in name.split("."))
-            weight.data = weight.data.to(torch.float32 if kept else dtype)
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.float32 if kept else dtype)
         self.network: nn.Module = network.requires_grad_(False).eval()
         self._check()
 

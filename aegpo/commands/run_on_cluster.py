@@ -54,13 +54,13 @@ def run_on_cluster(request: LaunchRequest, runs: Sequence[Run], console: Console
     settings = read_settings(request.cluster, request.cluster_set)
     following = Following(request.cluster, _opened(request, notes.folder_of(todo[0]), settings), children)
     job_of = partial(_job, request, settings, _shares(request, runs, settings))
-    following.begin(job_of, partial(_say, console), lambda: uuid.uuid4().hex)
+    begun = following.begin(job_of, partial(_say, console), lambda: uuid.uuid4().hex)
     with display(console, every_step=False, runs=len(runs)) as shown:
         for run in runs:
             if run not in todo:
                 shown.show(run.label, Record(run.folder, run.experiment.training_steps).read())
                 shown.end(run.label, "finished before")
-        done = following.follow(shown)
+        done = begun and following.follow(shown)
     if not done and _cancels(console):
         following.cancel()
         _say(console, "cancelled: each run saves its state after the step it is in; Ctrl-C again leaves it to them")

@@ -183,12 +183,15 @@ class Threads:
     """A cluster whose jobs are threads of this process."""
 
     def __init__(self) -> None:
+        self.interrupted = False  # amid every submission
         self.works: dict[str, Work] = {}
         self.threads: dict[str, threading.Thread] = {}
 
     def submit(self, job: Job, label: str) -> str:
         name = f"job-{len(self.works)}"
         self.works[name] = Work(job)
+        if self.interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
         self.threads[name] = threading.Thread(target=self.works[name].run)
         self.threads[name].start()
         return name
@@ -215,7 +218,7 @@ class Experiment:
     def following(self) -> Following:
         children = [(run, Child(run.label, [], run.folder, run.log, 1)) for run in self.runs]
         following = Following("local", self.cluster, children)
-        following.begin(self.job, self.shown.say, lambda: str(len(self.submitted)))
+        self.begun = following.begin(self.job, self.shown.say, lambda: str(len(self.submitted)))
         return following
 
     def job(self, run: Run, number: str) -> Job:
@@ -259,6 +262,19 @@ def test_the_same_command_finds_the_jobs_again_and_cancels_them(tmp_path):
     assert again.follow(experiment.shown)
     assert again.interrupted
     assert again.failures == []
+
+
+def test_a_signal_amid_submission_leaves_no_job_without_its_note(tmp_path):
+    experiment = Experiment(tmp_path, FINISHES, Threads())
+    experiment.cluster.interrupted = True
+    following = experiment.following()
+    assert not experiment.begun
+    assert following.jobs == ["job-0"]
+    assert [run.seed for run in experiment.runs if notes.kept(run) is not None] == [0]
+    experiment.cluster.interrupted = False
+    assert experiment.following().follow(experiment.shown)
+    assert experiment.begun
+    assert all(run.finished for run in experiment.runs)
 
 
 def test_a_job_that_was_lost_is_told_as_such(tmp_path, monkeypatch):

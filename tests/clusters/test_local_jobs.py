@@ -92,7 +92,8 @@ def test_jobs_that_the_user_of_a_terminal_cancels_save_their_state_and_leave_no_
     assert terminal.ended() == 130, terminal.text
     until(lambda: not local.processes(), 20)
     assert "cancelled: each run saves its state" in terminal.text
-    assert "interrupted; to go on:  aegpo run tiny.yaml --out out --cluster local" in terminal.text
+    again = " ".join(["aegpo run tiny.yaml --out out", *settings, "--cluster local"])
+    assert f"interrupted; to go on:  {again}" in terminal.text
     saved = max(int(path.name.removeprefix("step-")) for path in (local.run() / "checkpoints").glob("step-*"))
     assert saved == local.steps()
     assert not list((local.out / ".cluster" / "main").glob("seed-?.json"))

@@ -46,10 +46,14 @@ class Experiment:
     def __init__(self, folder: Path, *words: str, out: str = "out") -> None:
         self.folder, self.words, self.out = folder, ("run", "tiny.yaml", "--out", out, *words), folder / out / "tiny"
 
+    def command(self) -> list[str]:
+        """After the interpreter's name."""
+        return ["-m", "aegpo", *self.words]
+
     def start(self) -> subprocess.Popen[bytes]:
         """The command in a process of its own; it is no terminal's."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "aegpo", *self.words]
+        command = [sys.executable, *self.command()]
         with (self.folder / "log").open("ab") as log:
             pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             return subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
@@ -87,9 +91,9 @@ class Experiment:
         found = [*sorted((self.run(seed) / "checkpoints").glob("step-*/policy.safetensors"))[-1:]]
         return [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*found, self.run(seed) / "metrics.jsonl")]
 
-    def computing(self, seed: int = 0) -> list[int]:
-        """The processes that compute a run."""
-        found = []
+    def processes(self) -> dict[int, list[str]]:
+        """The words of the processes that work in its folder: of its commands, of jobs and of what these start."""
+        found = {}
         for path in Path("/proc").iterdir():
             if path.name.isdigit():
                 try:
@@ -97,9 +101,17 @@ class Experiment:
                     there = (path / "cwd").readlink()
                 except OSError:
                     continue
-                if there == self.folder and "aegpo" in words and "--cluster" not in words and str(seed) in words:
-                    found.append(int(path.name))
-        return sorted(found)
+                if there == self.folder and words != [""]:  # else it has ended, and nobody has asked how
+                    found[int(path.name)] = words
+        return found
+
+    def computing(self, seed: int = 0) -> list[int]:
+        """The processes that compute a run."""
+        found = self.processes().items()
+        runs = [
+            number for number, words in found if "aegpo" in words and "--cluster" not in words and str(seed) in words
+        ]
+        return sorted(runs)
 
 
 def until(happened: Callable[[], bool], patience: float = PATIENCE) -> None:

@@ -69,8 +69,8 @@ class Following:
         """Those that go on."""
         return [each.job for each in self._left]
 
-    def begin(self, job_of: Callable[[Run, str], Job], say: Callable[[str], None], number: Callable[[], str]) -> None:
-        """Submits a job for each run that none computes.
+    def begin(self, job_of: Callable[[Run, str], Job], say: Callable[[str], None], number: Callable[[], str]) -> bool:
+        """Submits a job for each run that none computes; False if Ctrl-C or SIGTERM came before the last.
 
         Args:
             job_of: the job of a run, with the number of its submission.
@@ -92,12 +92,16 @@ class Following:
             if self._cluster.poll([handle.job])[handle.job].where != "over":
                 each.job, each.number = handle.job, handle.number
                 say(f"{each.run.label}: job {each.job} of {self._kind} was submitted before")
-        for each in self._left:
-            if not each.job:
-                each.number = number()
-                each.job = self._cluster.submit(job_of(each.run, each.number), each.run.label)
-                notes.keep(each.run, notes.Handle(self._kind, each.job, each.number))
-                say(f"{each.run.label}: job {each.job} of {self._kind}")
+        with StopSignals() as stop:  # none comes between a job and its note
+            for each in self._left:
+                if not each.job and not stop.wanted():
+                    each.number = number()
+                    each.job = self._cluster.submit(job_of(each.run, each.number), each.run.label)
+                    notes.keep(each.run, notes.Handle(self._kind, each.job, each.number))
+                    say(f"{each.run.label}: job {each.job} of {self._kind}")
+            begun = not stop.wanted()
+        self._left = [each for each in self._left if each.job]  # the same command submits the others
+        return begun
 
     def cancel(self) -> None:
         """Asks the cluster to end all jobs."""

@@ -43,6 +43,7 @@ class Job:
     log: str  # what the command prints is added to it
     end: str  # where its last exit code is noted
     environment: tuple[tuple[str, str | None], ...] = ()  # None: without the variable
+    setup: tuple[str, ...] = ()  # lines of a shell before the command
     restarts: int = 0  # how often the command is started again after it was killed
     shares: tuple[tuple[tuple[str, str], ...], ...] = ()  # of the machine, one for each slot; (): all of it
     slots: str = ""  # folder of the locks on these
@@ -101,6 +102,8 @@ class Work:
         if self._node.rank > 0:
             log = log.with_name(f"{log.stem}-node-{self._node.rank}{log.suffix}")
         words = [sys.executable, *(self._over_nodes() if job.nodes > 1 else ()), *job.words]
+        if job.setup:  # `exec`: the shell becomes the command, and signals reach it
+            words = ["/bin/sh", "-c", " && ".join([*job.setup, f"exec {shlex.join(words)}"])]
         told = {PARENT: str(os.getpid()), WAIT_FOR_LOCK: str(LOCK_PATIENCE), "PYTHONUNBUFFERED": "1"}
         given = {**started_alone(os.environ), **dict(job.environment), **share, **told}
         environment = {name: value for name, value in given.items() if value is not None}

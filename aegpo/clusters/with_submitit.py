@@ -125,12 +125,11 @@ class Slurm:
 class Local:
     """Jobs of this machine, which go on without the command that started them, in as many slots as it has shares."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Value]) -> None:
+    def __init__(self, folder: Path) -> None:
         """Nothing is started yet.
 
         Args:
             folder: for what submitit writes.
-            settings: see `settings.KNOWN`.
 
         Raises:
             AegpoError: if submitit is not here.
@@ -140,8 +139,8 @@ class Local:
 
         self._folder = folder
         self._executor = submitit.LocalExecutor(folder)
-        setup = settings.get("setup", [])
-        self._executor.update_parameters(timeout_min=_FOREVER, stderr_to_stdout=True, setup=setup)
+        # Submitit's `setup` would put a shell above what it starts, which passes no signal on: the job has its own.
+        self._executor.update_parameters(timeout_min=_FOREVER, stderr_to_stdout=True)
         self._mine: dict[str, submitit.Job[int]] = {}
 
     def submit(self, job: Job, label: str) -> str:

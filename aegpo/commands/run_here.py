@@ -66,9 +66,10 @@ def run_here(run: Run, manager: pluggy.PluginManager, console: Console, team: Te
         AegpoError: if it fails; in every process.
     """
     with ExitStack() as held, team.agreed(f"{run.label}: the end"), room_in(run.folder), StopSignals() as stop:
-        with team.agreed(f"{run.label}: its folder is locked"), room_in(run.folder):
-            if team.first:
-                held.enter_context(locked(run.folder))
+        with room_in(run.folder):
+            lock = partial(held.enter_context, locked(run.folder, stop.wanted))
+            if not team.of_first(f"{run.label}: its folder is locked", lock):
+                return INTERRUPTED
         return _Start(run, manager, console, team, held).go(stop)
 
 

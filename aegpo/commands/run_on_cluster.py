@@ -53,14 +53,14 @@ def run_on_cluster(request: LaunchRequest, runs: Sequence[Run], console: Console
         open_folder(run.folder)
     settings = read_settings(request.cluster, request.cluster_set)
     following = Following(request.cluster, _opened(request, notes.folder_of(todo[0]), settings), children)
-    job_of = partial(_job, request, _shares(request, runs, settings))
-    following.begin(job_of, partial(_say, console), lambda: uuid.uuid4().hex)
+    job_of = partial(_job, request, settings, _shares(request, runs, settings))
+    begun = following.begin(job_of, partial(_say, console), lambda: uuid.uuid4().hex)
     with display(console, every_step=False, runs=len(runs)) as shown:
         for run in runs:
             if run not in todo:
                 shown.show(run.label, Record(run.folder, run.experiment.training_steps).read())
                 shown.end(run.label, "finished before")
-        done = following.follow(shown)
+        done = begun and following.follow(shown)
     if not done and _cancels(console):
         following.cancel()
         _say(console, "cancelled: each run saves its state after the step it is in; Ctrl-C again leaves it to them")
@@ -104,7 +104,7 @@ def _opened(request: LaunchRequest, folder: Path, settings: Mapping[str, Value])
     there = folder.resolve() / _SUBMITIT
     if request.cluster == "slurm":
         return Slurm(there, settings, request.nodes or 1, request.gpus)
-    return Local(there, settings)
+    return Local(there)
 
 
 def _shares(
@@ -121,7 +121,14 @@ def _shares(
     return tuple(tuple(share.items()) for share in found)
 
 
-def _job(request: LaunchRequest, shares: tuple[tuple[tuple[str, str], ...], ...], run: Run, number: str) -> Job:
+def _job(
+    request: LaunchRequest,
+    settings: Mapping[str, Value],
+    shares: tuple[tuple[tuple[str, str], ...], ...],
+    run: Run,
+    number: str,
+) -> Job:
+    setup = settings.get("setup", []) if request.cluster == "local" else []  # Slurm's are lines of its script
     one = request.of_one(run.arm, run.seed)
     carried: dict[str, str | None] = {name: os.environ[name] for name in CARRIED if name in os.environ}
     if request.cluster == "local":  # submitit shows a job no GPU
@@ -135,6 +142,7 @@ def _job(request: LaunchRequest, shares: tuple[tuple[tuple[str, str], ...], ...]
         log=str(run.log.resolve()),
         end=str(notes.end_of(run).resolve()),
         environment=tuple(carried.items()),
+        setup=tuple(setup) if isinstance(setup, list) else (),
         restarts=0 if grouped else request.restarts,
         shares=shares,
         slots=str(folder / "slots"),

@@ -169,12 +169,19 @@ def _list_of(kind: type, value: object) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, unwanted: Callable[[], bool] = lambda: False) -> Iterator[bool]:
     """Keeps every other process out of a run folder, which is made if need be.
 
     The operating system lets go of the lock when the process ends, however it ends; a lock that is a file of its own
     would outlive a process that is killed, and nobody could go on. Where a cluster starts a job again, the environment
     says for how long to wait for what the job before it left running.
+
+    Args:
+        folder: of the run.
+        unwanted: asked while it waits; true ends that.
+
+    Yields:
+        True: the folder is this process's; False: the wait was ended, and another one has it.
 
     Raises:
         AegpoError: if another process holds the folder, or the disk has no such locks.
@@ -188,7 +195,7 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / _LOCK).open("ab+", buffering=0) as file:
         try:
             while not (free := lock_descriptor(file.fileno(), blocking=False)):
-                if time.monotonic() - begin >= patience:
+                if time.monotonic() - begin >= patience or unwanted():
                     break
                 time.sleep(_LOOK_EVERY)
         except OSError as error:
@@ -197,6 +204,9 @@ def locked(folder: Path) -> Iterator[None]:
                 "--out on a disk that has, such as one of this machine"
             ) from error
         file.seek(1)  # Windows lets others read what is behind the byte that is locked
+        if not free and unwanted():
+            yield False
+            return
         if not free:
             holder = file.read(_PID).decode(errors="replace")
             raise AegpoError(
@@ -204,7 +214,7 @@ def locked(folder: Path) -> Iterator[None]:
             )
         file.truncate(0)
         file.write(f" {os.getpid()}".encode())
-        yield
+        yield True
 
 
 def _patience() -> float:

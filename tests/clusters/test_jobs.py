@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from clustered import until
+from clustered import until, write_tiny
 from command_line import aegpo
 from repository import ROOT
 from rich.console import Console
@@ -28,7 +28,7 @@ from aegpo.clusters.settings import KINDS, KNOWN, read_settings
 from aegpo.commands.launch_request import LaunchRequest
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.child_processes import Child
-from aegpo.runs.folders import WAIT_FOR_LOCK, Run, locked
+from aegpo.runs.folders import Run
 from aegpo.runs.progress import Lines
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -111,8 +111,6 @@ def test_the_same_command_attaches_and_a_job_computes_one_run_here(tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_told_with_the_way_out(tmp_path, tiny_weights, monkeypatch):
-    from clustered import write_tiny
-
     write_tiny(tmp_path, tiny_weights)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -135,6 +133,13 @@ def test_a_command_that_is_killed_is_started_again_as_often_as_was_asked(job):
     assert Work(replace(job, words=dies, restarts=2)).run() == -signal.SIGKILL
     assert Path(job.log).read_text().count("\nhere\n") == 3
     assert json.loads(Path(job.end).read_text()) == {"number": "number", "code": -9}
+
+
+def test_lines_of_a_shell_come_before_the_command_and_one_that_fails_ends_the_job(job):
+    words = ("-c", "import os; print(os.environ['SAID'])")
+    assert Work(replace(job, words=words, setup=("export SAID=here", "cd ."))).run() == 0
+    assert Path(job.log).read_text().splitlines()[-1] == "here"
+    assert Work(replace(job, words=words, setup=("no-such-program",), restarts=2)).run() == 127
 
 
 def test_a_command_that_fails_is_not_started_again(job):
@@ -171,33 +176,6 @@ def test_jobs_of_one_machine_take_turns_in_its_slots(job):
     assert time.monotonic() - begin >= 1.0
 
 
-HELD = """
-import sys, time
-from pathlib import Path
-from aegpo.runs.folders import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
-def test_a_run_of_a_job_waits_for_the_lock_of_the_one_before_and_then_says_who_holds_it(tmp_path, monkeypatch):
-    for seconds, patience, waits in ((1.5, 20, True), (600.0, 1, False)):
-        monkeypatch.setenv(WAIT_FOR_LOCK, str(patience))
-        with subprocess.Popen([sys.executable, "-c", HELD, str(tmp_path), str(seconds)], stdout=subprocess.PIPE) as it:
-            assert it.stdout.readline() == b"held\n"
-            if waits:
-                with locked(tmp_path):
-                    assert it.wait() == 0
-            else:
-                with pytest.raises(AegpoError, match=f"process {it.pid} is running"), locked(tmp_path):
-                    pass
-                it.kill()
-    monkeypatch.setenv(WAIT_FOR_LOCK, "long")
-    with pytest.raises(AegpoError, match="AEGPO_WAIT_FOR_LOCK is 'long'"), locked(tmp_path):
-        pass
-
-
 # --- following --------------------------------------------------------------------------------------------------------
 
 
@@ -205,12 +183,15 @@ class Threads:
     """A cluster whose jobs are threads of this process."""
 
     def __init__(self) -> None:
+        self.interrupted = False  # amid every submission
         self.works: dict[str, Work] = {}
         self.threads: dict[str, threading.Thread] = {}
 
     def submit(self, job: Job, label: str) -> str:
         name = f"job-{len(self.works)}"
         self.works[name] = Work(job)
+        if self.interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
         self.threads[name] = threading.Thread(target=self.works[name].run)
         self.threads[name].start()
         return name
@@ -237,7 +218,7 @@ class Experiment:
     def following(self) -> Following:
         children = [(run, Child(run.label, [], run.folder, run.log, 1)) for run in self.runs]
         following = Following("local", self.cluster, children)
-        following.begin(self.job, self.shown.say, lambda: str(len(self.submitted)))
+        self.begun = following.begin(self.job, self.shown.say, lambda: str(len(self.submitted)))
         return following
 
     def job(self, run: Run, number: str) -> Job:
@@ -281,6 +262,19 @@ def test_the_same_command_finds_the_jobs_again_and_cancels_them(tmp_path):
     assert again.follow(experiment.shown)
     assert again.interrupted
     assert again.failures == []
+
+
+def test_a_signal_amid_submission_leaves_no_job_without_its_note(tmp_path):
+    experiment = Experiment(tmp_path, FINISHES, Threads())
+    experiment.cluster.interrupted = True
+    following = experiment.following()
+    assert not experiment.begun
+    assert following.jobs == ["job-0"]
+    assert [run.seed for run in experiment.runs if notes.kept(run) is not None] == [0]
+    experiment.cluster.interrupted = False
+    assert experiment.following().follow(experiment.shown)
+    assert experiment.begun
+    assert all(run.finished for run in experiment.runs)
 
 
 def test_a_job_that_was_lost_is_told_as_such(tmp_path, monkeypatch):

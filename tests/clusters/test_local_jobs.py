@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clustered import Experiment, parent_of, unbroken, until, write_tiny
+from pseudo_terminal import Terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+DETACHED = "detached: 2 jobs go on; to follow them again:  aegpo run tiny.yaml --out out --cluster local"
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def test_jobs_outlive_their_command_and_what_breaks_them_costs_no_bit(folder, mo
     process = local.start()
     local.after(3)
     assert local.interrupted(process) == 130
-    assert "detached: 2 jobs go on; to follow them again:  aegpo run tiny.yaml --out out --cluster local" in local.log
+    assert DETACHED in local.log
 
     process = local.start()
     until(lambda: "main seed 1: job" in local.log and "was submitted before" in local.log)
@@ -39,3 +42,59 @@ def test_jobs_outlive_their_command_and_what_breaks_them_costs_no_bit(folder, mo
     assert (local.out / "report.html").exists()
     straight = unbroken(folder, monkeypatch, seeds=(0, 1))
     assert [local.digests(seed) for seed in (0, 1)] == [straight.digests(seed) for seed in (0, 1)]
+
+
+@pytest.fixture
+def local(folder) -> Iterator[Experiment]:
+    """Its commands are told to the terminal; what they leave behind is killed."""
+    experiment = Experiment(folder, "--cluster", "local")
+    yield experiment
+    for number in experiment.processes():
+        os.kill(number, signal.SIGKILL)
+
+
+def asked(local: Experiment) -> Terminal:
+    """A terminal whose user pressed Ctrl-C amid the runs."""
+    terminal = Terminal(local.command(), local.folder)
+    local.after(3)
+    terminal.types("\x03")
+    until(lambda: "d or c?" in terminal.text)
+    return terminal
+
+
+@pytest.mark.parametrize("answer", ["d\n", "\x03"])
+def test_jobs_go_on_when_the_user_of_a_terminal_says_so_and_the_same_command_attaches(local, answer):
+    terminal = asked(local)
+    terminal.types(answer)
+    assert terminal.ended() == 130
+    assert (
+        "detached: 2 jobs go on; to follow them again:  aegpo run tiny.yaml --out out --cluster local" in terminal.text
+    )
+    terminal.close()
+    before = local.steps()
+    until(lambda: local.steps() > before)
+
+    terminal = Terminal(local.command(), local.folder)
+    assert terminal.ended() == 0, terminal.text
+    for seed in (0, 1):
+        assert f"main seed {seed}: finished" in terminal.text
+        assert (local.run(seed) / "finished.json").exists()
+    assert "main seed 1: job" in terminal.text
+    assert "of local was submitted before" in terminal.text
+    terminal.close()
+
+
+@pytest.mark.parametrize("settings", [(), ("--cluster-set", "setup=true")])
+def test_jobs_that_the_user_of_a_terminal_cancels_save_their_state_and_leave_no_process(local, settings):
+    local.words += settings
+    terminal = asked(local)
+    terminal.types("c\n")
+    assert terminal.ended() == 130, terminal.text
+    until(lambda: not local.processes(), 20)
+    assert "cancelled: each run saves its state" in terminal.text
+    again = " ".join(["aegpo run tiny.yaml --out out", *settings, "--cluster local"])
+    assert f"interrupted; to go on:  {again}" in terminal.text
+    saved = max(int(path.name.removeprefix("step-")) for path in (local.run() / "checkpoints").glob("step-*"))
+    assert saved == local.steps()
+    assert not list((local.out / ".cluster" / "main").glob("seed-?.json"))
+    terminal.close()

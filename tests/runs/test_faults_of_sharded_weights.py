@@ -91,8 +91,8 @@ def left_over(mark: str) -> list[str]:
 
 
 TOLD = {
-    "error": "error: process 1 of 2 failed amid an update of sharded weights, so that all end: objective 'frail' failed "
-    "with ValueError: broken here; the same command goes on from the newest checkpoint",
+    "error": "error: process 1 of 2 failed amid an update of sharded weights, so that all end: objective 'frail' "
+    "failed with ValueError: broken here; the same command goes on from the newest checkpoint",
     "killed": "error: process 1 of the 2 of this run was killed by SIGKILL; the same command goes on from the newest "
     "checkpoint",
 }

@@ -46,7 +46,9 @@ def telling() -> Iterator[None]:
 def tell(error: AegpoError, whose: str = "") -> None:
     """Tells a mistake, unless another process does; `whose`: words before it."""
     cause = error.__cause__
-    if isinstance(error, (ContractError, ObserverError)) and cause and not isinstance(cause, AegpoError):
+    if isinstance(error, ProcessLostError) and isinstance(cause, ContractError):  # amid an update of sharded weights
+        traceback.print_exception(cause.__cause__ or cause)
+    elif isinstance(error, (ContractError, ObserverError)) and cause and not isinstance(cause, AegpoError):
         traceback.print_exception(cause)  # a part's own failure: its author needs the place
     if not error.told_elsewhere:
         from aegpo.core.registries import with_shipper

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -87,13 +88,22 @@ class Sharding:
         except ProcessLostError:
             raise
         except Exception as error:
-            told = f"{brief(error)}; lower 'optimizer.micro_batch'" if is_shortage(error) else f"{error}"
-            raise ProcessLostError(
-                f"process {self._team.place.rank} of {self._team.size} failed amid an update of sharded weights, so "
-                f"that all of them end: {told}; the same command goes on from the newest checkpoint"
-            ) from error
+            raise ProcessLostError(self._ended_amid(error)) from error
         finally:
             self._in_lockstep = False
+
+    def _ended_amid(self, error: Exception) -> str:
+        """What is told of an error amid an update."""
+        rank, size, goes_on = (
+            self._team.place.rank,
+            self._team.size,
+            "the same command goes on from the newest checkpoint",
+        )
+        if isinstance(error, dist.DistError) or "gloo/" in str(error):
+            return f"process {rank} of {size} lost another one amid an update of sharded weights; {goes_on}"
+        told = str(error) if isinstance(error, AegpoError) else brief(error)
+        told += "; lower 'optimizer.micro_batch'" if is_shortage(error) else ""
+        return f"process {rank} of {size} failed amid an update of sharded weights, so that all end: {told}; {goes_on}"
 
     def _give_up(self) -> None:
         for network in self._networks.values():

@@ -153,21 +153,21 @@ class Learner:
         """
         weights = list(self.weights.trained.values())
 
-        def differentiated(shard: int, times: int) -> Findings:
+        def differentiated(shard: int, scale: int = 1) -> Findings:
             portion, micro = work[shard]
             with piece(self._team, "update", shard, self.updates):
-                share = portion.of(lesson.share) * times
-                return self._accumulate([lesson.batch(portion, each) for each in micro], share)
+                share = portion.of(lesson.share) * parts
+                return self._accumulate([lesson.batch(portion, each) for each in micro], share, scale)
 
         def of(shard: int) -> list[Tensor | None]:
             if shard in work:
-                differentiated(shard, parts).settle(pieces[shard], fresh)
+                differentiated(shard).settle(pieces[shard], fresh)
             return _taken(weights)
 
         if self._sharding is not None:  # gradients come as means over the processes, each of which has its part
             batches = sum(len(micro) for _, micro in work.values())
             with self._sharding.in_lockstep(batches, partial(self._for_nothing, lesson.cond)):
-                found = {shard: differentiated(shard, parts * self._team.size) for shard in work}
+                found = {shard: differentiated(shard, self._team.size) for shard in work}
             for shard, each in found.items():
                 each.settle(pieces[shard], fresh)
             return
@@ -252,15 +252,15 @@ class Learner:
         found: BoolArray = kept.cpu().numpy()
         return found
 
-    def _accumulate(self, batches: Sequence[Batch], share: Tensor) -> Findings:
-        """Gradients of sum(share * loss) over the batches' edges; what was found waits on the device."""
+    def _accumulate(self, batches: Sequence[Batch], share: Tensor, scale: int = 1) -> Findings:
+        """Gradients of scale * sum(share * loss) over the batches' edges; what was found waits on the device."""
         found = Findings(self._how, self._kind)
         for batch in batches:
             losses, metrics = self._losses(batch, found)
             with contracts.blaming("objective", self._kind):
                 contracts.check_loss(self._kind, losses, metrics, len(batch.rows), values=False)
             weight = share[batch.rows]
-            self._precision.backward((weight * losses).sum())
+            self._precision.backward((weight * losses).sum() * scale)
             found.add(weight, {"loss": losses.detach(), **metrics})
         return found
 

@@ -134,7 +134,13 @@ def test_one_process_goes_on_and_then_two_with_sharded_weights_again(folder, str
 
 def test_two_processes_go_on_with_whole_weights(folder, straight, tmp_path):
     out = until(straight, tmp_path / "out", 2)
-    assert "weights sharded -> whole" in launched(folder, out, "--set", "parallel.weights=whole")
+    sharded = {"shards": 2, "processes": 2, "sums": "rounded", "weights": "sharded"}
+    assert json.loads((of(out) / "manifest.json").read_text())["parallel"] == sharded
+    assert "goes on with weights sharded -> whole" in launched(folder, out, "--set", "parallel.weights=whole")
+    noted = json.loads((of(out) / "manifest.json").read_text())
+    whole = {"shards": 2, "processes": 2, "sums": "exact"}
+    assert noted["parallel"] == whole
+    assert noted["parallel_changed"] == [{"after_step": 2, "from": sharded, "to": whole}]
     assert (of(out) / "checkpoints" / "step-000004" / "policy.safetensors").exists()
     assert moved(straight, out) < 1e-3
 
@@ -145,3 +151,26 @@ def test_one_process_paints_with_what_two_wrote(folder, straight, tmp_path):
         [*command, "--prompt", "a red circle"], cwd=folder, capture_output=True, text=True, check=True
     )
     assert "images" in done.stdout
+
+
+def test_metrics_are_means_over_edges_by_however_many_processes(straight):
+    rows = [json.loads(line) for line in (of(straight) / "metrics.jsonl").read_text().splitlines()]
+    assert [row["metrics"]["ratio"] for row in rows] == pytest.approx([1.0] * 4, abs=0.01)
+
+
+def test_one_process_evaluates_and_profiles_what_two_wrote(folder, straight, tmp_path):
+    for command in ("evaluate", "profile-entropy"):
+        words = [command, str(of(straight)), "--checkpoint", "4", "--out", str(tmp_path / command), "--plain"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "aegpo", *words],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = {"evaluate": "policy", "profile-entropy": "moved from base"}[command]
+        assert f", {told}" in done.stdout
+        assert any((tmp_path / command).iterdir())

@@ -213,7 +213,7 @@ class Experiment(Spec):
         yield from self._wrong_counts()
         yield from self._wrong_groups()
         yield from self.optimizer.problems(self.updates)
-        yield from sharding_problems(self.parallel, self.optimizer)
+        yield from sharding_problems(self.parallel, self.optimizer, self.precision)
         if (self.evaluation.height is None) != (self.evaluation.width is None):
             yield Problem(("evaluation",), "'height' and 'width' are given together, or neither is")
         for split in get_args(Split):

@@ -140,10 +140,16 @@ def chosen_weights(parallel: ParallelSpec, footprint: Footprint | None, processe
     return "sharded" if room < whole_weights_from(footprint, processes) else "whole"
 
 
-def sharding_problems(parallel: ParallelSpec, optimizer: OptimizerSpec) -> Iterator[Problem]:
+def sharding_problems(parallel: ParallelSpec, optimizer: OptimizerSpec, precision: str) -> Iterator[Problem]:
     """What goes with no sharded weights."""
     if parallel.weights != "sharded":
         return
+    if precision == "float16":
+        message = (
+            "'float16' goes with no 'parallel.weights: sharded', whose processes would scale gradients apart; "
+            "write 'precision: bfloat16', or 'parallel.weights: whole'"
+        )
+        yield Problem(("precision",), message)
     if optimizer.moments == "8bit":
         message = (
             "'8bit' goes with no 'parallel.weights: sharded', since its blocks of 256 weights would be cut; write "

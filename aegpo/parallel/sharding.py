@@ -94,11 +94,8 @@ class Sharding:
 
     def _ended_amid(self, error: Exception) -> str:
         """What is told of an error amid an update."""
-        rank, size, goes_on = (
-            self._team.place.rank,
-            self._team.size,
-            "the same command goes on from the newest checkpoint",
-        )
+        rank, size = self._team.place.rank, self._team.size
+        goes_on = "the same command goes on from the newest checkpoint"
         if isinstance(error, dist.DistError) or "gloo/" in str(error):
             return f"process {rank} of {size} lost another one amid an update of sharded weights; {goes_on}"
         told = str(error) if isinstance(error, AegpoError) else brief(error)

@@ -18,7 +18,7 @@ def who_holds(experiment: Experiment, team: Team, free: int) -> tuple[Weights, i
         free: bytes that this one may use.
     """
     parallel = experiment.parallel
-    if team.size == 1 or parallel.weights == "whole":
+    if team.size == 1 or parallel.weights == "whole" or experiment.precision == "float16":
         return "whole", free
     footprint = experiment.model.footprint(experiment)
     if footprint is not None:

@@ -29,6 +29,7 @@ def load(tmp_path, registries):
 @pytest.mark.parametrize(
     ("setting", "key", "message"),
     [
+        ("precision=float16", "precision", "write 'precision: bfloat16'"),
         ("optimizer.moments=8bit", "optimizer.moments", "write 'moments: float32'"),
         ("optimizer.retain=2.5", "optimizer.retain", "2.5 GiB of graphs go with no 'parallel.weights: sharded'"),
     ],

@@ -67,6 +67,7 @@ from aegpo.core.records import (
 from aegpo.core.registry import Registry, Spec, Where
 from aegpo.core.reports import Evaluation, RunInfo, StepReport
 from aegpo.core.sections import CheckpointSpec, OptimizerSpec, PolicySpec, PromptsSpec, RolloutsSpec
+from aegpo.core.shardable import Shardable, Unread
 from aegpo.core.signals import Measurement, SignalCost, Signals, Trunk
 from aegpo.core.version import __version__
 from aegpo.door import evaluate, load, run
@@ -132,6 +133,7 @@ __all__ = [
     "Scores",
     "SelectorSpec",
     "SettingError",
+    "Shardable",
     "Shares",
     "Signal",
     "SignalCost",
@@ -149,6 +151,7 @@ __all__ = [
     "Tree",
     "TreeSpec",
     "Trunk",
+    "Unread",
     "Update",
     "Where",
     "__version__",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import sys
@@ -150,19 +151,30 @@ def test_delta_and_steps_are_what_the_probe_of_a_training_run_finds(profiled, ru
 
 
 @pytest.mark.slow
-def test_rollouts_are_those_of_the_delta_that_the_experiment_asks_for(workplace, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"base_on": "policy", "delta": "signed"},
+            "They are given by delta 'signed' with the base on the latents 'policy'",
+        ),
+        ({"stride": 2}, None),
+    ],
+    ids=["signed_on_the_policys_latents", "in_strides"],
+)
+def test_rollouts_are_those_of_the_delta_that_the_experiment_asks_for(workplace, tmp_path, options, told):
     words = ["run", str(workplace / "small.yaml"), "--arm", "aegpo", "--out", str(tmp_path), "--no-report"]
-    words += ["--set", "training_steps=2", "--set", "signals.entropy={base_on: policy, delta: signed}"]
+    words += ["--set", "training_steps=2", "--set", f"signals.entropy={json.dumps(options)}"]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     run = tmp_path / "small" / "aegpo" / "seed-0"
     output = profile(run, "--out", tmp_path / "profile")
-    assert "They are given by delta 'signed' with the base on the latents 'policy'" in " ".join(output.split())
+    assert told is None or told in " ".join(output.split())
     experiment = parse_experiment(read_manifest(run)["experiment"], load_registries(plugin_manager()))
     engine = Engine.build(experiment)
     restore(engine, checkpoints.load_step(run / "checkpoints", 2))
     rows = rows_of(tmp_path / "profile" / "prompts.csv")
     prompts = [Prompt(index, row["text"]) for index, row in enumerate(rows)]
-    found = EntropySignal(base_on="policy", delta="signed").build(experiment).measure(1, prompts, engine.policy)
+    found = EntropySignal(**options).build(experiment).measure(1, prompts, engine.policy)
     delta = found.values["entropy-delta"]
     for first in (0, 2):  # a training step has two prompts
         more = int(delta[first + 1] > delta[first])

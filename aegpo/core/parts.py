@@ -342,7 +342,7 @@ class TrackerSpec(Spec):
     """An observer that records or shows a run."""
 
     kind: str
-    on_error: OnError = Field("stop", description="when it fails: stop the run, whose state is saved, or drop it")
+    on_error: OnError = Field(default="stop", description="if it fails: stop the run, whose state is saved, or drop it")
 
     @abstractmethod
     def build(self, folder: Path) -> object:

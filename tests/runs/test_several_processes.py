@@ -281,7 +281,7 @@ def test_a_launcher_of_its_own_restarts_a_run_and_trains_several_one_after_anoth
 def test_options_that_start_processes_are_refused_once_in_what_a_launcher_started(folder):
     with Launched(folder, "--processes", 2, launcher=TORCHRUN) as launched:
         assert launched.code() != 0
-        assert launched.log.count("error: --processes, --gpus and --max-restarts are for a command") == 1
+        assert launched.log.count("error: --processes, --gpus, --max-restarts and --cluster are for a command") == 1
 
 
 def test_several_runs_at_a_time_have_as_many_processes_each(folder):

@@ -186,18 +186,12 @@ def locked(folder: Path, unwanted: Callable[[], bool] = lambda: False) -> Iterat
     Raises:
         AegpoError: if another process holds the folder, or the disk has no such locks.
     """
-    from filelock import lock_descriptor
-
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / _LOCK).is_dir():
         raise AegpoError(f"{folder / _LOCK} is a folder where the lock goes; remove it")
-    patience, begin = _patience(), time.monotonic()
     with (folder / _LOCK).open("ab+", buffering=0) as file:
         try:
-            while not (free := lock_descriptor(file.fileno(), blocking=False)):
-                if time.monotonic() - begin >= patience or unwanted():
-                    break
-                time.sleep(_LOOK_EVERY)
+            free = _becomes_free(file.fileno(), unwanted)
         except OSError as error:
             raise AegpoError(
                 f"{folder} cannot be kept from other processes: its disk has no locks ({error.strerror}); choose an "
@@ -215,6 +209,18 @@ def locked(folder: Path, unwanted: Callable[[], bool] = lambda: False) -> Iterat
         file.truncate(0)
         file.write(f" {os.getpid()}".encode())
         yield True
+
+
+def _becomes_free(descriptor: int, unwanted: Callable[[], bool]) -> bool:
+    """True once a file is this process's; False if that takes too long, or the wait is ended."""
+    from filelock import lock_descriptor
+
+    patience, begin = _patience(), time.monotonic()
+    while not lock_descriptor(descriptor, blocking=False):
+        if time.monotonic() - begin >= patience or unwanted():
+            return False
+        time.sleep(_LOOK_EVERY)
+    return True
 
 
 def _patience() -> float:

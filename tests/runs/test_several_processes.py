@@ -36,7 +36,7 @@ checkpoint: {{every: 2}}
 evaluation: {{every: 2000, images: 2}}
 parallel: {{shards: 2}}
 """
-# A reward that behaves as palette until the training step it is told of.
+# A reward that breaks where a file says: at once, or as often as it was asked by then (evaluation counts too).
 PLUGIN = """
 import os, time
 from pathlib import Path
@@ -44,9 +44,11 @@ from typing import Literal
 
 import aegpo
 
+ASKED = []
+
 
 class Odd(aegpo.RewardSpec):
-    '''The mean, until a file says how it goes on.'''
+    '''The mean, until a file says otherwise.'''
 
     kind: Literal["odd"] = "odd"
 
@@ -54,7 +56,8 @@ class Odd(aegpo.RewardSpec):
         how = Path(os.environ["HOW"]).read_text() if Path(os.environ["HOW"]).exists() else ""
         if how == "fail" and os.environ["RANK"] == "1":
             raise ValueError("broken here")
-        if how == "sleep":
+        ASKED.append(how)
+        if how == f"sleep when asked {len(ASKED)} times":
             Path(os.environ["HOW"]).with_suffix(f".{os.environ['RANK']}").touch()
             time.sleep(600)
         return images.mean(dim=(1, 2, 3))
@@ -168,11 +171,8 @@ def test_an_error_of_one_process_is_told_once_and_what_was_learned_before_is_sav
 
 
 def test_a_process_that_is_killed_amid_a_step_ends_all_and_the_run_starts_again(folder):
+    (folder / "how").write_text("sleep when asked 5 times")
     with Launched(folder, "--processes", 2, "--max-restarts", 1, *ODD, steps=8) as launched:
-        launched.until(lambda: len(launched.ranks) == 2)
-        (folder / "how").write_text("")
-        launched.after(2)
-        (folder / "how").write_text("sleep")
         launched.until(lambda: (folder / "how.0").exists())
         first, second = launched.ranks
         (folder / "how").write_text("")

@@ -31,6 +31,7 @@ from aegpo.method.signals import EntropySignal, RewardSignal, StepNoiseSignal
 from aegpo.method.trees import IndependentTree
 from aegpo.models.adapters import add_adapters
 from aegpo.models.base_policy import BasePolicy, refuse_unknown
+from aegpo.parallel.team import Team
 from aegpo.plugin.manager import plugin_manager
 from aegpo.prompts.curricula import ShuffleCurriculum
 from aegpo.runs.checkpoints import Checkpoint, load_latest
@@ -221,7 +222,12 @@ def execution(model: Any, steps: int, sampler: Any = None, micro_batch: int = 64
 
 
 def learner(
-    how: Execution, objective: Any = None, policy: PolicySpec | None = None, updates: int = 1000, **optimizer: Any
+    how: Execution,
+    objective: Any = None,
+    policy: PolicySpec | None = None,
+    updates: int = 1000,
+    team: Team | None = None,
+    **optimizer: Any,
 ) -> Learner:
     """A learner of the model in `how`, whose base policy is what the model is now, in a run of so many updates."""
     policy = policy or PolicySpec()
@@ -230,7 +236,7 @@ def learner(
     add_adapters(how.model.policy, policy)
     objective, spec = objective or ClippedObjective(), OptimizerSpec(**optimizer)
     weights = Weights(how.model.policy)
-    return Learner(how, weights, objective, "tried", spec, policy.ema, Precision("float32", CPU), updates)
+    return Learner(how, weights, objective, "tried", spec, policy.ema, Precision("float32", CPU), updates, team)
 
 
 @dataclass(frozen=True)

@@ -159,9 +159,13 @@ class Learner:
                 share = portion.of(lesson.share) * parts
                 return self._accumulate([lesson.batch(portion, each) for each in micro], share, scale)
 
+        def afresh(shard: int) -> Findings:
+            _taken(weights)  # what an attempt left for which memory did not last
+            return differentiated(shard)
+
         def of(shard: int) -> list[Tensor | None]:
             if shard in work:
-                differentiated(shard).settle(pieces[shard], fresh)
+                self._room.spared(partial(afresh, shard)).settle(pieces[shard], fresh)
             return _taken(weights)
 
         if self._sharding is not None:  # gradients come as means over the processes, each of which has its part

@@ -22,7 +22,7 @@ class MicroBatch:
     rows: Tensor  # (B,) int64, the edges
     heads: Tensor  # (b,) int64, an edge for each state: those that begin there share the evaluation
     of: Tensor | None = None  # (B,) int64, the state of each edge; None: each has its own
-    velocity: Tensor | None = None  # (b, *x) float32 with its graph, if the network has been asked already
+    retained: Retained | None = None  # what the network said there while sampling, if its graph was to be kept
 
 
 def micro_batches(
@@ -59,14 +59,14 @@ def retained_batches(
         most: as for `micro_batches`, of the others.
         device: where.
     """
-    found, velocities = list[tuple[IntArray, IntArray, IntArray]](), list[Tensor | None]()
+    found, retained = list[tuple[IntArray, IntArray, IntArray]](), list[Retained]()
     for batch, states in batches:
         chosen = rows[np.isin(begin[rows], states)]
         if len(chosen):
             found.append((chosen, np.searchsorted(begin, states), np.searchsorted(states, begin[chosen])))
-            velocities.append(batch.velocity)
+            retained.append(batch)
     others = rows[~np.isin(begin[rows], np.concatenate([states for _, states in batches]))] if batches else rows
-    return [*_moved(found, device, velocities), *micro_batches(begin, others, most, device)]
+    return [*_moved(found, device, retained), *micro_batches(begin, others, most, device)]
 
 
 def _groups(group: IntArray, most: int) -> IntArray:
@@ -87,13 +87,13 @@ def _of(begin: IntArray, rows: IntArray) -> tuple[IntArray, IntArray, IntArray]:
 def _moved(
     batches: Sequence[tuple[IntArray, IntArray, IntArray]],
     device: torch.device,
-    velocities: Sequence[Tensor | None] | None = None,
+    retained: Sequence[Retained] | None = None,
 ) -> list[MicroBatch]:
     """Batches on the device, to which all of them go at once."""
     there = iter(on_device([each for batch in batches for each in batch], device))
-    known = velocities or [None] * len(batches)
-    found = [MicroBatch(next(there), next(there), next(there), velocity) for velocity in known]
+    known: Sequence[Retained | None] = retained or [None] * len(batches)
+    found = [MicroBatch(next(there), next(there), next(there), each) for each in known]
     return [
-        MicroBatch(one.rows, one.heads, None if np.array_equal(rows, heads) else one.of, one.velocity)
+        MicroBatch(one.rows, one.heads, None if np.array_equal(rows, heads) else one.of, one.retained)
         for one, (rows, heads, _) in zip(found, batches, strict=True)
     ]

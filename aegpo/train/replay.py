@@ -192,7 +192,8 @@ def _velocity(how: Execution, batch: Batch, begins: Tensor, answers: Answers) ->
 
     `begins`: of the batch, (b, *x).
     """
-    velocity, heads = batch.micro.velocity, batch.micro.heads
+    retained, heads = batch.micro.retained, batch.micro.heads
+    velocity = None if retained is None else retained.velocity
     if velocity is None:
         sigma, cond = how.sigmas[batch.edges.level[heads]], batch.cond.select(batch.edges.prompt[heads])
         velocity = how.velocity(begins, sigma, cond)

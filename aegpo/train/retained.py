@@ -4,29 +4,32 @@ The policy does not change between sampling and the first optimizer step, so the
 learn from (the idea is LeanGRPO's). Kept states go through the network in batches of their own, of at most as many as
 a training batch has. Where memory ends, such a batch is sampled without its graph and evaluated again as it is: what is
 learned does not depend on how much memory there was, on devices that compute the same with and without a gradient; a
-CPU does, as tests show.
+CPU does, as tests show. Where memory that seemed free is not, while sampling or in an update, all graphs are dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aegpo.core.memory import free_bytes, keep_freed_memory
+from aegpo.core.memory import free_bytes, is_shortage, keep_freed_memory
 from aegpo.core.processes import Place
 from aegpo.core.records import BoolArray, IntArray, RolloutPlan
 from aegpo.core.sections import GIB
 from aegpo.parallel.dtensors import local
 
 _SHARE = 0.5  # of the memory that is free at the start of a step, where the user says nothing
+_T = TypeVar("_T")
 _FEW = 8  # the share of a batch below which fewer states hardly cost less
 
 
-@dataclass(frozen=True)
+@dataclass
 class Retained:
     """States of a level that go through the network together, while sampling and in the first optimizer step."""
 
@@ -64,30 +67,21 @@ class Retention:
 
     def evaluate(self, level: int, nodes: IntArray, ask: Callable[[], Tensor]) -> Tensor:  # (b, *x)
         """What the network says at a batch of nodes, without its graph, which is kept where there is room."""
-        velocity = self._with_graph(len(nodes), ask) if self.room.has(len(nodes)) else None
-        if velocity is None:
-            velocity = ask()
+        velocity = self.room.spared(partial(self._asked, len(nodes), ask))
         self.batches.append(Retained(level, nodes, velocity if velocity.requires_grad else None))
         return velocity.detach()
 
-    def _with_graph(self, count: int, ask: Callable[[], Tensor]) -> Tensor | None:
-        """What `ask` says of so many states; None if the memory that seemed free was not: all graphs are dropped then.
-
-        Raises:
-            torch.OutOfMemoryError: if the user set the limit.
-        """
-        try:
-            with torch.enable_grad():
-                return self.room.measured(count, ask)
-        except torch.OutOfMemoryError:
-            if not self.room.gives_back:
-                raise
-        self.room.give_back()  # outside of the handler, whose traceback holds what was computed
-        return None
+    def _asked(self, count: int, ask: Callable[[], Tensor]) -> Tensor:
+        """What `ask` says of so many states, with its graph where there is room for one."""
+        if not self.room.has(count):
+            return ask()
+        with torch.enable_grad():
+            return self.room.measured(count, ask)
 
     def drop(self) -> None:
         """Lets go of every graph; the same batches are evaluated again."""
-        self.batches = [Retained(each.level, each.nodes, None) for each in self.batches]
+        for each in self.batches:
+            each.velocity = None
 
 
 Keeping = Callable[[RolloutPlan], Retention]  # of each part of a plan
@@ -109,7 +103,7 @@ class Room:
         self._processes = where.local_size if device.type == "cpu" else 1
         self._each: float | None = None  # bytes of a state
         self._share: float | None = None
-        self._left, self._given_back = 0.0, False
+        self._left, self._part = 0.0, _SHARE
         self.holders: list[Retention] = []  # of graphs of this step
         if device.type == "cpu" and gib != "never":
             keep_freed_memory()
@@ -117,28 +111,38 @@ class Room:
     def refill(self) -> None:
         """A new step begins: no graph is kept any more."""
         self.holders.clear()
-        self._given_back = False
         if not isinstance(self._gib, str):
             self._left = self._gib * GIB
             return
         if self._device.type == "cuda" or self._share is None:  # on a CPU this process keeps what it had before
-            self._share = _SHARE * free_bytes(self._device) / self._processes
+            self._share = self._part * free_bytes(self._device) / self._processes
         self._left = self._share
 
     def has(self, count: int) -> bool:
         """True if so many states fit; the first ones are tried, for only then it is known what they take."""
         return self._left > 0 and (self._each is None or count * self._each <= self._left)
 
-    @property
-    def gives_back(self) -> bool:
-        """True if graphs may be dropped where memory ends after all: the limit is not the user's, and they were not."""
-        return self._gib == "auto" and not self._given_back
+    def spared(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns; where memory ends, it is done once more without the graphs that were kept by then.
 
-    def give_back(self) -> None:
-        """Drops every graph of this step, and takes no more until the next."""
-        self._left, self._given_back = 0.0, True
+        Nothing more is kept in this step then, and half as much as before in those that follow.
+
+        Raises:
+            Exception: that memory ended, if the limit is the user's or no graph can be dropped any more.
+        """
+        try:
+            return work()
+        except Exception as error:
+            if not is_shortage(error) or self._gib != "auto" or not self.holders:
+                raise
+        self._give_back()  # outside of the handler, whose traceback holds what was computed
+        return work()
+
+    def _give_back(self) -> None:
+        self._left, self._part, self._share = 0.0, self._part / 2, None
         for holder in self.holders:
             holder.drop()
+        self.holders.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

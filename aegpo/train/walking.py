@@ -178,13 +178,7 @@ class Walk:
     def _ask(self, latents: Tensor, level: int, prompt: Tensor) -> Tensor:  # (b, *x)
         """What the network says at some nodes; where memory ends, again once graphs that were kept are dropped."""
         ask = partial(batched_velocity, self._how, latents, level, self._cond, prompt, self.answers)
-        try:
-            return ask()
-        except torch.OutOfMemoryError:
-            if self._retention is None or not self._retention.room.gives_back:
-                raise
-        self._retention.room.give_back()
-        return ask()
+        return ask() if self._retention is None else self._retention.room.spared(ask)
 
     def _retain(self, retention: Retention, level: int, nodes: slice, latents: Tensor, velocity: Tensor) -> None:
         """Writes what the network says where graphs are kept."""

@@ -27,12 +27,13 @@ from aegpo.method.selectors import RandomSelector
 from aegpo.method.trained_edges import TrainedEdges
 from aegpo.method.trees import BranchingTree, IndependentTree, TrunkTree
 from aegpo.models.adapters import add_adapters
+from aegpo.parallel.team import Team
 from aegpo.train import retained
 from aegpo.train.engine import Engine
 from aegpo.train.noise import StepNoise
 from aegpo.train.retained import Retention, Room, saved_bytes, to_keep
 from aegpo.train.rollouts import roll_out
-from aegpo.train.sampled import Sampled
+from aegpo.train.sampled import Sample, Sampled
 
 PLANS = {
     "independent": plan_of(IndependentTree(), [3, 5], [[1, 1, 1, 0], [1, 0, 1, 0]]),
@@ -197,6 +198,74 @@ def test_where_memory_ends_amid_sampling_the_same_is_evaluated_again(build, plan
         return
     with pytest.raises(torch.OutOfMemoryError):
         moved(1.0, 0)  # the user's own limit
+
+
+@every_plan
+@pytest.mark.parametrize("shards", [1, 2])
+def test_where_memory_ends_amid_an_update_it_learns_the_same_without_the_graphs(build, plan, shards):  # noqa: F811
+    def moved(retain, after: float) -> tuple[list[Tensor], dict[str, float]]:
+        how = execution(build("tiny"), 4, micro_batch=8)
+        team, cond = Team.alone(shards), how.model.encode(asked(PROMPTS["tiny"]))
+        taught = learner(how, retain=retain, learning_rate=0.01, micro_batch=3, rollouts_per_update=5, team=team)
+        partition, deals = Partition.of(plan, shards), taught.deals(plan, np.random.default_rng(5))
+        retentions = list(map(taught.keeping(partition, deals), partition.parts))
+        parts = [
+            roll_out(how, part, cond, StepNoise(0), retention=retention)
+            for part, retention in zip(partition.parts, retentions, strict=True)
+        ]
+        retained = [batch for retention in retentions for batch in retention.batches]
+        assert all(batch.velocity is not None for batch in retained) == (retain == "auto")
+        samples = [
+            Sample(part, Scores(part.images.mean(dim=(1, 2, 3))[:, None]), retention.batches)
+            for part, retention in zip(parts, retentions, strict=True)
+        ]
+        sampled = Sampled.of(team, partition, samples, retaining=True)
+        credit = GroupAdvantage().estimate(sampled.scores, torch.ones(1), sampled.whole)
+        left = after
+
+        def graph_freed(gradient):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        handle = next(iter(taught.weights.trained.values())).register_hook(graph_freed)
+        try:
+            metrics = dict(taught.update(sampled, credit, cond, deals, StepNoise(0)))
+        finally:
+            handle.remove()
+        assert left <= 0 or after == float("inf")
+        assert all(batch.velocity is None for batch in retained) == (after <= 2 or retain != "auto")
+        return [weight.detach() for weight in how.model.policy.parameters()], metrics
+
+    weights, metrics = moved(1e-9, float("inf"))
+    for after in (1, 2, float("inf")):  # in the first batch, in the second with gradients of the first, never
+        again, same = moved("auto", after)
+        assert all(torch.equal(*pair) for pair in zip(weights, again, strict=True))
+        assert metrics == same
+    with pytest.raises(torch.OutOfMemoryError):
+        moved(1e-9, 1)  # the user's own limit
+
+
+def test_after_a_shortage_half_as_much_is_kept_in_the_steps_that_follow(build):  # noqa: F811
+    room, tried = Room(build("tiny").policy, torch.device("cpu"), "auto", Place()), []
+
+    def once() -> int:
+        tried.append(room._left)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 7
+
+    with patch.object(retained, "free_bytes", lambda device: 1000):
+        room.refill()
+        with pytest.raises(torch.OutOfMemoryError):
+            room.spared(once)  # nobody keeps anything that could be dropped
+        tried.clear()
+        Retention(room, (), 1)
+        assert room.spared(once) == 7
+        assert tried == [500, 0]
+        room.refill()
+        assert room._left == 250
 
 
 def saved_bytes_of(model) -> tuple[Tensor, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench_rivals import fastvideo
-from bench_rivals.cases import MOST_GRADIENT, PROMPTS, STEPS, Case
+from bench_rivals.cases import PROMPTS, STEPS, Case
 from bench_rivals.serving import Server
 
 TITLE = "BranchGRPO"
@@ -56,20 +56,4 @@ def train(case: Case, server: Server) -> None:
     for name, value in own.items():
         setattr(args, name, value)
 
-    def step() -> None:
-        script.train_one_step_tree(
-            args,
-            hands.device,
-            hands.transformer,
-            hands.vae,
-            fastvideo.reward,
-            fastvideo.tokenized,
-            hands.optimizer,
-            hands.scheduler,
-            hands.loader,
-            None,
-            MOST_GRADIENT,
-            fastvideo.preprocessed,
-        )
-
-    fastvideo.forever(server, step)
+    fastvideo.forever(server, lambda: script.train_one_step_tree(*hands.for_step(args)))

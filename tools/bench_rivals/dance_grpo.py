@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench_rivals import fastvideo
-from bench_rivals.cases import FIRST, MOST_GRADIENT, STEPS, Case
+from bench_rivals.cases import FIRST, STEPS, Case
 from bench_rivals.fastvideo import method as method
 from bench_rivals.first import First
 from bench_rivals.serving import Server
@@ -33,21 +33,7 @@ def train(case: Case, server: Server) -> None:
     args = fastvideo.arguments(case)
 
     def step() -> None:
-        script.train_one_step(
-            args,
-            hands.device,
-            hands.transformer,
-            hands.vae,
-            fastvideo.reward,
-            fastvideo.tokenized,
-            hands.optimizer,
-            hands.scheduler,
-            hands.loader,
-            None,
-            MOST_GRADIENT,
-            fastvideo.preprocessed,
-            None,
-        )
+        script.train_one_step(*hands.for_step(args), None)
         if server.steps == 1 and first.gradients:
             first.save(case.shared / FIRST)
 

@@ -21,7 +21,18 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from bench_rivals.cases import CLIP, ETA, GUIDANCE, LEARNING_RATE, MOST_ADVANTAGE, PROMPTS, STEPS, WEIGHT_DECAY, Case
+from bench_rivals.cases import (
+    CLIP,
+    ETA,
+    GUIDANCE,
+    LEARNING_RATE,
+    MOST_ADVANTAGE,
+    MOST_GRADIENT,
+    PROMPTS,
+    STEPS,
+    WEIGHT_DECAY,
+    Case,
+)
 from bench_rivals.models import PIXELS
 from bench_rivals.serving import Server
 from bench_rivals.standins import Overlay, importing, no_autocast
@@ -64,6 +75,11 @@ class Given:
     optimizer: Any
     scheduler: Any
     loader: Iterator[Any]
+
+    def for_step(self, args: Namespace) -> tuple[Any, ...]:
+        """What DanceGRPO's and BranchGRPO's step functions take, in their order."""
+        own = (self.device, self.transformer, self.vae, reward, tokenized, self.optimizer, self.scheduler, self.loader)
+        return (args, *own, None, MOST_GRADIENT, preprocessed)
 
 
 def load(case: Case, name: str, more: tuple[str, ...] = ()) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -70,6 +71,7 @@ def serve(pipe: Connection, side: str, case: Case) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(case.folder)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for who waits
     sys.argv = [side]
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -46,7 +46,12 @@ class Comparison:
         if self.failure is not None:
             return "did not run"
         each = (f"{median(self.ratios(series)):.3f} (retain {series.case.retain})" for series in self.ours)
-        return f"time to the rival's {', '.join(each)}; gradient {self.gradient}"
+        return f"time to the rival's {', '.join(each)}; gradients {self.apart}"
+
+    @property
+    def apart(self) -> str:
+        """By how much gradients differ, in words."""
+        return "not compared" if self.gradient is None else f"{self.gradient:.1e} apart"
 
 
 def section(found: Sequence[Comparison], options: argparse.Namespace) -> list[str]:

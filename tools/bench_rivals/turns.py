@@ -14,6 +14,7 @@ from bench_rivals.cases import Case, Turn
 from bench_rivals.serving import STEP, STOP, serve, tail
 
 PATIENCE = 900.0  # seconds a side may take for a step, or to be ready
+PATIENCE_AT_THE_END = 10.0  # seconds it may take to end
 
 
 class Side:
@@ -39,7 +40,7 @@ class Side:
         """Ends the process."""
         with contextlib.suppress(OSError):  # it may have ended
             self._pipe.send(STOP)
-            self._process.join(30)
+            self._process.join(PATIENCE_AT_THE_END)
         if self._process.is_alive():
             self._process.kill()
 

@@ -54,7 +54,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(tags=["more"])
 def slow(session: nox.Session) -> None:
     """The tests under the mark `slow`, which the README's line leaves out."""
-    pytest(session, "-m", "slow and not faults", *session.posargs)
+    pytest(session, "-m", "slow and not faults", "--durations=40", *session.posargs)
 
 
 @nox.session(default=False)

@@ -61,7 +61,7 @@ class Following:
         self._left = [Followed(run, child) for run, child in runs]
         self._records = {each.child.label: Record(each.run.folder, each.child.steps) for each in self._left}
         self.failures: list[Failure | Lost] = []
-        self.interrupted = False
+        self.interrupted = self.cancelled = False
         self._asked = 0.0
 
     @property
@@ -107,6 +107,7 @@ class Following:
         """Asks the cluster to end all jobs."""
         for each in self._left:
             self._cluster.cancel(each.job)
+        self.cancelled = True
         self._asked = 0.0
 
     def follow(self, shown: Display) -> bool:

@@ -66,14 +66,18 @@ def run_on_cluster(request: LaunchRequest, runs: Sequence[Run], console: Console
         _say(console, "cancelled: each run saves its state after the step it is in; Ctrl-C again leaves it to them")
         with display(console, every_step=False, runs=len(runs)) as shown:
             done = following.follow(shown)
-    return _told(request, following, done, errors)
+    return told(request, following, done, errors)
 
 
-def _told(request: LaunchRequest, following: Following, done: bool, errors: Console) -> int:
-    """The exit code, and what there is to say."""
+def told(request: LaunchRequest, following: Following, done: bool, errors: Console) -> int:
+    """The exit code, and what there is to say; `done`: all jobs are over."""
     for failure in following.failures:
         _say(errors, f"error: {failure}")
     again = shlex.join(["aegpo", *request.command()])
+    if not done and following.cancelled:
+        left = f"{len(following.jobs)} cancelled jobs are still ending, and save their state"
+        _say(errors, f"left: {left}; to go on once they are over:  {again}")
+        return INTERRUPTED
     if not done:
         _say(errors, f"detached: {len(following.jobs)} jobs go on; to follow them again:  {again}")
         return INTERRUPTED

@@ -26,6 +26,7 @@ from aegpo.clusters.interface import State
 from aegpo.clusters.jobs import Job, Node, Work
 from aegpo.clusters.settings import KINDS, KNOWN, read_settings
 from aegpo.commands.launch_request import LaunchRequest
+from aegpo.commands.run_on_cluster import told
 from aegpo.errors import AegpoError, CheckpointError
 from aegpo.runs.child_processes import Child
 from aegpo.runs.folders import Run
@@ -258,7 +259,13 @@ def test_the_same_command_finds_the_jobs_again_and_cancels_them(tmp_path):
     again = experiment.following()
     assert len(experiment.submitted) == 2
     assert "main seed 0: job job-0 of local was submitted before" in experiment.said.getvalue()
+    request, said = LaunchRequest(tmp_path / "file.yaml", cluster="local"), io.StringIO()
+    assert told(request, again, False, Console(file=said, width=200)) == 130
     again.cancel()
+    assert told(request, again, False, Console(file=said, width=200)) == 130
+    detached, left = said.getvalue().splitlines()
+    assert detached.startswith("detached: 2 jobs go on; to follow them again:  aegpo run")
+    assert left.startswith("left: 2 cancelled jobs are still ending, and save their state; to go on once they are over")
     assert again.follow(experiment.shown)
     assert again.interrupted
     assert again.failures == []

@@ -268,11 +268,11 @@ def test_a_process_that_hangs_is_named_when_the_others_waited_long_enough(folder
 
 def test_a_launcher_of_its_own_restarts_a_run_and_trains_several_one_after_another(folder):
     two = ("--set", "seeds=[0,1]")
-    with Launched(folder, *two, launcher=(*TORCHRUN, "--max-restarts", "1"), steps=200) as launched:
+    with Launched(folder, *two, launcher=(*TORCHRUN, "--max-restarts", "1"), steps=40) as launched:
         ranks = launched.after(3)
         os.kill(ranks[1], signal.SIGKILL)
         assert launched.code() == 0
-        assert launched.steps == 200
+        assert launched.steps == 40
         assert "main seed 0: a process was lost; goes on from step" in launched.log
         assert (launched.run.parent / "seed-1" / "finished.json").exists()
         assert "error: process 1 of the 2 of this run ended" in launched.log

@@ -11,7 +11,7 @@ from pydantic import Field
 from aegpo.core.interfaces import Model
 from aegpo.core.parts import JOINT_BLOCKS, ModelSpec
 from aegpo.core.records import FloatArray, Prompt
-from aegpo.models.shapes.captions import captions, parse
+from aegpo.models.shapes.captions import drawn
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,8 @@ class ShapesSpec(ModelSpec):
 
     def captions(self, split: Literal["train", "evaluation"], count: int, seed: int) -> tuple[Prompt, ...]:
         """Captions of the world's grammar with their `Scene.kind`; evaluation captions never occur in training."""
-        texts = captions(split, count, seed)
-        return tuple(Prompt(index, text, {"kind": parse(text).kind}) for index, text in enumerate(texts))
+        scenes = drawn(split, count, seed)
+        return tuple(Prompt(index, each.caption, {"kind": each.kind}) for index, each in enumerate(scenes))
 
     def build(self, device: torch.device) -> Model:
         """Loads the weights by `from_pretrained`."""

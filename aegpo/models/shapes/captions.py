@@ -115,22 +115,28 @@ def scenes(split: Split) -> dict[str, tuple[Scene, ...]]:
     return {kind: tuple(members) for kind, members in found.items()}
 
 
-def captions(split: Split, count: int, seed: int = 0) -> tuple[str, ...]:
-    """`count` distinct captions of a split, the four kinds in turn, the same for the same seed.
+@cache
+def drawn(split: Split, count: int, seed: int = 0) -> tuple[Scene, ...]:
+    """`count` distinct scenes of a split, the four kinds in turn, the same for the same seed.
 
     Raises:
         AegpoError: if the split has fewer captions of some kind than asked for.
     """
     rng = random.Random(f"shapes {split} {seed}")
     pools = {kind: list(members) for kind, members in scenes(split).items()}
-    drawn: list[str] = []
+    found: list[Scene] = []
     for index in range(count):
         pool = pools[KINDS[index % len(KINDS)]]
         if not pool:
             most = len(KINDS) * min(len(members) for members in scenes(split).values())
             raise AegpoError(f"the {split} split of 'shapes' has too few captions: {count} asked for, at most {most}")
-        drawn.append(pool.pop(rng.randrange(len(pool))).caption)
-    return tuple(drawn)
+        found.append(pool.pop(rng.randrange(len(pool))))
+    return tuple(found)
+
+
+def captions(split: Split, count: int, seed: int = 0) -> tuple[str, ...]:
+    """The captions of `drawn`."""
+    return tuple(scene.caption for scene in drawn(split, count, seed))
 
 
 def parse(caption: str) -> Scene:

@@ -14,7 +14,7 @@ from pathlib import Path
 from command_line import aegpo
 
 PATIENCE = 300  # seconds
-STEPS = 80
+STEPS = 40
 TINY = """
 name: tiny
 training_steps: {steps}
@@ -33,18 +33,33 @@ objective: clipped
 checkpoint: {{every: 4}}
 evaluation: {{every: 2000, images: 2}}
 """
+# Seconds for each step beyond the third, as long as a file is there: what a test does amid a run takes its time.
+PACE = """
+import time
+from pathlib import Path
+
+import aegpo
+
+
+@aegpo.hookimpl
+def aegpo_on_step_end(report):
+    if report.step > 3 and Path("slow").exists():
+        time.sleep(2)
+"""
 
 
 def write_tiny(folder: Path, weights: Path) -> None:
-    """The experiment's file."""
+    """The experiment's file, and the plugin that every command on it names."""
     (folder / "tiny.yaml").write_text(TINY.format(weights=weights, steps=STEPS))
+    (folder / "pace.py").write_text(PACE)
 
 
 class Experiment:
     """A command on the experiment, and its runs."""
 
     def __init__(self, folder: Path, *words: str, out: str = "out") -> None:
-        self.folder, self.words, self.out = folder, ("run", "tiny.yaml", "--out", out, *words), folder / out / "tiny"
+        self.folder, self.out = folder, folder / out / "tiny"
+        self.words = ("run", "tiny.yaml", "--plugin", "pace.py", "--out", out, *words)
 
     def command(self) -> list[str]:
         """After the interpreter's name."""
@@ -57,6 +72,14 @@ class Experiment:
         with (self.folder / "log").open("ab") as log:
             pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             return subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **pipes)
+
+    def slow(self) -> None:
+        """From now on its runs last longer than whatever a test does amid them."""
+        (self.folder / "slow").touch()
+
+    def fast(self) -> None:
+        """From now on its runs hurry to their end."""
+        (self.folder / "slow").unlink()
 
     @property
     def log(self) -> str:

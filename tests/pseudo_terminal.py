@@ -59,8 +59,10 @@ class Terminal:
         os.write(self._ours, keys.encode())
 
     def ended(self) -> int:
-        """The command's exit code."""
-        return self._process.wait(PATIENCE)
+        """The command's exit code, once all that it said is read."""
+        code = self._process.wait(PATIENCE)
+        self._reader.join(10)  # until nobody is on the terminal
+        return code
 
     def close(self) -> None:
         """Closes the window: whatever still belongs to it gets SIGHUP."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
+from ports import free_port
 
 from aegpo.errors import ProcessLostError
 from aegpo.parallel.team import Team
@@ -25,10 +25,7 @@ def failures_in_team(size: int, checks: Sequence[Check], folder: Path) -> dict[s
     Returns:
         The tracebacks of those that raise, by the function's name.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_in_team, (size, port, list(checks), folder), nprocs=size)
+    mp.spawn(_in_team, (size, free_port(), list(checks), folder), nprocs=size)
     found: dict[str, list[str]] = {}
     for rank in range(size):
         for name, told in json.loads((folder / f"failed-{rank}.json").read_text()).items():

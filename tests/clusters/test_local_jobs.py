@@ -12,7 +12,8 @@ from clustered import Experiment, parent_of, unbroken, until, write_tiny
 from pseudo_terminal import Terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-DETACHED = "detached: 2 jobs go on; to follow them again:  aegpo run tiny.yaml --out out --cluster local"
+COMMAND = "aegpo run tiny.yaml --plugin pace.py --out out"
+DETACHED = f"detached: 2 jobs go on; to follow them again:  {COMMAND} --cluster local"
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def folder(tmp_path, tiny_weights) -> Path:
 
 def test_jobs_outlive_their_command_and_what_breaks_them_costs_no_bit(folder, monkeypatch):
     local = Experiment(folder, "--cluster", "local")
+    local.slow()
     process = local.start()
     local.after(3)
     assert local.interrupted(process) == 130
@@ -34,6 +36,8 @@ def test_jobs_outlive_their_command_and_what_breaks_them_costs_no_bit(folder, mo
     os.kill(running, signal.SIGKILL)  # its job starts it again
     until(lambda: local.computing() not in ([], [running]))
     os.kill(parent_of(local.computing()[0]), signal.SIGKILL)  # the job: the run saves its state and ends
+    until(lambda: not local.computing())
+    local.fast()
     assert local.ended(process) == 1
     assert "of local was ended before its command was" in local.log
 
@@ -55,6 +59,7 @@ def local(folder) -> Iterator[Experiment]:
 
 def asked(local: Experiment) -> Terminal:
     """A terminal whose user pressed Ctrl-C amid the runs."""
+    local.slow()
     terminal = Terminal(local.command(), local.folder)
     local.after(3)
     terminal.types("\x03")
@@ -72,6 +77,8 @@ def test_jobs_go_on_when_the_user_of_a_terminal_says_so_and_the_same_command_att
     until(lambda: local.steps() > before)
 
     terminal = Terminal(local.command(), local.folder)
+    until(lambda: "main seed 1: job" in terminal.text and "was submitted before" in terminal.text)
+    local.fast()
     assert terminal.ended() == 0, terminal.text
     for seed in (0, 1):
         assert f"main seed {seed}: finished" in terminal.text
@@ -87,9 +94,9 @@ def test_jobs_that_the_user_of_a_terminal_cancels_save_their_state_and_leave_no_
     terminal = asked(local)
     terminal.types("c\n")
     assert terminal.ended() == 130, terminal.text
-    until(lambda: not local.processes(), 20)
+    until(lambda: not local.processes())
     assert "cancelled: each run saves its state" in terminal.text
-    again = " ".join(["aegpo run tiny.yaml --out out", *settings, "--cluster local"])
+    again = " ".join([COMMAND, *settings, "--cluster local"])
     assert f"interrupted; to go on:  {again}" in terminal.text
     saved = max(int(path.name.removeprefix("step-")) for path in (local.run() / "checkpoints").glob("step-*"))
     assert saved == local.steps()

@@ -36,6 +36,7 @@ def cluster(monkeypatch) -> Iterator[Any]:
 def test_the_loss_of_a_process_or_of_a_node_costs_no_bit_and_jobs_outlive_their_command(folder, cluster, monkeypatch):
     first = cluster.add_node(num_cpus=1)
     experiment = Experiment(folder, "--seed", "0", "--cluster", "ray", "--cluster-set", f"address={cluster.address}")
+    experiment.slow()
     process = experiment.start()
     experiment.after(3)
     (running,) = experiment.computing()
@@ -47,7 +48,10 @@ def test_the_loss_of_a_process_or_of_a_node_costs_no_bit_and_jobs_outlive_their_
     process = experiment.start()
     experiment.after(experiment.steps() + 2)
     cluster.add_node(num_cpus=1)
+    lost = set(experiment.computing())
     cluster.remove_node(first, allow_graceful=False)
+    until(lambda: not lost & set(experiment.computing()))
+    experiment.fast()
     assert experiment.ended(process) == 0, experiment.log
     assert "of ray was submitted before" in experiment.log
     assert "waits to be started again" in experiment.log

@@ -43,6 +43,7 @@ def start_again(number: str) -> None:
 
 def test_a_job_that_is_queued_again_amid_its_run_costs_no_bit_and_outlives_its_command(folder, monkeypatch):
     experiment = Experiment(folder, *WORDS)
+    experiment.slow()
     process = experiment.start()
     experiment.after(3)
     number = job()
@@ -57,6 +58,7 @@ def test_a_job_that_is_queued_again_amid_its_run_costs_no_bit_and_outlives_its_c
     until(lambda: job() == number)
     slurm("scancel", "--signal", "USR2", number)  # its node is about to be taken away
     start_again(number)
+    experiment.fast()
     assert experiment.ended(process) == 0, experiment.log
     assert f"job {number} of slurm was submitted before" in experiment.log
     assert "Restarts=2" in slurm("scontrol", "show", "job", number)
@@ -66,18 +68,21 @@ def test_a_job_that_is_queued_again_amid_its_run_costs_no_bit_and_outlives_its_c
 def test_a_run_of_two_nodes_is_queued_again_and_ends_as_one_process_does(folder, monkeypatch):
     shards = ("--set", "parallel.shards=2")
     experiment = Experiment(folder, *WORDS, *shards, "--nodes", "2")
+    experiment.slow()
     process = experiment.start()
     experiment.after(3)
     number = job()
     assert slurm("squeue", "--noheader", "--format", "%D").split() == ["2"]
     slurm("scontrol", "requeue", number)
     start_again(number)
+    experiment.fast()
     assert experiment.ended(process) == 0, experiment.log
     assert experiment.digests() == unbroken(folder, monkeypatch, *shards).digests()
 
 
 def test_a_job_that_is_cancelled_saves_its_state_and_is_told_of(folder):
     experiment = Experiment(folder, *WORDS)
+    experiment.slow()
     process = experiment.start()
     experiment.after(3)
     slurm("scancel", job())

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,11 @@ with locked(Path(sys.argv[1])):
 
 def opened(number: int, path: Path) -> bool:
     """True if a process has a file open."""
-    return any(each.exists() and each.samefile(path) for each in Path(f"/proc/{number}/fd").iterdir())
+    for each in Path(f"/proc/{number}/fd").iterdir():
+        with suppress(OSError):  # closed since
+            if each.samefile(path):
+                return True
+    return False
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,11 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 from pipelines import write_flux, write_sd3
+from ports import free_port
 from safetensors.torch import load_file
 
 from aegpo.parallel.sharding import units_of
 
-pytestmark = pytest.mark.slow
+# Of a fixture and a test, each of which starts processes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
 FILE = HERE / "shards.yaml"
 SHARDED = {"shards": 4, "weights": "sharded"}
@@ -27,9 +28,7 @@ STEPS = 4
 
 def launch(processes: int, file: Path, parallel: object, folder: Path, arms: Sequence[str]):
     """The processes of one team."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     started = []
     for rank in range(processes):
@@ -45,7 +44,7 @@ def launch(processes: int, file: Path, parallel: object, folder: Path, arms: Seq
 def outcomes(processes: int, file: Path, parallel: object, folder: Path, arms: Sequence[str]):
     """What each arm begins and ends with."""
     started = launch(processes, file, parallel, folder, arms)
-    errors = [process.communicate(timeout=290)[1] for process in started]
+    errors = [process.communicate(timeout=800)[1] for process in started]
     assert not any(process.returncode for process in started), "\n".join(error[-2000:] for error in errors)
     return {arm: load_file(folder / f"{arm}.safetensors") for arm in arms}
 

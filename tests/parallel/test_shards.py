@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 
 from aegpo.config.loading import load_experiment_file
 from aegpo.core.interfaces import Advantage
@@ -22,6 +22,7 @@ from aegpo.plugin.manager import load_registries, plugin_manager
 from aegpo.train.engine import Engine
 from aegpo.train.pieces import piece, shared_out, shares
 
+pytestmark = pytest.mark.timeout(900)  # of a fixture and a test, each of which starts processes
 HERE = Path(__file__).parent
 FILE = HERE / "shards.yaml"
 ARMS = tuple(load_experiment_file(FILE, load_registries(plugin_manager())).arms)
@@ -29,9 +30,7 @@ ARMS = tuple(load_experiment_file(FILE, load_registries(plugin_manager())).arms)
 
 def launched(processes: int, shards: int, arms: Sequence[str], file: Path = FILE):
     """What the first process says of the arms."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for rank in range(processes):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -40,7 +39,7 @@ def launched(processes: int, shards: int, arms: Sequence[str], file: Path = FILE
         environment = {**os.environ, **told, "MASTER_ADDR": "127.0.0.1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, env=environment, **pipes))
-    answers = [process.communicate(timeout=280) for process in started]
+    answers = [process.communicate(timeout=800) for process in started]
     assert not any(process.returncode for process in started), "\n".join(error[-2000:] for _, error in answers)
     return json.loads(answers[0][0])["arms"]
 

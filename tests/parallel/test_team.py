@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 import traceback
 from contextlib import suppress
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from ports import free_port
 
 from aegpo.core.processes import Place
 from aegpo.errors import AegpoError, CheckpointError, ContractError, ProcessLostError, SettingError
@@ -29,7 +29,7 @@ def in_a_team(rank: int, port: int, folder: str) -> None:
     os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(1)
     team = Team.joined()
-    team.use(0.05, torch.device("cpu"))
+    team.use(1, torch.device("cpu"))
     failed: dict[str, str] = {}
     for name, check in CHECKS.items():
         try:
@@ -166,11 +166,16 @@ def the_first_of_a_machine_goes_first(team):
 
 def who_does_not_answer_is_named(team):
     """The last check: nothing can be sent afterwards."""
+    team.use(0.05, torch.device("cpu"))
+    over = Path(os.environ["TURNS"]).with_name("over")
     if team.place.rank == 1:
-        time.sleep(8)
+        begin = time.monotonic()
+        while not over.exists() and time.monotonic() - begin < 60:
+            time.sleep(0.05)
         return
     with pytest.raises(ProcessLostError, match=r"process 1 of the 2 of this run did not answer for 0.1 minutes"):
         team.told("where the other is not")
+    over.touch()
 
 
 CHECKS = {
@@ -198,10 +203,7 @@ CHECKS = {
 def failures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("team")
     os.environ["TURNS"] = str(folder / "turns")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(in_a_team, (port, str(folder)), nprocs=SIZE)
+    mp.spawn(in_a_team, (free_port(), str(folder)), nprocs=SIZE)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(SIZE)]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from rich.console import Console
 
 from aegpo.commands.export import ExportRequest, export
@@ -45,11 +45,9 @@ def folder(tmp_path, tiny_weights) -> Path:
 
 def under_torchrun(folder, rank, size):
     """`aegpo run` in one of the processes that torchrun starts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    environment = {**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    told = {name: str(value) for name, value in {**ranks, "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}.items()}
+    environment = {**os.environ, **told, "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, "-m", "aegpo", "run", "tiny.yaml", "--out", "out", "--no-report"]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240

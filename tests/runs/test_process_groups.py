@@ -130,14 +130,15 @@ time.sleep(1)
 if %r:
     mine.stop()
 other.kill()
-time.sleep(2)
+time.sleep(%r)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("left", "over", "code"), [(False, False, 1), (True, False, 0), (False, True, 0)])
 def test_a_process_ends_after_another_one_unless_that_one_left_or_all_is_done(left, over, code):
-    done = subprocess.run([sys.executable, "-c", WATCHING % (left, over)], capture_output=True, text=True, check=False)
+    watching = WATCHING % (left, over, 100 if code else 2)  # who is to be ended has no other end in sight
+    done = subprocess.run([sys.executable, "-c", watching], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert ("process 1 of the 2 of this run ended amid a step" in done.stderr) == bool(code)
 

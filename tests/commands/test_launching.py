@@ -42,6 +42,17 @@ arms:
   grpo: {}
   plain: {optimizer: {weight_decay: 0}}
 """
+# Keeps a run where it is as long as there is a file.
+HOLD = """
+import os
+import time
+import aegpo
+
+@aegpo.hookimpl
+def aegpo_on_step_end(run, report):
+    while os.path.exists(os.environ["HELD"]):
+        time.sleep(0.05)
+"""
 PATIENCE = 240  # seconds
 
 
@@ -110,22 +121,37 @@ def finished(folder):
 EVERY_RUN = ["grpo/seed-4", "plain/seed-4"]
 
 
-@pytest.mark.slow
-def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(tmp_path, monkeypatch):
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    process = start("run", "tiny.yaml", "--out", "out", "--jobs", "1", folder=tmp_path)
+def until(process, beginning):
+    """What a process says, up to a line that begins so."""
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line.startswith("grpo seed 4: step"):
-            process.send_signal(signal.SIGINT)
-            break
+        if line.startswith(beginning):
+            return "".join(seen)
+    raise AssertionError("".join(seen))
+
+
+@pytest.mark.slow
+def test_several_runs_can_be_interrupted_and_resumed_and_end_in_a_report(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "hold.py").write_text(HOLD)
+    held = tmp_path / "held"
+    held.touch()
+    words = ("run", "tiny.yaml", "--plugin", "hold.py", "--out", "out", "--jobs", "1")
+    process = start(*words, folder=tmp_path, HELD=str(held))
+    try:  # no run takes a second step before the command has heard Ctrl-C
+        seen = until(process, "grpo seed 4: step")
+        process.send_signal(signal.SIGINT)
+        seen += until(process, "stopping: ")
+    finally:
+        held.unlink()
     output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 130, "".join(seen) + output
-    assert "interrupted; to go on:  aegpo run tiny.yaml --out out --jobs 1\n" in output
+    assert process.returncode == 130, seen + output
+    assert "interrupted; to go on:  aegpo run tiny.yaml --plugin hold.py --out out --jobs 1\n" in output
     assert EVERY_RUN[1] not in finished(tmp_path)
     log = (tmp_path / "out" / "tiny" / "grpo" / "seed-4" / "run.log").read_text()
-    assert log.startswith(f"--- {sys.executable} -m aegpo run tiny.yaml --arm grpo --seed 4 --out out --no-report\n")
+    own = "run tiny.yaml --arm grpo --seed 4 --plugin hold.py --out out --no-report"
+    assert log.startswith(f"--- {sys.executable} -m aegpo {own}\n")
 
     monkeypatch.chdir(tmp_path)
     done = run("--jobs", "2")

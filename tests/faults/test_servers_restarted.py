@@ -18,7 +18,7 @@ PATIENCE = 120  # seconds a step may take
 @pytest.mark.timeout(600)
 def test_restarts_in_mid_run_leave_the_numbers_of_a_reward_in_the_run(warm, tiny, tmp_path, request):
     draw = random.Random(request.config.getoption("--fault-seed"))
-    changes = {"training_steps": 14, "evaluation": {"every": 3, "images": 4, "rewards": []}}
+    changes = {"training_steps": 40, "evaluation": {"every": 3, "images": 4, "rewards": []}}
     metrics = tmp_path / "far" / "tiny" / "main" / "seed-0" / "metrics.jsonl"
 
     def rows() -> int:

@@ -148,7 +148,7 @@ def test_a_server_that_was_restarted_goes_on_scoring():
     asking = threading.Thread(target=lambda: answers.append(scorer.score(IMAGES, PROMPTS)))
     asking.start()
     second, _ = serve("palette", "--port", url.rsplit(":", 1)[1])
-    asking.join(PATIENCE)
+    asking.join(200)
     for process in (first, second):
         process.kill()
         process.wait(PATIENCE)

@@ -221,11 +221,13 @@ def wait_until(happened):
 
 def test_a_signal_that_is_sent_to_a_child_and_passed_on_to_it_counts_once(monkeypatch):
     monkeypatch.setenv("AEGPOPARENT", str(os.getppid()))
+    echo = "aegpo.runs.child_processes._ECHO"
     with StopSignals() as stop:
+        monkeypatch.setattr(echo, 30)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.count == 1
-        time.sleep(0.6)
+        monkeypatch.setattr(echo, 0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import time
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import Done, aegpo, start
+from exact_signals import LOADED, after, write_plugin
 from safetensors.torch import load_file
 
 from aegpo.report.recorded_run import read_run
@@ -118,16 +117,13 @@ def test_a_run_that_got_more_steps_and_is_killed_goes_on_as_any_other(folder, st
     assert train(folder, "killed", 5).code == 0
     run = folder / "killed" / RUN
     (folder / "tiny.yaml").write_text(EXPERIMENT.format(steps=8))
-    process = start("run", "tiny.yaml", "--out", "killed", "--no-report", folder=folder)
-    deadline = time.monotonic() + PATIENCE
-    while (run / "metrics.jsonl").read_bytes().count(b"\n") < 6:  # the newest checkpoint is that of step 5
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    write_plugin(folder)
+    words = ("run", "tiny.yaml", *LOADED, "--out", "killed", "--no-report")
+    process = start(*words, folder=folder, **after(6, signal.SIGKILL))  # the newest checkpoint is that of step 5
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == -signal.SIGKILL, output
     assert not (run / "finished.json").exists()
-    assert read_run("main", 0, run).steps_done < 8  # its record is whole for the report, too
+    assert read_run("main", 0, run).steps_done == 6  # its record is whole for the report, too
     done = train(folder, "killed", 8)
     assert done.code == 0, done.stderr
     assert_same_run(run, straight)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import signal
-import time
 from contextlib import chdir
 
 import pytest
 import torch
 from command_line import Done, aegpo, start
+from exact_signals import LOADED, after, write_plugin
 from safetensors.torch import load_file
 
 from aegpo.runs.checkpoints import load_latest
@@ -34,6 +33,35 @@ optimizer: {rollouts_per_update: 3}
 evaluation: {every: 2, images: 2}
 checkpoint: {every: 2}
 trackers: [console]
+"""
+# Kills its own run around the checkpoint of step 2: with the first of its files written, or amid the next step.
+KILL = """
+import os
+import aegpo
+
+def die(*_):
+    os.kill(os.getpid(), 9)
+
+@aegpo.hookimpl
+def aegpo_on_step_end(run, report):
+    if os.environ.get("KILL") == "writing" and report.step == 2:
+        import safetensors.torch
+
+        write = safetensors.torch.save_file
+
+        def write_and_die(tensors, path):
+            write(tensors, path)
+            if path.parent.name == ".step-000002.tmp":
+                die()
+
+        safetensors.torch.save_file = write_and_die
+
+@aegpo.hookimpl
+def aegpo_on_checkpoint(run, step, path):
+    if os.environ.get("KILL") == "amid" and step == 2:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(die)
 """
 PATIENCE = 240  # seconds
 
@@ -67,25 +95,17 @@ def run_folder(folder, out):
     return folder / out / "tiny" / "main" / "seed-0"
 
 
-def wait_for(process, happened):
-    """Returns as soon as something happened in a process that is still running."""
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def steps(run):
     """Training steps recorded so far."""
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    return (run / "metrics.jsonl").read_bytes().count(b"\n")
 
 
-def kill(process):
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def broken_off(folder, words, code, **variables):
+    """What a run in a process of its own says that the variables make end with this code."""
+    process = start(*words, folder=folder, **variables)
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == code, output
+    return output
 
 
 def assert_same_run(left, right):
@@ -118,34 +138,33 @@ def base_entropies(run):
 def test_after_kills_at_four_points_and_an_interrupt_a_run_ends_as_if_nothing_had_happened(folder, straight):
     run = run_folder(folder, "killed")
     checkpoints = run / "checkpoints"
+    write_plugin(folder)
+    (folder / "kill.py").write_text(KILL)
+    words = ("run", "tiny.yaml", *LOADED, "--plugin", "kill.py", "--out", "killed", "--no-report")
 
-    process = start(*command("killed"), folder=folder)  # before the first checkpoint
-    wait_for(process, lambda: steps(run) == 1)
-    kill(process)
+    broken_off(folder, words, -signal.SIGKILL, **after(1, signal.SIGKILL))  # before the first checkpoint
+    assert steps(run) == 1
+    assert not checkpoints.exists()
 
-    process = start(*command("killed"), folder=folder)  # while the first checkpoint is written
-    wait_for(process, lambda: any(checkpoints.glob(".step-000002.tmp/*")))
-    kill(process)
+    broken_off(folder, words, -signal.SIGKILL, KILL="writing")  # while the first checkpoint is written
+    assert steps(run) == 2
+    assert [path.name for path in checkpoints.iterdir()] == [".step-000002.tmp"]
+    assert len(list((checkpoints / ".step-000002.tmp").iterdir())) == 1
 
-    process = start(*command("killed"), folder=folder)  # in the middle of a step after a checkpoint
-    wait_for(process, (checkpoints / "step-000002").exists)
-    time.sleep(0.05)
-    kill(process)
+    broken_off(folder, words, -signal.SIGKILL, KILL="amid")  # in the middle of a step after a checkpoint
+    assert steps(run) == 2
+    assert load_latest(checkpoints, report=pytest.fail).step == 2
 
-    process = start(*command("killed"), folder=folder)  # Ctrl-C between checkpoints
-    assert any("step 3/7" in line for line in process.stdout)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 130, output
+    output = broken_off(folder, words, 130, **after(3, signal.SIGINT))  # Ctrl-C between checkpoints
     line = next(line for line in output.splitlines() if line.startswith("interrupted; to go on:"))
-    assert load_latest(checkpoints, report=pytest.fail).step == steps(run)
+    assert load_latest(checkpoints, report=pytest.fail).step == steps(run) == 3
     assert not (run / "finished.json").exists()
 
     with (run / "metrics.jsonl").open("ab") as file:  # a crash of the machine may leave half a row
         file.write(b'{"step": 4, "metr')
-    words = shlex.split(line.removeprefix("interrupted; to go on:"))
-    assert words == ["aegpo", *command("killed")]
-    done = run_here(folder, "killed", *words[1:])
+    told = shlex.split(line.removeprefix("interrupted; to go on:"))
+    assert told == ["aegpo", *words]
+    done = run_here(folder, "killed", *told[1:])
     assert done.code == 0, done.stderr
     assert_same_run(run, straight)
 

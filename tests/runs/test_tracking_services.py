@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from command_line import start
+from exact_signals import LOADED, after, write_plugin
 
 if any(importlib.util.find_spec(name) is None for name in ("wandb", "trackio", "mlflow")):
     pytest.skip("nox -s trackers", allow_module_level=True)
@@ -41,19 +42,15 @@ NAMES |= {"rollouts_per_prompt/max", "chosen_steps/share_0"}
 
 
 def run(folder, service, until=None, **environment):
-    """The run to its end, or interrupted once `until` steps are recorded; its folder and what it printed."""
+    """The run to its end, or stopped by SIGTERM after step `until`; its folder, what it printed and its code."""
     (folder / "tiny.yaml").write_text(TINY.replace("SERVICE", service))
+    write_plugin(folder)
     private = {"TRACKIO_DIR": str(folder / "trackio"), "HOME": str(folder), "WANDB_API_KEY": "", "WANDB_SILENT": "true"}
-    process = start("run", "tiny.yaml", "--out", "out", "--no-report", folder=folder, **private, **environment)
-    made, deadline = folder / "out" / "tiny" / "main" / "seed-0", time.monotonic() + PATIENCE
-    metrics = made / "metrics.jsonl"
-    while until is not None and process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= until:
-            process.terminate()
-            break
-        time.sleep(0.01)
+    private |= {} if until is None else after(until, signal.SIGTERM)
+    words = ("run", "tiny.yaml", *LOADED, "--out", "out", "--no-report")
+    process = start(*words, folder=folder, **private, **environment)
     printed, _ = process.communicate(timeout=PATIENCE)
-    return made, printed, process.returncode
+    return folder / "out" / "tiny" / "main" / "seed-0", printed, process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +67,8 @@ def plain(tmp_path_factory):
 def broken_off(folder, service, plain):
     """A run that was interrupted and went on."""
     made, printed, code = run(folder, service, until=3)
-    assert code != 0, printed
+    assert code == 130, printed
+    assert (made / "metrics.jsonl").read_bytes().count(b"\n") == 3
     assert not (made / "finished.json").exists()
     first = json.loads((made / "tracking" / f"{service}.json").read_text())["id"]
     made, printed, code = run(folder, service)

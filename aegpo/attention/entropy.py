@@ -157,6 +157,7 @@ class _Drawn:
     real: Tensor  # (B or 1, queries) bool, False: padding
     index: Tensor  # (B or 1, rows) int64, the measured rows
     counted: Tensor  # (B or 1, rows) bool, False: only there because another sample has more rows
+    every: bool  # all rows are measured
 
     def mean(self, values: Tensor, parts: Sequence[Part], seeing: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and error of values (B, heads, rows) over some parts' rows, of which (B or 1, queries or 1) count."""
@@ -169,7 +170,7 @@ class _Drawn:
         population = population.expand(len(index), -1)
         stratum = torch.where(self.counted, population.gather(1, index), -1)
         sizes = torch.stack([(population == number).sum(-1) for number in range(len(parts))], dim=-1)
-        return stratified_mean(values, stratum, sizes)
+        return stratified_mean(values, stratum, sizes, self.every)
 
 
 def _draw(call: AttentionCall, wanted: Sequence[Block], allowed: Tensor | None, rows: Rows, seed: int) -> _Drawn:
@@ -182,16 +183,16 @@ def _draw(call: AttentionCall, wanted: Sequence[Block], allowed: Tensor | None, 
     strata = {part: index for part, index in parts.items() if part in used}
     real = _real_rows(call, allowed)
     every = torch.cat(list(strata.values())).sort().values
-    if rows == "all" or rows >= len(every):
+    whole = rows == "all" or rows >= len(every)
+    if whole:
         index, counted = every[None], torch.ones((1, len(every)), dtype=torch.bool)
     else:
         drawn = [draw_rows([part[row[part]] for part in strata.values()], rows, seed) for row in real.cpu()]
         longest = max(len(index) for index in drawn)
         index = torch.stack([F.pad(index, (0, longest - len(index))) for index in drawn])
         counted = torch.stack([torch.arange(longest) < len(index) for index in drawn])
-    return _Drawn(
-        {part: index.to(device) for part, index in strata.items()}, real, index.to(device), counted.to(device)
-    )
+    strata = {part: index.to(device) for part, index in strata.items()}
+    return _Drawn(strata, real, index.to(device), counted.to(device), whole)
 
 
 def _real_rows(call: AttentionCall, allowed: Tensor | None) -> Tensor:
@@ -226,6 +227,9 @@ def _extent(
 
 def _combined(passes: Mapping[Part, tuple[Tensor, Tensor]], parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
     """Entropy over the keys of some parts, and the probability given to these, (B, heads, rows) each."""
+    if len(passes) == 1:  # of all keys
+        ((known, total),) = passes.values()
+        return known, torch.where(total == -math.inf, math.nan, 1.0)
     lse = {part: lse for part, (_, lse) in passes.items()}
     here = torch.stack([lse[part] for part in parts]).logsumexp(dim=0)
     entropy = torch.zeros_like(here)

@@ -68,7 +68,7 @@ def _shares(sizes: Sequence[int], rows: int) -> list[int]:
     return shares
 
 
-def stratified_mean(values: Tensor, stratum: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+def stratified_mean(values: Tensor, stratum: Tensor, sizes: Tensor, drawn_all: bool) -> tuple[Tensor, Tensor]:
     """Mean over a population of which some rows were drawn within strata, and its standard error.
 
     mean = sum_h W_h mean_h and var = sum_h W_h^2 (1 - n_h / N_h) s_h^2 / n_h with W_h = N_h / N (Cochran, Sampling
@@ -78,6 +78,7 @@ def stratified_mean(values: Tensor, stratum: Tensor, sizes: Tensor) -> tuple[Ten
         values: (B, heads, rows).
         stratum: (B or 1, rows) int64, the stratum of each row; -1: not counted.
         sizes: (B or 1, strata) int64, rows of each stratum in the population, N_h.
+        drawn_all: every row of the population was drawn, so that there is no error.
 
     Returns:
         Mean and standard error, (B, heads) float32 each; nan if the population is empty.
@@ -89,9 +90,11 @@ def stratified_mean(values: Tensor, stratum: Tensor, sizes: Tensor) -> tuple[Ten
         chosen = (stratum == number)[:, None]  # (B or 1, 1, rows)
         drawn, size, weight = chosen.sum(-1), sizes[:, number, None], share[:, number, None]  # (B or 1, 1) each
         average = torch.where(chosen, values, 0).sum(-1) / drawn  # (B, heads)
+        mean = mean + torch.where(weight == 0, 0, weight * average)
+        if drawn_all:
+            continue
         spread = torch.where(chosen, values - average[..., None], 0).square().sum(-1) / (drawn - 1)
         error = torch.where(drawn == size, 0, (1 - drawn / size) * spread / drawn)
-        mean = mean + torch.where(weight == 0, 0, weight * average)
         variance = variance + torch.where(weight == 0, 0, weight**2 * error)
     empty = sizes.sum(dim=-1, keepdim=True) == 0
     return mean.masked_fill(empty, math.nan).float(), variance.sqrt().masked_fill(empty, math.nan).float()

@@ -403,13 +403,18 @@ def test_a_sample_as_large_as_the_population_has_no_error():
 def test_the_stratified_mean_is_the_textbook_one():
     values = torch.tensor([[[1.0, 3.0, 10.0, 14.0, 99.0]]])
     stratum, sizes = torch.tensor([[0, 0, 1, 1, -1]]), torch.tensor([[6, 2]])
-    mean, error = stratified_mean(values, stratum, sizes)
+    mean, error = stratified_mean(values, stratum, sizes, drawn_all=False)
     assert mean.item() == pytest.approx(0.75 * 2 + 0.25 * 12)
     assert error.item() == pytest.approx(math.sqrt(0.75**2 * (1 - 2 / 6) * 2 / 2))  # the second stratum is complete
+    same, none = stratified_mean(values, stratum, torch.tensor([[2, 2]]), drawn_all=True)
+    known, nothing = stratified_mean(values, stratum, torch.tensor([[2, 2]]), drawn_all=False)
+    assert same.item() == known.item() == 7
+    assert none.item() == nothing.item() == 0
 
 
 def test_one_row_of_several_has_no_known_error():
-    mean, error = stratified_mean(torch.ones(1, 1, 1), torch.zeros(1, 1, dtype=torch.long), torch.tensor([[3]]))
+    stratum = torch.zeros(1, 1, dtype=torch.long)
+    mean, error = stratified_mean(torch.ones(1, 1, 1), stratum, torch.tensor([[3]]), drawn_all=False)
     assert mean.item() == 1
     assert error.isnan().all()
 

@@ -181,10 +181,12 @@ def test_rollouts_are_those_of_the_delta_that_the_experiment_asks_for(workplace,
         assert [int(row["rollouts"]) for row in rows[first : first + 2]] == ([4, 8] if more else [8, 4])
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_profiled_unless_another_is_asked_for(run, tmp_path):
     assert profile(run, "--out", tmp_path).startswith("small, arm aegpo, seed 0, step 3: ")
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_will_do_if_arm_and_seed_say_which(run, tmp_path):
     words = (run.parent.parent, "--arm", "aegpo", "--seed", "0", "--out", tmp_path)
     assert profile(*words).startswith("small, arm aegpo, seed 0, step 3: ")

@@ -143,6 +143,7 @@ def test_it_is_evaluated_with_rewards_of_ones_choice(folder, run, tmp_path):
     assert "reward 'redness' reads images, but model 'tiny-videos' paints videos; say what becomes" in refused.stderr
 
 
+@pytest.mark.slow
 def test_its_entropies_are_profiled_without_maps(folder, run, tmp_path):
     out = tmp_path / "profile"
     here(folder, "profile-entropy", str(run), "--validate", "--out", str(out))

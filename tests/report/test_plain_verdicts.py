@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from studies import ARMS, GRPO, Arm, World, report, write_experiment
@@ -108,6 +109,7 @@ def test_a_guard_that_differs_is_in_the_headline_although_what_was_trained_does_
     assert "less -0." in html
 
 
+@pytest.mark.slow
 def test_arms_are_told_in_a_sentence_and_against_their_controls(tmp_path):
     about = {"grpo": "the reference, <as published>", "aegpo": "looks at entropy"}
     folder = write_experiment(tmp_path, ARMS, about=about, controls={"aegpo": "random-steps"})

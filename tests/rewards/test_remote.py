@@ -138,6 +138,7 @@ def test_health_names_the_reward(palette):
     assert answer.json()["protocol"] == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_was_restarted_goes_on_scoring():
     first, url = serve("palette", "--port", "0")
     scorer = RemoteReward(url=url, retries=12, backoff=0.5, timeout=20).build(CPU)

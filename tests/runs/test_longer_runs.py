@@ -129,6 +129,7 @@ def test_a_run_that_got_more_steps_and_is_killed_goes_on_as_any_other(folder, st
     assert_same_run(run, straight)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finished_may_get_more_steps_too(folder, straight):
     assert train(folder, "stopped", 6).code == 0
     (folder / "stopped" / RUN / "finished.json").unlink()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+LARGE = ("flux_aegpo", "flux_dance_grpo", "sdxl_aegpo")  # whose networks are built, without weights, for their sizes
 
 
 def shipped(folder: Path, pattern: str) -> list[Path]:
@@ -16,3 +20,9 @@ def shipped(folder: Path, pattern: str) -> list[Path]:
         tracked = {folder / name for name in listed.stdout.split("\0")}
         found = [path for path in found if path in tracked]
     return sorted(found)
+
+
+def sized(experiments: Iterable[Path]) -> pytest.MarkDecorator:
+    """Parametrizes a test that looks at the sizes of networks: it is slow for the large ones."""
+    paths = [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LARGE else []) for path in experiments]
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from command_line import aegpo
-from repository import ROOT
+from repository import ROOT, sized
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -26,8 +26,6 @@ from aegpo.method.costs import costs
 from aegpo.plugin.manager import load_registries, plugin_manager
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
-LARGE = ("flux_aegpo", "flux_dance_grpo", "sdxl_aegpo")  # whose networks are built, without weights, for their sizes
-SIZED = [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LARGE else []) for path in EXPERIMENTS]
 DRAWN = re.compile("[\u2500-\u259f\u2026\x1b]")  # lines, blocks, an ellipsis, colour
 
 
@@ -53,7 +51,7 @@ def sheets_of(path) -> list[Sheet]:
     return [*sheets, *([describe.memory(needs, 24 * GIB)] if needs else [])]
 
 
-@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.stem)
+@sized(EXPERIMENTS)
 def test_tables_of_a_shipped_experiment_fit_and_keep_every_word(path):
     for sheet in sheets_of(path):
         for width in (80, 120):

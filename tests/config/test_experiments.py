@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from repository import ROOT, shipped
+from repository import ROOT, shipped, sized
 from typer.testing import CliRunner
 
 from aegpo.commands.cli import app
@@ -27,8 +27,6 @@ ABLATION, BASELINES = FOLDER / "ablation.yaml", FOLDER / "baselines.yaml"
 VARIANTS, CONTROLS = FOLDER / "aegpo_on_variants.yaml", FOLDER / "controls.yaml"
 EQUAL = 0.04  # of the mean: what whole numbers of rollouts allow
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-LARGE = ("flux_aegpo", "flux_dance_grpo", "sdxl_aegpo")  # whose networks are built, without weights, for their sizes
-SIZED = [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LARGE else []) for path in FILES]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +78,7 @@ def test_every_arm_survives_the_way_through_a_manifest(path, registries):
         assert parse_experiment(written, registries).model_dump(mode="json") == written
 
 
-@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.stem)
+@sized(FILES)
 def test_check_shows_every_arm(path, registries):
     result = CliRunner().invoke(app, ["check", str(path)], catch_exceptions=False)
     assert result.exit_code == 0
